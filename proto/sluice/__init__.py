@@ -1,0 +1,1 @@
+"""The wire contract: generated stubs below sluice.api."""

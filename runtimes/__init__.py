@@ -1,0 +1,1 @@
+"""runtimes: one interface over the libraries that run models; see docs/architecture.md."""

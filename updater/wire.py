@@ -1,0 +1,88 @@
+"""Errors over gRPC: a SluiceError becomes a status with google.rpc.ErrorInfo and back again.
+
+The status message is for people; ErrorInfo carries the reason, the object and the hint for programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from sluice.api.v1 import errors_pb2
+from sluice.api.v1.errors_pb2 import ErrorReason
+from updater.errors import DOMAIN, SluiceError
+
+# gRPC sends a status in HTTP/2 trailers, which peers cap at 8 KiB; details take about half.
+MAX_MESSAGE_CHARACTERS = 2000
+
+
+def to_status(error: SluiceError) -> grpc.Status:
+    """The status for `context.abort_with_status`."""
+    info = error_details_pb2.ErrorInfo(reason=error.code, domain=DOMAIN)
+    if error.obj:
+        info.metadata["object"] = error.obj[:MAX_MESSAGE_CHARACTERS]
+    if error.hint:
+        info.metadata["hint"] = error.hint[:MAX_MESSAGE_CHARACTERS]
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    message = error.message[:MAX_MESSAGE_CHARACTERS]
+    proto = status_pb2.Status(code=error.status.value[0], message=message, details=[detail])
+    status: grpc.Status = rpc_status.to_status(proto)
+    return status
+
+
+def from_rpc_error(error: grpc.RpcError, doing: str, peer: str) -> SluiceError:
+    """The SluiceError inside a failed call, or one that describes a failure of the connection itself.
+
+    Args:
+        error: what a stub raised; sync and aio errors both serve.
+        doing: the call as a phrase: "planning the update".
+        peer: the address called.
+    """
+    code = error.code() if isinstance(error, grpc.Call) or hasattr(error, "code") else None
+    details = (error.details() if hasattr(error, "details") else "") or ""
+    info = _error_info(error)
+    if info is not None:
+        known = info.reason in list(ErrorReason.keys())
+        reason = ErrorReason.Value(info.reason) if known else errors_pb2.INTERNAL
+        return SluiceError(
+            reason, details, hint=info.metadata.get("hint", ""), obj=info.metadata.get("object", "")
+        )
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        return SluiceError(
+            errors_pb2.CONTROL_UNREACHABLE,
+            f"no answer from {peer} while {doing}: {details or code}",
+            hint="check the address and that the control plane runs",
+            obj=peer,
+        )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return SluiceError(errors_pb2.LIMIT_EXCEEDED, f"{peer} refused while {doing}: {details}", obj=peer)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return SluiceError(
+            errors_pb2.REQUEST_INVALID,
+            f"{peer} does not know this call ({doing}): {details}",
+            hint="is this a sluice control plane of this version?",
+            obj=peer,
+        )
+    return SluiceError(errors_pb2.INTERNAL, f"{peer} failed while {doing}: {code}: {details}", obj=peer)
+
+
+def _error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
+    """ErrorInfo of our domain among the call's status details, if any."""
+    if not hasattr(error, "trailing_metadata"):
+        return None
+    trailers = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    for key, value in trailers:
+        if key != "grpc-status-details-bin":
+            continue
+        status = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode("latin-1"))
+        for detail in status.details:
+            info = error_details_pb2.ErrorInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                return info
+    return None
