@@ -9,6 +9,7 @@ served and can be fetched again.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,7 @@ class Store:
         """
         if move:
             return self._adopt(source, digest)
-        copy = self.staging(f"add-{source.name[:40]}-{id(source):x}")
+        copy = self.staging(f"add-{secrets.token_hex(8)}")
         try:
             with os_errors("copying into the store", source):
                 shutil.copyfile(source, copy)
