@@ -28,9 +28,12 @@ def sources() -> list[str]:
 def generate(out: Path) -> None:
     """Writes all stubs below `out`; raises RuntimeError when protoc refuses a file."""
     bundled = Path(grpc_tools.__file__).parent / "_proto"
+    plugins = Path(sys.executable).parent  # the venv's, whether or not it is activated
     status = protoc.main(
         [
             "protoc",
+            f"--plugin=protoc-gen-mypy={plugins / 'protoc-gen-mypy'}",
+            f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}",
             f"--proto_path={ROOT}",
             f"--proto_path={bundled}",
             f"--python_out={out}",

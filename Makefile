@@ -1,0 +1,65 @@
+# sluice: `make help` lists the targets. Everything happens below .venv and .cache; nothing else is touched.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LEGACY := .venv-legacy
+LEGACY_STAMP := $(LEGACY)/.installed
+PIP := pip install --quiet --disable-pip-version-check
+ARGS ?=
+
+.PHONY: help install demo test test-main test-legacy lint proto bench bench-delta clean
+
+help: ## Lists the targets.
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Creates .venv and installs sluice with everything its tests need.
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/usr/bin/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	@echo "installing into $(VENV) (a minute or two, once) …"
+	@$(BIN)/$(PIP) -c constraints.txt -e '.[agent,onnx,tflite,control,dev]'
+	@touch $@
+
+demo: $(STAMP) ## One model update, end to end: train, push, diff, apply, activate, predict on three agents.
+	@$(BIN)/python -m edge_tests.demo $(ARGS)
+
+test: test-main test-legacy ## Installs what it needs and runs every test.
+
+test-main: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-legacy: $(LEGACY_STAMP) ## Runs the runtimes' conformance suite on tflite-runtime, in a venv of its own.
+	@if [ -s $(LEGACY_STAMP) ]; then cat $(LEGACY_STAMP); else \
+	  $(LEGACY)/bin/python -m pytest edge_tests/conformance/test_runtimes.py; fi
+
+# tflite-runtime has no wheels beyond Python 3.11 and needs NumPy 1: there the stamp says why nothing runs.
+$(LEGACY_STAMP): pyproject.toml constraints-tflite-legacy.txt
+	@$(PYTHON) -m venv $(LEGACY)
+	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then \
+	  $(LEGACY)/bin/$(PIP) -c constraints-tflite-legacy.txt '.[tflite-legacy]' pytest pytest-timeout && : > $@; \
+	else echo "SKIPPED: tflite-runtime has no wheel for this Python (3.11 is the last)" > $@; fi
+
+lint: $(STAMP) ## ruff, mypy --strict, the import rules; the tests run them too.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+proto: $(STAMP) ## Regenerates the stubs from proto/**/*.proto.
+	$(BIN)/python proto/generate.py
+
+bench: bench-delta ## Every benchmark.
+
+bench-delta: $(STAMP) ## Delta sizes and speeds against bsdiff, HDiffPatch, xdelta3 and zstd on the same files.
+	@$(BIN)/$(PIP) -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.delta $(ARGS)
+
+clean: ## Removes the venvs and caches.
+	rm -rf $(VENV) $(LEGACY) .cache build dist
