@@ -19,7 +19,7 @@ TIMEOUT_S = 3600  # of one run of one tool
 
 @dataclass(frozen=True)
 class Measurement:
-    """One tool on one pair: patch size in bytes, wall-clock seconds with process start where it is a program."""
+    """One tool on one pair: patch size in bytes, seconds with process start where it is a program."""
 
     patch_bytes: int
     encode_s: float
