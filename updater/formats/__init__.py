@@ -1,4 +1,4 @@
-"""Readers that find tensors in the bytes of model files: ONNX, TFLite, safetensors; any other file is opaque."""
+"""Readers that find tensors in the bytes of ONNX, TFLite and safetensors files; any other file is opaque."""
 
 from updater.formats.reader import detect_format, external_spans, read_model
 from updater.formats.span import ELEMENT_BITS, ModelFile, Quantisation, TensorSpan
