@@ -6,6 +6,8 @@ as the smallest supported box allows.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # Manifests.
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_VARIANTS = 32
@@ -13,3 +15,44 @@ MAX_FILES_PER_VARIANT = 256
 MAX_ANNOTATIONS = 64  # entries, in each map
 MAX_TEXT_CHARACTERS = 1024  # of any free text in a manifest
 MAX_FILE_BYTES = 16 << 30  # of one file of a version
+
+# Deltas. The decoder's memory follows from the block, the window and the streams of one block.
+DEFAULT_BLOCK_BYTES = 4 << 20  # of target that one block writes, unless the encoder is told otherwise
+MAX_BLOCK_BYTES = 16 << 20  # of target that one block writes
+MIN_BLOCK_BYTES = 64  # below this the encoder refuses: every element and frame must fit
+BLOCK_OVERHEAD_BYTES = 64  # a block's payload is at most its target length and this
+STREAM_EXPANSION = 4  # decoded streams of a block, together, are at most this times its target length ...
+STREAM_OVERHEAD_BYTES = 4096  # ... and this
+MAX_WINDOW_BYTES = 8 << 20  # of base that one block's patches look back into, together
+MAX_WINDOW_RANGES = 4096  # of base that one block's windows are gathered from
+MAX_STREAMS = 4096  # in one block
+MAX_INSTRUCTIONS = 1 << 16  # in one block
+MAX_CHANNELS = 1 << 20  # of one requantise instruction
+MAX_DELTA_HEADER_BYTES = 4096  # of a header's body
+MAX_FEATURES = 64  # named in a header
+MAX_FEATURE_CHARACTERS = 32  # of one feature's name
+MAX_TARGET_BYTES = MAX_FILE_BYTES  # of the file that a delta writes
+SYNC_BYTES = 16 << 20  # of target written between two fsyncs; what a power cut can cost
+MAX_JOURNAL_BYTES = 64 << 10  # of the file beside a partial target that says how far it is whole
+ARITHMETIC_ELEMENTS = 1 << 18  # elements that predictors work on at a time; bounds their temporaries
+BASE_READ_BYTES = 1 << 20  # of base read at a time by a copy
+MAX_ENCODER_THREADS = 64
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What a decoder accepts from a delta, each checked before anything is allocated for it.
+
+    Attributes:
+        header_bytes: a header's body.
+        block_bytes: target bytes that one block writes.
+        window_bytes: base bytes that one block's patches look into, together.
+        instructions: instructions of one block.
+        target_bytes: the file that the delta writes.
+    """
+
+    header_bytes: int = MAX_DELTA_HEADER_BYTES
+    block_bytes: int = MAX_BLOCK_BYTES
+    window_bytes: int = MAX_WINDOW_BYTES
+    instructions: int = MAX_INSTRUCTIONS
+    target_bytes: int = MAX_TARGET_BYTES

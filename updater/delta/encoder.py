@@ -1,0 +1,282 @@
+"""Makes a delta from two files: the target as a program over the base.
+
+Order: find the tensors of both files, match them, cut the target into pieces and blocks, code each block
+several ways and keep the smallest, write header and blocks, put the file in place. Rules: any file can be a
+base or a target (one that no reader understands is opaque); inputs are mapped, and only a few blocks are in
+flight; equal input gives equal output, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sluice.api.v1 import errors_pb2
+from updater import limits
+from updater.atomic import replace_atomic
+from updater.delta import assembly, container, streams
+from updater.delta.applier import Progress
+from updater.delta.assembly import Coding, Encoded, Window
+from updater.delta.candidates import Estimator, choose
+from updater.delta.container import Header
+from updater.delta.elements import BYTES
+from updater.delta.matching import ContentIndex, match_tensors
+from updater.delta.plan import Piece, make_blocks, make_pieces
+from updater.delta.regions import Region, describe
+from updater.digests import digest_bytes, digest_file
+from updater.errors import SluiceError, os_errors
+from updater.formats import read_model
+from updater.formats.span import TensorSpan
+
+Bytes = NDArray[np.uint8]
+
+_QUICK_LEVEL = 3
+_TINY_BYTES = 16 << 10  # payloads below this are always compared with a patch of the whole block
+_HOPE = 1.3  # how much larger a quick patch may be for a thorough one to be tried
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How much work the encoder does.
+
+    Attributes:
+        level: zstd level, 1 to 22.
+        block_size: the most target bytes that a block writes; decoders' memory follows from it.
+        threads: blocks coded at a time; 0 for one for each CPU.
+    """
+
+    level: int = 19
+    block_size: int = limits.DEFAULT_BLOCK_BYTES
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class DeltaSummary:
+    """What `create` made. Sizes in bytes; without a base its digest is None and its size 0."""
+
+    delta_digest: str
+    delta_size: int
+    base_digest: str | None
+    base_size: int
+    target_digest: str
+    target_size: int
+    regions: tuple[Region, ...]
+
+
+def create(
+    base: Path | None,
+    target: Path,
+    out: Path,
+    *,
+    options: EncodeOptions | None = None,
+    progress: Progress | None = None,
+    base_spans: Sequence[TensorSpan] | None = None,
+    target_spans: Sequence[TensorSpan] | None = None,
+) -> DeltaSummary:
+    """Writes to `out` the delta that turns `base` into `target`.
+
+    Args:
+        base: the old file; None for a full copy.
+        target: the new file.
+        out: where the delta goes; it appears only when complete.
+        options: how much work is done.
+        progress: called with (done, total) bytes of the target after each block.
+        base_spans: the base's tensors, where its content does not show them (external data of an ONNX
+            model: `updater.formats.external_spans`); None to read them from the file.
+        target_spans: the target's tensors, likewise.
+
+    Raises:
+        SluiceError: IO_FAILED, DISK_FULL; REQUEST_INVALID for options out of range; LIMIT_EXCEEDED for a
+            target over MAX_TARGET_BYTES.
+    """
+    options = _checked(options or EncodeOptions())
+    with ExitStack() as stack:
+        old = stack.enter_context(_mapped(base)) if base is not None else np.empty(0, dtype=np.uint8)
+        new = stack.enter_context(_mapped(target))
+        if len(new) > limits.MAX_TARGET_BYTES:
+            raise SluiceError(
+                errors_pb2.LIMIT_EXCEEDED,
+                f"{target} has {len(new)} bytes; a delta writes {limits.MAX_TARGET_BYTES} at most",
+                obj=str(target),
+            )
+        old_spans: Sequence[TensorSpan] = ()
+        if base is not None:
+            old_spans = base_spans if base_spans is not None else _spans(base)
+        new_spans = target_spans if target_spans is not None else _spans(target)
+        matches = match_tensors(old, old_spans, new, new_spans)
+        blocks = make_blocks(make_pieces(old, new, matches), options.block_size)
+        digests = (digest_bytes(old.data) if base is not None else None, digest_bytes(new.data))
+        with os_errors("writing the delta", out), tempfile.TemporaryFile(dir=out.parent) as spool:
+            features, sizes = _encode(old, new, blocks, options, progress, spool)
+            header = Header(
+                digests[0],
+                len(old),
+                digests[1],
+                len(new),
+                options.block_size,
+                len(blocks),
+                tuple(sorted(features)),
+            )
+            _write(out, header, spool, sizes)
+        sizes_of = (len(old), len(new))
+    regions = describe(base, out, target, base_spans=old_spans, target_spans=new_spans)
+    delta_digest, delta_size = digest_file(out), out.stat().st_size
+    return DeltaSummary(delta_digest, delta_size, digests[0], sizes_of[0], digests[1], sizes_of[1], regions)
+
+
+def _checked(options: EncodeOptions) -> EncodeOptions:
+    for name, value, low, high in (
+        ("level", options.level, 1, 22),
+        ("block_size", options.block_size, limits.MIN_BLOCK_BYTES, limits.MAX_BLOCK_BYTES),
+        ("threads", options.threads, 0, limits.MAX_ENCODER_THREADS),
+    ):
+        if not low <= value <= high:
+            raise SluiceError(
+                errors_pb2.REQUEST_INVALID,
+                f"the option {name} is {value}; it may be {low} to {high}",
+                obj=name,
+            )
+    return options
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[Bytes]:
+    """A file's bytes, mapped read-only."""
+    with os_errors("reading", path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            yield np.empty(0, dtype=np.uint8)
+            return
+        # The mapping ends with the last array that refers to it.
+        yield np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), dtype=np.uint8)
+
+
+def _spans(path: Path) -> tuple[TensorSpan, ...]:
+    """The tensors of a file; none if its format is unknown or broken, for any file can be diffed."""
+    try:
+        return read_model(path).spans
+    except SluiceError as error:
+        if error.reason in (errors_pb2.MODEL_FILE_INVALID, errors_pb2.MODEL_FILE_TRUNCATED):
+            return ()
+        raise
+
+
+def _encode(
+    base: Bytes,
+    target: Bytes,
+    blocks: Sequence[Sequence[Piece]],
+    options: EncodeOptions,
+    progress: Progress | None,
+    spool: IO[bytes],
+) -> tuple[set[str], list[tuple[int, int]]]:
+    """Codes the blocks into `spool`; gives the features used and each block's (payload, target) length."""
+    encoder = BlockEncoder(base, target, options.level)
+    features: set[str] = set()
+    sizes: list[tuple[int, int]] = []
+    done = 0
+    threads = options.threads or os.cpu_count() or 1
+    running: deque[tuple[int, Future[Encoded]]] = deque()
+
+    def collect() -> None:
+        nonlocal done
+        length, future = running.popleft()
+        block = future.result()
+        features.update(block.features)
+        sizes.append((len(block.payload), length))
+        spool.write(block.payload)
+        done += length
+        if progress is not None:
+            progress(done, len(target))
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="delta-encoder") as pool:
+        for pieces in blocks:
+            length = sum(piece.length for piece in pieces)
+            running.append((length, pool.submit(encoder.encode, pieces)))
+            if len(running) > threads:
+                collect()
+        while running:
+            collect()
+    return features, sizes
+
+
+def _write(out: Path, header: Header, spool: IO[bytes], sizes: Sequence[tuple[int, int]]) -> None:
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            start = container.encode_header(header)
+            seed = container.header_checksum(start)
+            file.write(start)
+            spool.seek(0)
+            for number, (payload_length, target_length) in enumerate(sizes):
+                file.write(container.encode_block(seed, number, target_length, spool.read(payload_length)))
+            file.write(bytes([container.MARK_END]))
+        replace_atomic(temporary, out)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class BlockEncoder:
+    """Codes blocks of one target; safe to use from several threads.
+
+    Args:
+        base: the base's bytes.
+        target: the target's bytes.
+        level: zstd level.
+    """
+
+    def __init__(self, base: Bytes, target: Bytes, level: int) -> None:
+        self._base = base
+        self._target = target
+        self._level = level
+        self._whole = base.tobytes() if len(base) <= limits.MAX_WINDOW_BYTES else b""
+        self._estimator = Estimator(self._whole)
+        self._index: ContentIndex | None = None if self._whole or not len(base) else ContentIndex(base)
+
+    def encode(self, pieces: Sequence[Piece]) -> Encoded:
+        """The smallest way found to code a block."""
+        offset = pieces[0].offset
+        length = sum(piece.length for piece in pieces)
+        data = self._target[offset : offset + length].tobytes()
+        codings = [
+            Coding(piece, None if piece.equal else choose(piece, self._base, self._target, self._estimator))
+            for piece in pieces
+        ]
+        found = [assembly.raw_block(data, offset), self._assembled(codings)]
+        if any(coding.candidate is not None for coding in codings):
+            found.append(self._assembled(codings, own_bytes=length + 1))
+        if self._generic_may_win(data, min(len(block.payload) for block in found)):
+            found.append(self._assembled([Coding(Piece(offset, length, BYTES, None, False, False), None)]))
+        return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))
+
+    def _assembled(self, codings: Sequence[Coding], own_bytes: int = assembly.OWN_STREAM_BYTES) -> Encoded:
+        return assembly.encode_block(codings, self._target, self._level, self._window, own_bytes)
+
+    def _generic_may_win(self, data: bytes, size: int) -> bool:
+        """Whether a patch of the whole block is worth a try, judged by a fast one."""
+        if size <= _TINY_BYTES:
+            return True
+        content, ranges = self._window(data)
+        if not content:
+            return False
+        return len(streams.compress_patch(data, content, ranges, _QUICK_LEVEL).coded) < _HOPE * size
+
+    def _window(self, data: bytes) -> Window:
+        if self._whole:
+            return self._whole, ((0, len(self._whole)),)
+        if self._index is None:
+            return b"", ()
+        ranges = self._index.windows(np.frombuffer(data, dtype=np.uint8), limits.MAX_WINDOW_BYTES)
+        return b"".join(self._base[start : start + length].tobytes() for start, length in ranges), ranges
