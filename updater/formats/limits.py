@@ -6,12 +6,16 @@ from __future__ import annotations
 MAX_RANK = 64
 MAX_ELEMENTS = 1 << 40
 
-# A file: tensors, and bytes of any one name in it.
+# A file: tensors, bytes of any one name in it, and bytes of all names read. A hostile file lets many tensors
+# share one long name, so that a small file would make much text.
 MAX_TENSORS = 1 << 18
 MAX_NAME_BYTES = 1 << 14
+MAX_TEXT_BYTES = 64 << 20
 
-# Scales or zero points of one tensor that are decoded (elements); more: no quantisation.
+# Scales and zero points decoded: of one tensor, and of all tensors of a file, for they may be shared too
+# (elements). Beyond either, tensors get no quantisation.
 MAX_QUANTISATION_PARAMETERS = 1 << 16
+MAX_ALL_QUANTISATION_PARAMETERS = 1 << 22
 
 # ONNX: protobuf fields visited (this bounds the time: about a microsecond each), graphs within graphs,
 # nodes kept for the wiring of quantisation, and numbers kept that lie outside packed arrays.
@@ -26,8 +30,8 @@ MAX_HEAD_TEXT_BYTES = 1 << 12
 # TFLite: flatbuffer tables visited (about three microseconds each).
 MAX_FLATBUFFER_TABLES = 1 << 20
 
-# safetensors: bytes of the JSON header (about 130,000 tensors); parsing takes some 10 bytes a byte.
-MAX_SAFETENSORS_HEADER_BYTES = 16 << 20
+# safetensors: bytes of the JSON header (about 30,000 tensors); parsing one takes up to 30 bytes a byte.
+MAX_SAFETENSORS_HEADER_BYTES = 4 << 20
 
 # How much of a file is looked at in one piece, in bytes, where a whole array must be read.
 PIECE_BYTES = 1 << 20

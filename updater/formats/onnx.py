@@ -229,6 +229,7 @@ class _Reader:
             graph.add(tensor)
         for index, member in enumerate(graphs):
             inner = Graph(f"{graph.path}{node}.{name}{index or ''}/", graph)
+            self.source.spend_text(len(inner.path), "the path of a graph", member.start)
             self.graphs.append(inner)
             self._graph(member, inner, depth + 1)
 
@@ -238,6 +239,7 @@ class _Reader:
         external: dict[str, list[External]] = {}
         for graph in self.graphs:
             for tensor in graph.tensors:
+                self.source.spend_text(len(graph.path), "the path of a tensor", tensor.at)
                 name = graph.path + tensor.name
                 parameters = quantised.get(tensor)
                 if tensor.external is not None:

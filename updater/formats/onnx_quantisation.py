@@ -195,6 +195,8 @@ def parameters_of(
         return None
     if max(len(scale.shape), 1) > 1 and scale.count != max(scale.shape):
         return None  # blocked: scales along more than one axis
+    if not reader.source.spend_parameters(scale.count + (zero_point.count if zero_point else 0)):
+        return None
     scales = reader.values(scale)
     zero_points: list[float] | None = [] if zero_point is None else reader.values(zero_point)
     if scales is None or zero_points is None:

@@ -18,17 +18,21 @@ from updater.errors import SluiceError, os_errors
 from updater.formats import limits
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
-    """Bytes to read, and the name to give them in errors.
+    """Bytes to read, the name to give them in errors, and how much may still be taken out of them.
 
     Attributes:
         data: the file's bytes; indexing gives an int, slicing copies.
         path: the file, for errors.
+        text_left: bytes of names that may still be read.
+        parameters_left: scales and zero points that may still be decoded.
     """
 
     data: mmap.mmap | bytes
     path: Path
+    text_left: int = limits.MAX_TEXT_BYTES
+    parameters_left: int = limits.MAX_ALL_QUANTISATION_PARAMETERS
 
     @property
     def size(self) -> int:
@@ -61,7 +65,23 @@ class Source:
                 f"{what} at byte {start} has {end - start} bytes, "
                 f"more than the {limits.MAX_NAME_BYTES} allowed"
             )
+        self.spend_text(end - start, what, start)
         return self.data[start:end].decode("utf-8", "replace")
+
+    def spend_text(self, length: int, what: str, at: int) -> None:
+        """Counts `length` bytes of names; raises MODEL_FILE_INVALID when there were too many."""
+        self.text_left -= length
+        if self.text_left < 0:
+            raise self.invalid(
+                f"with {what} at byte {at} the names have more than the {limits.MAX_TEXT_BYTES} bytes allowed"
+            )
+
+    def spend_parameters(self, count: int) -> bool:
+        """Counts scales and zero points; whether these may still be decoded."""
+        if count > min(self.parameters_left, 2 * limits.MAX_QUANTISATION_PARAMETERS):
+            return False
+        self.parameters_left -= count
+        return True
 
 
 @contextmanager

@@ -169,6 +169,12 @@ def _quantisation(table: Table, shape: tuple[int, ...]) -> Quantisation | None:
     if table.scalar(_QUANTISATION_DETAILS_TYPE, "B"):
         return None  # custom or blockwise: not one scale for each slice
     limit = limits.MAX_QUANTISATION_PARAMETERS
+    counts = [
+        table.vector(_QUANTISATION_SCALE, 4, "the scales")[1],
+        table.vector(_QUANTISATION_ZERO_POINT, 8, "the zero points")[1],
+    ]
+    if not table.buffer.source.spend_parameters(sum(counts)):
+        return None
     scales = table.numbers(_QUANTISATION_SCALE, "f", "the scales", limit)
     zero_points = table.numbers(_QUANTISATION_ZERO_POINT, "q", "the zero points", limit)
     if scales is None or zero_points is None:
