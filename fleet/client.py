@@ -2,7 +2,7 @@
 
 What every method keeps, so that callers need not think of it: a call ends after `timeout_s`, retries
 included; calls that may safely be sent twice are sent again while the control plane cannot be reached, with
-backoff, jitter and a limit; every failure is a SluiceError. Uploading is in upload.py.
+backoff, jitter and a limit; every failure is a SluiceError. Uploading is in client_upload.py.
 
 Rules: no call waits without a deadline. A call that must not happen twice (creating or aborting a rollout) is
 never repeated: whether it arrived is unknown, and the caller is told. Watching reopens its stream every
@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import grpc
 
-from fleet.upload import Progress, UploadLimits, send_file
+from fleet.client_upload import Progress, UploadLimits, send_file
 from sluice.api.v1 import (
     devices_pb2,
     devices_pb2_grpc,

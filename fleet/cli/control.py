@@ -1,0 +1,72 @@
+"""`sluice control`: the control plane itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from fleet.cli.command import Group
+from fleet.client import DEFAULT_ADDRESS
+from sluice.api.v1 import errors_pb2
+from updater.errors import SluiceError
+
+
+def default_data() -> Path:
+    """Where the control plane keeps its state: the system's directory for root, else the user's."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/sluice-control")
+    home = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(home) / "sluice-control"
+
+
+@click.group("control", cls=Group)
+def control() -> None:
+    """Run the control plane."""
+
+
+@control.command(
+    "serve",
+    examples=[
+        ("For this machine only, state in the default directory.", "sluice control serve"),
+        (
+            "For devices on the network.",
+            "sluice control serve --data /srv/sluice --listen 0.0.0.0:8470",
+        ),
+    ],
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="SLUICE_DATA",
+    help="Directory for the database, files and deltas; made when absent. Default "
+    "/var/lib/sluice-control for root, else ~/.local/share/sluice-control.",
+)
+@click.option(
+    "--listen",
+    metavar="ADDR",
+    default=DEFAULT_ADDRESS,
+    show_default=True,
+    envvar="SLUICE_LISTEN",
+    help="Address to serve on, host:port; port 0 takes a free one.",
+)
+def serve(data: Path | None, listen: str) -> None:
+    """Run the control plane until SIGTERM or Ctrl-C.
+
+    One process with everything: registry, deltas, rollouts, devices. Its log goes to stderr; the address it
+    serves on is written to DIR/address. Connections are neither encrypted nor authenticated: listen on
+    addresses that only trusted machines reach.
+    """
+    try:
+        from fleet.config import ControlConfig
+        from fleet.server import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("fleet", "updater", "sluice"):
+            raise
+        raise SluiceError(
+            errors_pb2.CONFIG_INVALID,
+            f"the control plane needs the package {error.name}, which is missing",
+            hint="pip install 'sluice[control]'",
+        ) from error
+    run(ControlConfig(data=data or default_data(), listen=listen))

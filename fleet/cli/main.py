@@ -1,0 +1,29 @@
+"""Entry of `sluice`. Says plainly what is missing when only the base package is installed."""
+
+from __future__ import annotations
+
+import sys
+
+_NEEDED = ("click", "rich", "yaml")
+_EXIT_FAILED = 1
+
+
+def main() -> None:
+    """Runs the command line with sys.argv and exits."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - the package installs on 3.10, for boxes
+        found = ".".join(map(str, sys.version_info[:2]))
+        print(f"sluice: this command needs Python 3.11 or newer, and runs on {found}", file=sys.stderr)  # noqa: T201
+        sys.exit(_EXIT_FAILED)
+    try:
+        from fleet.cli.app import cli
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _NEEDED:
+            raise
+        why = f"the package {error.name} is missing"
+        print(f"sluice: {why}; install it with: pip install 'sluice[control]'", file=sys.stderr)  # noqa: T201
+        sys.exit(_EXIT_FAILED)
+    cli(prog_name="sluice")
+
+
+if __name__ == "__main__":
+    main()
