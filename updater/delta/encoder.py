@@ -26,13 +26,12 @@ from numpy.typing import NDArray
 from sluice.api.v1 import errors_pb2
 from updater import limits
 from updater.atomic import replace_atomic
-from updater.delta import assembly, container, streams
+from updater.delta import container
 from updater.delta.applier import Progress
-from updater.delta.assembly import Coding, Encoded, Window
-from updater.delta.candidates import Estimator, choose
+from updater.delta.assembly import Encoded
+from updater.delta.block_encoder import BlockEncoder
 from updater.delta.container import Header
-from updater.delta.elements import BYTES
-from updater.delta.matching import ContentIndex, match_tensors
+from updater.delta.matching import match_tensors
 from updater.delta.plan import Piece, make_blocks, make_pieces
 from updater.delta.regions import Region, describe
 from updater.digests import digest_bytes, digest_file
@@ -41,10 +40,6 @@ from updater.formats import read_model
 from updater.formats.span import TensorSpan
 
 Bytes = NDArray[np.uint8]
-
-_QUICK_LEVEL = 3
-_TINY_BYTES = 16 << 10  # payloads below this are always compared with a patch of the whole block
-_HOPE = 1.3  # how much larger a quick patch may be for a thorough one to be tried
 
 
 @dataclass(frozen=True)
@@ -226,57 +221,3 @@ def _write(out: Path, header: Header, spool: IO[bytes], sizes: Sequence[tuple[in
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-class BlockEncoder:
-    """Codes blocks of one target; safe to use from several threads.
-
-    Args:
-        base: the base's bytes.
-        target: the target's bytes.
-        level: zstd level.
-    """
-
-    def __init__(self, base: Bytes, target: Bytes, level: int) -> None:
-        self._base = base
-        self._target = target
-        self._level = level
-        self._whole = base.tobytes() if len(base) <= limits.MAX_WINDOW_BYTES else b""
-        self._estimator = Estimator(self._whole)
-        self._index: ContentIndex | None = None if self._whole or not len(base) else ContentIndex(base)
-
-    def encode(self, pieces: Sequence[Piece]) -> Encoded:
-        """The smallest way found to code a block."""
-        offset = pieces[0].offset
-        length = sum(piece.length for piece in pieces)
-        data = self._target[offset : offset + length].tobytes()
-        codings = [
-            Coding(piece, None if piece.equal else choose(piece, self._base, self._target, self._estimator))
-            for piece in pieces
-        ]
-        found = [assembly.raw_block(data, offset), self._assembled(codings)]
-        if any(coding.candidate is not None for coding in codings):
-            found.append(self._assembled(codings, own_bytes=length + 1))
-        if self._generic_may_win(data, min(len(block.payload) for block in found)):
-            found.append(self._assembled([Coding(Piece(offset, length, BYTES, None, False, False), None)]))
-        return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))
-
-    def _assembled(self, codings: Sequence[Coding], own_bytes: int = assembly.OWN_STREAM_BYTES) -> Encoded:
-        return assembly.encode_block(codings, self._target, self._level, self._window, own_bytes)
-
-    def _generic_may_win(self, data: bytes, size: int) -> bool:
-        """Whether a patch of the whole block is worth a try, judged by a fast one."""
-        if size <= _TINY_BYTES:
-            return True
-        content, ranges = self._window(data)
-        if not content:
-            return False
-        return len(streams.compress_patch(data, content, ranges, _QUICK_LEVEL).coded) < _HOPE * size
-
-    def _window(self, data: bytes) -> Window:
-        if self._whole:
-            return self._whole, ((0, len(self._whole)),)
-        if self._index is None:
-            return b"", ()
-        ranges = self._index.windows(np.frombuffer(data, dtype=np.uint8), limits.MAX_WINDOW_BYTES)
-        return b"".join(self._base[start : start + length].tobytes() for start, length in ranges), ranges

@@ -1,4 +1,4 @@
-"""Which part of the base a part of the target comes from: tensors by content, name and shape; bytes by hash.
+"""Which tensor of the base a tensor of the target comes from: by content, by name, by shape and likeness.
 
 Used by the encoder only; nothing here is needed, or repeated, on the device.
 """
@@ -9,23 +9,17 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from updater.delta.elements import element_type, fold, to_ordered
-from updater.delta.streams import Ranges
 from updater.formats.span import TensorSpan
 
 Bytes = NDArray[np.uint8]
 
 _SAMPLE = 1024  # elements compared to judge how alike two tensors are
 _CANDIDATES = 32  # tensors of the same shape that are judged
-_WINDOW = 32  # bytes hashed together
-_STRIDE = 16  # the base is hashed at every so many bytes
-_PAGE = 4096  # granularity of the windows that are found
-_LOOK = 1 << 20  # positions of the target looked up at a time
 
 
 @dataclass(frozen=True)
@@ -118,55 +112,3 @@ def _unlikeness(base: Bytes, origin: TensorSpan, target: Bytes, span: TensorSpan
     new = target[span.offset : span.offset + count].view(kind.dtype)
     folded = fold(to_ordered(new, kind) - to_ordered(old, kind)).astype(np.float64)
     return float(np.log2(folded + 1).sum())
-
-
-class ContentIndex:
-    """Finds where in a base the content of some bytes occurs, by hashes of 32-byte windows.
-
-    The hash of a window is sum(byte[i] * B^i) mod 2^64 for an odd B: that of every position comes from one
-    running sum, and a window's power is divided out by B's inverse.
-    """
-
-    _BASE = 0x9E3779B97F4A7C15
-
-    def __init__(self, base: Bytes) -> None:
-        self._size = len(base)
-        count = max(0, (len(base) - _WINDOW) // _STRIDE + 1)
-        hashes = np.zeros(count, dtype=np.uint64)
-        power = 1
-        for index in range(_WINDOW):
-            column = base[index : index + (count - 1) * _STRIDE + 1 : _STRIDE] if count else base[:0]
-            hashes += column.astype(np.uint64) * np.uint64(power)
-            power = power * self._BASE % (1 << 64)
-        self._order: NDArray[Any] = np.argsort(hashes, kind="stable")
-        self._sorted = hashes[self._order]
-
-    def windows(self, data: Bytes, budget: int) -> Ranges:
-        """Ranges of the base, `budget` bytes at most, where the most of `data`'s content occurs."""
-        votes = np.zeros(self._size // _PAGE + 1, dtype=np.int64)
-        if len(self._sorted):
-            for start in range(0, max(0, len(data) - _WINDOW + 1), _LOOK):
-                self._vote(data[start : start + _LOOK + _WINDOW - 1], votes)
-        ranked = np.argsort(-votes, kind="stable")[: max(1, budget // _PAGE)]
-        pages = np.sort(ranked[votes[ranked] > 0])
-        ranges: list[tuple[int, int]] = []
-        for page in pages.tolist():
-            offset = page * _PAGE
-            length = min(_PAGE, self._size - offset)
-            if ranges and sum(ranges[-1]) == offset:
-                ranges[-1] = (ranges[-1][0], ranges[-1][1] + length)
-            elif length:
-                ranges.append((offset, length))
-        return tuple(ranges)
-
-    def _vote(self, data: Bytes, votes: NDArray[np.int64]) -> None:
-        base = np.uint64(self._BASE)
-        inverse = np.uint64(pow(self._BASE, -1, 1 << 64))
-        powers = np.cumprod(np.full(len(data), base, dtype=np.uint64)) * inverse
-        sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(data.astype(np.uint64) * powers)])
-        count = len(data) - _WINDOW + 1
-        backwards = np.cumprod(np.full(count, inverse, dtype=np.uint64)) * base
-        hashes = (sums[_WINDOW:] - sums[:count]) * backwards
-        place = np.minimum(np.searchsorted(self._sorted, hashes), len(self._sorted) - 1)
-        found = self._order[place[self._sorted[place] == hashes]] * _STRIDE
-        np.add.at(votes, found // _PAGE, 1)

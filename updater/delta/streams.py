@@ -2,7 +2,7 @@
 
 Coders: raw (as it is), zstd, and patch (zstd with a window of the base as raw-content dictionary, which is
 what `zstd --patch-from` does). Frames are written without magic, dictionary id and checksum, and with their
-content size, so that the decoder knows what it allocates and zstd decodes in one pass without a window buffer.
+content size: the decoder knows what it allocates, and zstd decodes in one pass without a window buffer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import zstandard
 
 from updater import limits
@@ -20,7 +21,7 @@ RAW, ZSTD, PATCH = 0, 1, 2
 CODER_NAMES = ("literal", "literal", "patch")
 _FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
 _NOISE_BYTES = 64 << 10
-_NOISE_RATIO = 0.97
+_NOISE_BITS = 7.9
 
 Ranges = tuple[tuple[int, int], ...]  # (offset, length) in the base
 ReadBase = Callable[[int, int], bytes]
@@ -143,14 +144,21 @@ def compress(data: bytes, level: int) -> Stream:
     best = Stream(RAW, len(data), data)
     if not data:
         return best
-    for attempt in dict.fromkeys((1, level)):
+    # In noise a higher level takes long and finds nothing.
+    for attempt in dict.fromkeys((1,) if _is_noise(data) else (1, level)):
         parameters = _parameters(attempt, len(data), 0)
         coded = zstandard.ZstdCompressor(compression_params=parameters).compress(data)
         if len(coded) + 1 < len(best.coded):
             best = Stream(ZSTD, len(data), coded)
-        if len(data) >= _NOISE_BYTES and len(best.coded) > _NOISE_RATIO * len(data):
-            break  # noise: a higher level takes long and finds nothing
     return best
+
+
+def _is_noise(data: bytes) -> bool:
+    if len(data) < _NOISE_BYTES:
+        return False
+    counts = np.bincount(np.frombuffer(data, dtype=np.uint8), minlength=256)
+    share = counts[counts > 0] / len(data)
+    return bool(-(share * np.log2(share)).sum() > _NOISE_BITS)
 
 
 def compress_patch(data: bytes, window: bytes, ranges: Ranges, level: int) -> Stream:

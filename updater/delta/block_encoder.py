@@ -1,0 +1,110 @@
+"""Codes one block of the target several ways and keeps the smallest.
+
+Ways: tensors each by their cheapest predictor, with planes in streams of their own or shared; the whole block
+as a patch; that with long runs as copies; the bytes as they are. What decoders would refuse is never kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from updater import limits
+from updater.delta import assembly, streams
+from updater.delta.assembly import Coding, Encoded, Window
+from updater.delta.candidates import Estimator, choose
+from updater.delta.contents import RUN_BYTES, ContentIndex
+from updater.delta.elements import BYTES
+from updater.delta.plan import Piece
+
+Bytes = NDArray[np.uint8]
+
+_QUICK_LEVEL = 3
+_TINY_BYTES = 16 << 10  # payloads below this are always compared with a patch of the whole block
+_HOPE = 1.3  # how much larger a quick patch may be for a thorough one to be tried
+
+
+class BlockEncoder:
+    """Codes blocks of one target; safe to use from several threads.
+
+    Args:
+        base: the base's bytes.
+        target: the target's bytes.
+        level: zstd level.
+    """
+
+    def __init__(self, base: Bytes, target: Bytes, level: int) -> None:
+        self._base = base
+        self._target = target
+        self._level = level
+        self._whole = base.tobytes() if len(base) <= limits.MAX_WINDOW_BYTES else b""
+        self._estimator = Estimator(self._whole)
+        self._index: ContentIndex | None = None  # made when first needed: it costs time and memory
+        self._index_lock = threading.Lock()
+
+    def encode(self, pieces: Sequence[Piece]) -> Encoded:
+        """The smallest way found to code a block."""
+        offset = pieces[0].offset
+        length = sum(piece.length for piece in pieces)
+        data = self._target[offset : offset + length].tobytes()
+        codings = [
+            Coding(piece, None if piece.equal else choose(piece, self._base, self._target, self._estimator))
+            for piece in pieces
+        ]
+        split = [part for coding in codings for part in self._split(coding)]
+        found = [assembly.raw_block(data, offset), self._assembled(split)]
+        if any(coding.candidate is not None for coding in codings):
+            found.append(self._assembled(split, own_bytes=length + 1))
+        if self._generic_may_win(data, min(len(block.payload) for block in found)):
+            whole = Coding(Piece(offset, length, BYTES, None, False, False), None)
+            found.append(self._assembled([whole]))
+            parts = self._split(whole)
+            if len(parts) > 1:
+                found.append(self._assembled(parts))
+        return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))
+
+    def _split(self, coding: Coding) -> list[Coding]:
+        """A literal with its long runs from anywhere in the base turned into copies."""
+        piece = coding.piece
+        if piece.equal or coding.candidate is not None or piece.length < RUN_BYTES or not len(self._base):
+            return [coding]
+        parts: list[Coding] = []
+        data = self._target[piece.offset : piece.offset + piece.length]
+        end = 0
+        for start, origin, length in [*self._contents().runs(data), (piece.length, 0, 0)]:
+            if start > end:
+                rest = Piece(piece.offset + end, start - end, BYTES, None, False, False)
+                parts.append(Coding(rest, None))
+            if length:
+                parts.append(Coding(Piece(piece.offset + start, length, BYTES, origin, True, False), None))
+            end = start + length
+        return parts
+
+    def _assembled(self, codings: Sequence[Coding], own_bytes: int = assembly.OWN_STREAM_BYTES) -> Encoded:
+        return assembly.encode_block(codings, self._target, self._level, self._window, own_bytes)
+
+    def _generic_may_win(self, data: bytes, size: int) -> bool:
+        """Whether a patch of the whole block is worth a try, judged by a fast one."""
+        if size <= _TINY_BYTES:
+            return True
+        content, ranges = self._window(data)
+        if not content:
+            return False
+        return len(streams.compress_patch(data, content, ranges, _QUICK_LEVEL).coded) < _HOPE * size
+
+    def _window(self, data: bytes) -> Window:
+        if self._whole:
+            return self._whole, ((0, len(self._whole)),)
+        if not len(self._base):
+            return b"", ()
+        ranges = self._contents().windows(np.frombuffer(data, dtype=np.uint8), limits.MAX_WINDOW_BYTES)
+        return b"".join(self._base[start : start + length].tobytes() for start, length in ranges), ranges
+
+    def _contents(self) -> ContentIndex:
+        with self._index_lock:
+            if self._index is None:
+                self._index = ContentIndex(self._base)
+            return self._index
