@@ -1,0 +1,124 @@
+"""One control plane's parts, put together: what the services work with.
+
+The parts know one another only through what they are given here; nothing is global. `start` brings up
+background work and resumes what an earlier process left running; `stop` ends it and keeps what it knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from fleet import catalog, devices, log, telemetry
+from fleet.builds import Builds
+from fleet.conductor import Conductor
+from fleet.config import ControlConfig
+from fleet.database import Database
+from fleet.deltas import DeltaCache
+from fleet.limits import FILE_THREADS, UPKEEP_S
+from fleet.planner import Planner
+from fleet.sessions import Sessions
+from fleet.twins import Twins
+from fleet.uploads import Uploads
+from updater.delta import FEATURES
+from updater.errors import SluiceError
+from updater.store import Store
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+class Control:
+    """Everything behind the services. The caller holds the lock on `config.data`.
+
+    Raises SluiceError(IO_FAILED | DISK_FULL | STORE_CORRUPT).
+    """
+
+    def __init__(self, config: ControlConfig) -> None:
+        self.config = config
+        self.store = Store(config.data / "files")
+        self.delta_store = Store(config.data / "deltas")
+        self.uploads = Uploads(self.store, config.disk_reserve_bytes)
+        self.database = Database(config.data / "control.db")
+        self.deltas = DeltaCache(
+            self.database,
+            self.delta_store,
+            Builds(self.store, self.delta_store, config.encoder, config.builders, config.disk_reserve_bytes),
+            encoder=f"{config.encoder} {','.join(FEATURES)}",
+            limit=config.delta_cache_bytes,
+        )
+        self.planner = Planner(self.database, self.deltas)
+        self.sessions = Sessions()
+        self.conductor = Conductor(self.database, self.sessions)
+        self.twins = Twins(self.database, self.conductor.device_reported)
+        self._threads = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def files(
+        self, work: Callable[_Parameters, _Result], *args: _Parameters.args, **kwargs: _Parameters.kwargs
+    ) -> _Result:
+        """Runs file work (hashing, parsing, writing) on one of a few threads."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
+
+    async def start(self) -> None:
+        """Resumes rollouts and starts background work."""
+        await self.conductor.start()
+        self._spawn("twins", self.twins.run())
+        self._spawn("upkeep", self._upkeep())
+        for name, number in (await self.database.read(catalog.latest_numbers)).items():
+            self.published(name, number)
+
+    async def stop(self) -> None:
+        """Ends background work and closes the database."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.twins.stop()
+        await self.conductor.stop()
+        await self.deltas.stop()
+        self._threads.shutdown(wait=True)
+        self.database.close()
+
+    def published(self, name: str, number: int) -> None:
+        """A version appeared: its full copies and the deltas to it are computed ahead, in the background."""
+        self._spawn("ahead", self._schedule_ahead(name, number))
+
+    async def _schedule_ahead(self, name: str, number: int) -> None:
+        active = await self.database.read(lambda c: devices.active_versions(c, name))
+        active.pop(number, None)
+        if number > 1:
+            active[number - 1] = set()  # the previous version, in all its variants
+        started = await self.planner.schedule_ahead(name, number, active)
+        if started:
+            log.event("deltas_ahead", model=name, version=number, builds=started)
+
+    async def _upkeep(self) -> None:
+        """Every UPKEEP_S: abandoned uploads, old telemetry, the delta cache."""
+        chores: tuple[tuple[str, Callable[[], Awaitable[int]]], ...] = (
+            ("uploads", lambda: self.files(self.uploads.prune)),
+            ("telemetry", lambda: telemetry.prune(self.database)),
+            ("deltas", self.deltas.evict),
+        )
+        while True:
+            for name, chore in chores:
+                try:
+                    gone = await chore()
+                except SluiceError as error:
+                    log.warning("upkeep_failed", error, chore=name)
+                else:
+                    if gone:
+                        log.event("upkeep", chore=name, deleted=gone)
+            await asyncio.sleep(UPKEEP_S)
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("background_work_failed", error, task=task.get_name())

@@ -1,0 +1,99 @@
+"""Turns what a handler raises into a gRPC status: SluiceError into its code, anything else into INTERNAL.
+
+A caller learns of a defect only that it happened and under which id; the log has the traceback under that id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+from grpc import aio
+
+from fleet import log
+from sluice.api.v1 import errors_pb2
+from updater.errors import SluiceError
+from updater.wire import to_status
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class ErrorInterceptor(aio.ServerInterceptor):
+    """Wraps every handler of the server."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None  # gRPC answers UNIMPLEMENTED
+        method = handler_call_details.method
+        if handler.response_streaming:
+            streaming = _guard_stream(handler.stream_stream or handler.unary_stream, method)
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(streaming, handler.request_deserializer, handler.response_serializer)
+        single = _guard_single(handler.stream_unary or handler.unary_unary, method)
+        make_single: Any = (
+            grpc.stream_unary_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return make_single(  # type: ignore[no-any-return]
+            single, handler.request_deserializer, handler.response_serializer
+        )
+
+
+def _guard_single(behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
+    async def guarded(request: Any, context: Context) -> Any:
+        try:
+            return await behaviour(request, context)
+        except (aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary of the process
+            await _abort(context, method, error)
+
+    return guarded
+
+
+def _guard_stream(behaviour: Callable[[Any, Context], AsyncIterator[Any]], method: str) -> Any:
+    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
+        responses = behaviour(request, context)
+        try:
+            async for response in responses:
+                yield response
+        except (aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary of the process
+            await _abort(context, method, error)
+        finally:
+            await responses.aclose()  # type: ignore[attr-defined]  # an async generator
+
+    return guarded
+
+
+async def _abort(context: Context, method: str, error: Exception) -> NoReturn:
+    if not isinstance(error, SluiceError):
+        incident = secrets.token_hex(6)
+        log.warning("call_failed", error, method=method, peer=context.peer(), incident=incident)
+        error = SluiceError(
+            errors_pb2.INTERNAL,
+            "the control plane failed on this call by a defect of its own",
+            hint=f"report it with the control plane's log around incident {incident}",
+            obj=incident,
+        )
+    elif error.reason in (errors_pb2.INTERNAL, errors_pb2.IO_FAILED, errors_pb2.STORE_CORRUPT):
+        log.warning("call_failed", error, method=method, peer=context.peer(), reason=error.code)
+    else:
+        log.event("call_refused", method=method, peer=context.peer(), reason=error.code, obj=error.obj)
+    status: Any = to_status(error)
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort returned")

@@ -1,0 +1,92 @@
+"""Every limit of the control plane, named, with its unit. Deployment choices are in config.py instead.
+
+A limit guards memory, disk or time against what devices and operators send, or against a defect of ours.
+"""
+
+from __future__ import annotations
+
+from updater.limits import MAX_FILE_BYTES, MAX_MANIFEST_BYTES
+
+# gRPC. The largest messages are a manifest and an upload chunk, 1 MiB each; the rest is room for their
+# envelope. A longer message is refused by its length prefix, before it is read.
+MAX_CHUNK_BYTES = 1 << 20
+MAX_RECEIVE_BYTES = max(MAX_MANIFEST_BYTES, MAX_CHUNK_BYTES) + (1 << 20)
+MAX_STREAMS_PER_CONNECTION = 1024  # calls at once on one HTTP/2 connection
+KEEPALIVE_TIME_MS = 30_000  # a silent connection is pinged after this
+KEEPALIVE_TIMEOUT_MS = 10_000  # and closed when the ping is not answered within this
+MIN_CLIENT_PING_INTERVAL_MS = 10_000  # clients that ping more often are sent away
+STOP_GRACE_S = 5.0  # calls may finish for so long after SIGTERM
+
+# Threads for database and file work. SQLite has one writer at a time, so writing has one thread.
+READER_THREADS = 4
+FILE_THREADS = 4
+MAX_WAITING_CALLS = 20_000  # database calls that may wait for a thread, enough for a fleet that reconnects
+WRITES_TOGETHER = 256  # that share one transaction
+
+# Pages.
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+
+# Registry.
+MAX_UPLOAD_BYTES = MAX_FILE_BYTES
+UPLOAD_IDLE_S = 60.0  # an upload stream that sends nothing for so long is ended; its bytes are kept
+UPLOAD_SYNC_BYTES = 64 << 20  # bytes between two fsyncs of an upload
+ABANDONED_UPLOAD_S = 7 * 24 * 3600.0  # an unfinished upload untouched for so long is deleted
+MAX_ALIASES = 32
+MAX_NAMED_IN_ERROR = 8  # objects listed in one message
+
+# DiffModel.
+MAX_BASES = 4096  # digests in one Plan
+MAX_PLAN_WAIT_MS = 30_000
+MAX_FEATURES = 256
+MAX_FEATURE_CHARACTERS = 64
+FETCH_BYTES = 256 << 10  # of one Fetch message
+CANDIDATES_PER_FILE = 2  # bases tried for one target file
+MIN_DELTA_TARGET_BYTES = 4096  # smaller files are only offered in full
+BUILD_TIMEOUT_S = 1800.0  # of one delta; the process is killed then
+BUILD_MEMORY_BYTES = 6 << 30  # private memory of the process that builds one delta
+BUILD_NICENESS = 10
+BUILD_OUTPUT_BYTES = 8 << 20  # of the builder's answer, which lists the delta's regions
+MAX_BUILDS_WAITING = 4096
+MAX_AHEAD_BUILDS = 64  # deltas scheduled by one publication
+RETRY_FIRST_S = 60.0  # a failed build is tried again after this, then after twice as long, …
+RETRY_MOST_S = 24 * 3600.0  # … at most this
+RETRY_AFTER_MS = 1000  # what a device with a pending file is told
+OFFER_HOLD_S = 600.0  # an offered delta is not evicted for so long after its last use
+
+# Devices and Sync.
+MAX_DEVICES = 200_000  # registered; twice the fleet that one control plane is made for
+MAX_LABELS = 32
+MAX_LABEL_CHARACTERS = 128  # of a key and of a value
+MAX_TEXT_CHARACTERS = 256  # of agent_version, boot_id, board and the like
+MAX_RUNTIMES = 16
+MAX_SELECTED_DEVICES = 10_000
+MAX_REPORTED_MODELS = 256
+MAX_LOADED_DIGESTS = 256  # of one reported model
+MAX_FAILURE_CHARACTERS = 2000
+MAX_MODEL_REPORT_BYTES = 1 << 20  # of one reported state
+HELLO_TIMEOUT_S = 10.0
+SILENT_INTERVALS = 3  # heartbeat intervals without a word after which a stream is closed
+TWIN_FLUSH_S = 1.0  # heartbeats and progress reach the database together, this often
+
+# Rollouts.
+DEFAULT_DEADLINE_S = 3600
+MAX_DEADLINE_S = 30 * 24 * 3600
+MAX_WHY_CHARACTERS = 500
+TICK_S = 1.0  # how often deadlines are looked at
+WATCH_INTERVAL_S = 0.2  # the shortest time between two messages of one watch
+
+# Telemetry.
+MAX_BATCHES = 64
+MAX_METRICS = 512  # of one batch
+MAX_ATTRIBUTES = 16
+MAX_METRIC_NAME_CHARACTERS = 128
+MAX_UNIT_CHARACTERS = 32
+DEFAULT_POINTS = 1000
+MAX_POINTS = 10_000
+TELEMETRY_KEEP_S = 14 * 24 * 3600.0
+TELEMETRY_KEEP_ROWS = 5_000_000
+TELEMETRY_PRUNE_ROWS = 5_000  # deleted in one transaction, so that writers are not kept waiting
+
+# Upkeep: abandoned uploads, telemetry retention, the delta cache.
+UPKEEP_S = 300.0

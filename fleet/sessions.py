@@ -1,0 +1,77 @@
+"""Live streams, one for each device. A newer stream of the same device replaces the older one.
+
+What waits for a stream is one desired state, the newest: state is sent whole, so an older one that was not
+sent yet is simply overwritten, and a slow device costs no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from sluice.api.v1 import sync_pb2
+
+
+class Session:
+    """One device's stream."""
+
+    def __init__(self, device_id: str) -> None:
+        self.device_id = device_id
+        self.replaced = False
+        self._desired: sync_pb2.DesiredState | None = None
+        self._generation = -1
+        self._wake = asyncio.Event()
+
+    def offer(self, desired: sync_pb2.DesiredState) -> None:
+        """Puts a desired state up for sending, unless one as new was there before."""
+        if desired.generation > self._generation:
+            self._generation = desired.generation
+            self._desired = desired
+            self._wake.set()
+
+    def end(self) -> None:
+        """Wakes the stream so that it ends, because a newer one took over."""
+        self.replaced = True
+        self._wake.set()
+
+    async def next(self) -> sync_pb2.DesiredState | None:
+        """The next desired state to send; None when the stream was replaced."""
+        while self._desired is None and not self.replaced:
+            await self._wake.wait()
+            self._wake.clear()
+        desired, self._desired = self._desired, None
+        return None if self.replaced else desired
+
+
+class Sessions:
+    """Sessions by device id."""
+
+    def __init__(self) -> None:
+        self._by_device: dict[str, Session] = {}
+
+    def open(self, device_id: str) -> Session:
+        session = Session(device_id)
+        older = self._by_device.get(device_id)
+        self._by_device[device_id] = session
+        if older is not None:
+            older.end()
+        return session
+
+    def close(self, session: Session) -> None:
+        """Forgets a session; one that was replaced leaves its successor alone."""
+        if self._by_device.get(session.device_id) is session:
+            del self._by_device[session.device_id]
+
+    def is_online(self, device_id: str) -> bool:
+        return device_id in self._by_device
+
+    def online(self) -> frozenset[str]:
+        """Ids of the devices that have a stream now."""
+        return frozenset(self._by_device)
+
+    def offer(self, desired: Mapping[str, sync_pb2.DesiredState]) -> None:
+        """Sends new desired states to those of the devices that are online."""
+        for device_id, state in desired.items():
+            session = self._by_device.get(device_id)
+            if session is not None:
+                session.offer(state)
