@@ -1,0 +1,251 @@
+"""The agent's configuration: one TOML file, read once at start, checked whole before anything else runs.
+
+Every key has its type, unit, default and range in `KEYS`; docs/agent-config.md describes the same keys for
+people, and a test holds the two together. A key that is unknown, of the wrong type or out of range is
+refused by name with what is allowed: a typo must not silently leave a box on a default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from sluice.api.v1 import errors_pb2
+from updater.errors import SluiceError
+
+MAX_CONFIG_BYTES = 64 << 10
+MAX_LABELS = 32
+MAX_LABEL_CHARACTERS = 128
+MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the closing zero
+RUNTIMES = ("onnxruntime", "litert", "tflite-runtime")
+DEFAULT_PATH = Path("/etc/sluice/agent.toml")
+
+_DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DEVICE_ID_RULE = "1 to 64 of a-z A-Z 0-9 - _ . starting with a letter or digit"
+_MACHINE_ID = Path("/etc/machine-id")
+_SYSTEMD_RUN_DIRECTORY = Path("/run/sluice")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the file.
+
+    Attributes:
+        name: with its table: "update.soak_s".
+        field: of AgentConfig.
+        kind: text, path, address, listen, number, integer, texts (a table of texts) or runtimes.
+        least: smallest number allowed, in the unit that the name ends with.
+        most: largest number allowed.
+    """
+
+    name: str
+    field: str
+    kind: str
+    least: float = 0
+    most: float = 0
+
+
+KEYS = (
+    Key("device_id", "device_id", "device_id"),
+    Key("state_dir", "state_dir", "path"),
+    Key("labels", "labels", "texts"),
+    Key("control.address", "control_address", "address"),
+    Key("control.poll_interval_s", "poll_interval_s", "number", 1, 86_400),
+    Key("control.reconnect_max_s", "reconnect_max_s", "number", 0.1, 3_600),
+    Key("inference.address", "inference_address", "listen"),
+    Key("inference.threads", "threads", "integer", 1, 256),
+    Key("inference.runtimes", "runtimes", "runtimes"),
+    Key("admin.socket", "admin_socket", "path"),
+    Key("telemetry.interval_s", "telemetry_interval_s", "number", 0.2, 86_400),
+    Key("telemetry.outbox_max_bytes", "outbox_max_bytes", "integer", 65_536, 1 << 30),
+    Key("update.keep_versions", "keep_versions", "integer", 0, 64),
+    Key("update.reserve_bytes", "reserve_bytes", "integer", 0, 1 << 40),
+    Key("update.soak_s", "soak_s", "number", 0, 86_400),
+    Key("update.load_deadline_s", "load_deadline_s", "number", 1, 3_600),
+)
+_TABLES = {key.name.partition(".")[0] for key in KEYS if "." in key.name}
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What the file says, with defaults filled in. Durations in seconds, sizes in bytes.
+
+    Attributes:
+        device_id: the device's name in the fleet.
+        control_address: host:port of the control plane.
+        state_dir: everything the agent keeps.
+        labels: sent with Hello; an operator's labels win over them.
+        poll_interval_s: between polls while no stream stands; the control plane's Welcome may override it.
+        reconnect_max_s: upper end of the reconnection backoff.
+        inference_address: host:port that serves the Open Inference Protocol; port 0 takes a free one.
+        threads: of one model's runtime, unless its variant says otherwise.
+        runtimes: names of the runtimes that may be used; empty for all that work.
+        admin_socket: path of the unix socket for `sluice-agent status` and the like.
+        telemetry_interval_s: between samples.
+        outbox_max_bytes: telemetry kept while the control plane is away; the oldest goes first.
+        keep_versions: versions kept on disk beside active and previous, as bases and for going back.
+        reserve_bytes: disk space that an update must leave free.
+        soak_s: how long a new version must stay healthy before its predecessor's worker is closed.
+        load_deadline_s: longest time for a worker to load a model and answer its first inference.
+    """
+
+    control_address: str
+    device_id: str = ""
+    state_dir: Path = Path("/var/lib/sluice")
+    labels: Mapping[str, str] = field(default_factory=dict)
+    poll_interval_s: float = 900.0
+    reconnect_max_s: float = 300.0
+    inference_address: str = "127.0.0.1:8500"
+    threads: int = 1
+    runtimes: tuple[str, ...] = ()
+    admin_socket: Path = Path()
+    telemetry_interval_s: float = 60.0
+    outbox_max_bytes: int = 16 << 20
+    keep_versions: int = 1
+    reserve_bytes: int = 64 << 20
+    soak_s: float = 60.0
+    load_deadline_s: float = 120.0
+
+
+def load(path: Path) -> AgentConfig:
+    """Reads and checks the file. Raises SluiceError(CONFIG_INVALID) naming the file and the key."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise SluiceError(
+            errors_pb2.CONFIG_INVALID,
+            f"cannot read the configuration {path}: {error.strerror or error}",
+            hint="name it with --config; docs/agent-config.md has an example",
+            obj=str(path),
+        ) from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise _invalid(path, "", f"is larger than {MAX_CONFIG_BYTES} bytes")
+    try:
+        value = tomli.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, tomli.TOMLDecodeError, RecursionError) as error:
+        raise _invalid(path, "", f"is not TOML: {error}") from error
+    return parse(value, path)
+
+
+def parse(value: Mapping[str, Any], path: Path) -> AgentConfig:
+    """Checks a parsed file; pure, except that a missing device id is taken from the machine.
+
+    Args:
+        value: the TOML document.
+        path: where it came from, for messages.
+    """
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if name in _TABLES:
+            if not isinstance(item, dict):
+                raise _invalid(path, name, "must be a table")
+            flat.update({f"{name}.{inner}": entry for inner, entry in item.items()})
+        else:
+            flat[name] = item
+    fields: dict[str, Any] = {}
+    for key in KEYS:
+        if key.name in flat:
+            fields[key.field] = _check(path, key, flat.pop(key.name))
+    if flat:
+        known = ", ".join(key.name for key in KEYS)
+        raise _invalid(path, min(flat), f"is not a key; the keys are {known}")
+    if "control_address" not in fields:
+        raise _invalid(path, "control.address", 'is required, e.g. "control.example:8400"')
+    if "device_id" not in fields:
+        fields["device_id"] = default_device_id()
+    state_dir = fields.get("state_dir", AgentConfig.state_dir)
+    if "admin_socket" not in fields:
+        fields["admin_socket"] = default_admin_socket(state_dir)
+    if len(bytes(fields["admin_socket"])) > MAX_SOCKET_PATH_BYTES:
+        raise _invalid(
+            path,
+            "admin.socket",
+            f"is longer than the {MAX_SOCKET_PATH_BYTES} bytes that a socket's path may have: "
+            f"{fields['admin_socket']}",
+        )
+    return AgentConfig(**fields)
+
+
+def default_admin_socket(state_dir: Path) -> Path:
+    """/run/sluice/agent.sock where systemd made that directory for the default state, else in the state."""
+    if state_dir == AgentConfig.state_dir and _SYSTEMD_RUN_DIRECTORY.is_dir():
+        return _SYSTEMD_RUN_DIRECTORY / "agent.sock"
+    return state_dir / "agent.sock"
+
+
+def default_device_id() -> str:
+    """A stable name for this machine: from a hash of its machine id, which itself should stay private."""
+    try:
+        machine = _MACHINE_ID.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        machine = ""
+    if machine:
+        return "box-" + hashlib.sha256(b"sluice device id:" + machine.encode()).hexdigest()[:16]
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()).lstrip("._-")[:64]
+    return host or "box"
+
+
+def _check(path: Path, key: Key, value: Any) -> Any:
+    """One value, checked and converted to the field's type."""
+    if key.kind in ("number", "integer"):
+        is_number = isinstance(value, int) or (key.kind == "number" and isinstance(value, float))
+        if not is_number or isinstance(value, bool) or not key.least <= value <= key.most:
+            what = "an integer" if key.kind == "integer" else "a number"
+            raise _invalid(
+                path, key.name, f"must be {what} from {key.least:g} to {key.most:g}, not {value!r:.60}"
+            )
+        return value if key.kind == "integer" else float(value)
+    if key.kind == "texts":
+        return _labels(path, key.name, value)
+    if key.kind == "runtimes":
+        if not isinstance(value, list) or not all(
+            isinstance(item, str) and item in RUNTIMES for item in value
+        ):
+            raise _invalid(path, key.name, f"must be a list of names out of {', '.join(RUNTIMES)}")
+        return tuple(value)
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise _invalid(path, key.name, f"must be text, not {value!r:.60}")
+    if key.kind == "device_id" and not _DEVICE_ID.fullmatch(value):
+        raise _invalid(path, key.name, f"must be {_DEVICE_ID_RULE}, not {value[:80]!r}")
+    if key.kind == "path":
+        if not Path(value).is_absolute():
+            raise _invalid(path, key.name, f"must be an absolute path, not {value[:80]!r}")
+        return Path(value)
+    if key.kind in ("address", "listen"):
+        _check_address(path, key.name, value, least_port=0 if key.kind == "listen" else 1)
+    return value
+
+
+def _check_address(path: Path, name: str, value: str, *, least_port: int) -> None:
+    host, colon, port = value.rpartition(":")
+    plain = port.isascii() and port.isdigit() and len(port) <= 5
+    if not host or not colon or not plain or not least_port <= int(port) <= 65_535:
+        raise _invalid(
+            path, name, f"must be host:port with a port from {least_port} to 65535, not {value[:80]!r}"
+        )
+
+
+def _labels(path: Path, name: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > MAX_LABELS:
+        raise _invalid(path, name, f"must be a table of at most {MAX_LABELS} texts")
+    for label, text in value.items():
+        if not isinstance(text, str) or max(len(label), len(text)) > MAX_LABEL_CHARACTERS or not label:
+            raise _invalid(
+                path, f"{name}.{label[:60]}", f"must be text of at most {MAX_LABEL_CHARACTERS} characters"
+            )
+    return dict(value)
+
+
+def _invalid(path: Path, key: str, why: str) -> SluiceError:
+    where = f"{path}: {key} {why}" if key else f"{path} {why}"
+    return SluiceError(
+        errors_pb2.CONFIG_INVALID, where, hint="docs/agent-config.md lists every key", obj=key or str(path)
+    )

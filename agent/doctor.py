@@ -1,0 +1,182 @@
+"""`sluice-agent doctor`: looks at everything that a box needs and says what to do about each fault.
+
+Every check stands alone and ends in a `Finding`; none changes anything, so the doctor may run beside a
+live agent. The order goes from the box outwards: configuration, clock, disk, store, runtimes, agent, control
+plane.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from agent.admin import AdminClient
+from agent.capabilities import agent_version
+from agent.config import AgentConfig
+from agent.control import Control
+from agent.status_table import size
+from runtimes import survey
+from updater.digests import digest_file
+from updater.errors import SluiceError
+from updater.store import Store
+
+# No box was installed before this program was written: an earlier clock is a wrong clock.
+_EARLIEST = datetime(2025, 1, 1, tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        check: its name.
+        ok: nothing to do.
+        detail: what was found.
+        advice: what helps; empty when ok.
+        error: the fault, if it has a code.
+    """
+
+    check: str
+    ok: bool
+    detail: str
+    advice: str = ""
+    error: SluiceError | None = None
+
+
+def examine(config: AgentConfig) -> Iterator[Finding]:
+    """Runs the checks one by one."""
+    yield Finding("configuration", ok=True, detail=f"device {config.device_id}, sluice {agent_version()}")
+    checks: tuple[tuple[str, Callable[[AgentConfig], Finding]], ...] = (
+        ("clock", _clock),
+        ("state directory", _state_directory),
+        ("disk", _disk),
+        ("store", _store),
+    )
+    for name, check in checks:
+        yield _guarded(name, lambda check=check: check(config))  # type: ignore[misc]
+    yield from _runtimes(config)
+    yield _guarded("agent", lambda: _agent(config))
+    yield _guarded("control plane", lambda: _control(config))
+
+
+def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except SluiceError as error:
+        return Finding(name, ok=False, detail=error.message, advice=error.hint, error=error)
+    except OSError as error:
+        return Finding(name, ok=False, detail=str(error), advice="check the path and its permissions")
+
+
+def _clock(config: AgentConfig) -> Finding:
+    del config
+    now = datetime.now(timezone.utc)
+    text = now.strftime("%Y-%m-%d %H:%M:%S UTC")
+    if now < _EARLIEST:
+        return Finding(
+            "clock",
+            ok=False,
+            detail=text,
+            advice="set it, or let systemd-timesyncd; serving works regardless",
+        )
+    return Finding("clock", ok=True, detail=text)
+
+
+def _state_directory(config: AgentConfig) -> Finding:
+    directory = config.state_dir
+    if not directory.is_dir():
+        return Finding(
+            "state directory",
+            ok=False,
+            detail=f"{directory} does not exist",
+            advice="start the agent once: it makes it (`systemctl start sluice-agent`)",
+        )
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        return Finding(
+            "state directory",
+            ok=False,
+            detail=f"{directory} cannot be written by this user",
+            advice=f"run as the agent's user, or `chown -R sluice {directory}`",
+        )
+    return Finding("state directory", ok=True, detail=f"{directory} is writable")
+
+
+def _disk(config: AgentConfig) -> Finding:
+    place = _existing(config.state_dir)
+    free = shutil.disk_usage(place).free
+    detail = f"{size(free)} free at {place}, {size(config.reserve_bytes)} of it reserved"
+    if free <= config.reserve_bytes:
+        return Finding("disk", ok=False, detail=detail, advice="free space there, or no update can begin")
+    return Finding("disk", ok=True, detail=detail)
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _store(config: AgentConfig) -> Finding:
+    root = config.state_dir / "store"
+    if not root.is_dir():
+        return Finding("store", ok=True, detail="empty")
+    store = Store(root)
+    digests = list(store.digests())
+    damaged = [digest for digest in digests if digest_file(store.path(digest)) != digest]
+    if damaged:
+        return Finding(
+            "store",
+            ok=False,
+            detail=f"{len(damaged)} of {len(digests)} files are damaged, the first is {damaged[0]}",
+            advice="check the disk or SD card; restart the agent, which fetches what it needs again",
+        )
+    return Finding("store", ok=True, detail=f"{len(digests)} files, {size(store.size_bytes())}, all sound")
+
+
+def _runtimes(config: AgentConfig) -> Iterator[Finding]:
+    probes = survey.survey()
+    allowed = [probe for probe in probes if not config.runtimes or probe.runtime in config.runtimes]
+    for probe in allowed:
+        if probe.usable:
+            detail = f"{probe.version} reads {', '.join(probe.formats)} on {', '.join(probe.accelerators)}"
+            yield Finding(f"runtime {probe.runtime}", ok=True, detail=detail)
+        else:
+            # One that is simply not installed is no fault while another works.
+            needed = not any(other.usable for other in allowed) or probe.runtime in config.runtimes
+            yield Finding(
+                f"runtime {probe.runtime}",
+                ok=not needed,
+                detail=f"not usable: {probe.error}",
+                advice="install sluice[onnx] or sluice[tflite] into the agent's environment"
+                if needed
+                else "",
+            )
+
+
+def _agent(config: AgentConfig) -> Finding:
+    client = AdminClient(config.admin_socket)
+    try:
+        status = client.status()
+    finally:
+        client.close()
+    served = ", ".join(
+        f"{item.model}@{item.active_version}" for item in status.reported.models if item.healthy
+    )
+    down = [item.model for item in status.reported.models if item.active_version and not item.healthy]
+    detail = f"process {status.process_id} serves {served or 'nothing yet'}"
+    if down:
+        return Finding("agent", ok=False, detail=f"{detail}; down: {', '.join(down)}", advice="see its log")
+    return Finding("agent", ok=True, detail=detail)
+
+
+def _control(config: AgentConfig) -> Finding:
+    control = Control(config.control_address)
+    try:
+        control.check()
+    finally:
+        control.close()
+    return Finding("control plane", ok=True, detail=f"{config.control_address} answers")

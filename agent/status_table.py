@@ -1,0 +1,123 @@
+"""What `sluice-agent status` prints: the agent's status as text of at most 80 columns. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sluice.api.v1 import admin_pb2, sync_pb2
+from sluice.api.v1.errors_pb2 import ErrorReason
+
+WIDTH = 80
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def size(count: float) -> str:
+    """A number of bytes for people: "512 B", "3.4 MiB"."""
+    for unit in _UNITS:
+        if count < 1024 or unit == _UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError("the last unit takes everything")
+
+
+def duration(seconds: int) -> str:
+    """Seconds for people: "42 s", "3 h 5 min", "12 d 4 h"."""
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86_400
+    if minutes < 60:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{hours} h {minutes % 60} min"
+    return f"{days} d {hours % 24} h"
+
+
+def render(status: admin_pb2.GetStatusResponse) -> str:
+    """The whole status."""
+    link = "connected" if status.control_connected else "not connected"
+    lines = [
+        f"device      {status.device_id}",
+        f"agent       sluice {status.agent_version}, up {duration(status.uptime_s)}",
+        f"process     {status.process_id}",
+        f"control     {status.control_address}   {link}",
+        f"inference   {status.inference_address or 'not yet'}",
+        f"disk        store {size(status.store_bytes)}, free {size(status.disk_free_bytes)}",
+        f"telemetry   {status.outbox_batches} batches wait to be sent",
+    ]
+    if status.control_error and not status.control_connected:
+        lines += _wrap(status.control_error, "            ")
+    lines.append("")
+    if not status.reported.models:
+        lines.append("no models yet: roll one out with `sluice rollout start`")
+    else:
+        lines += _table(
+            ("MODEL", "SERVES", "VARIANT", "HEALTHY", "PREVIOUS", "TARGET", "STEP"),
+            [_model_row(model) for model in status.reported.models],
+        )
+    for model in status.reported.models:
+        if model.HasField("failure"):
+            failure = model.failure
+            fate = "given up" if failure.final else f"{failure.attempts} attempts, trying on"
+            head = f"{model.model}@{failure.version} {ErrorReason.Name(failure.reason)} ({fate}): "
+            lines += ["", *_wrap(head + failure.message, "")]
+    if status.workers:
+        lines.append("")
+        lines += _table(
+            ("WORKER", "ROLE", "RUNTIME", "PROCESS", "MEMORY", "REQUESTS", "FAILED"),
+            [
+                (
+                    f"{worker.model}@{worker.version}",
+                    worker.role,
+                    worker.runtime,
+                    str(worker.process_id),
+                    size(worker.resident_bytes),
+                    str(worker.requests),
+                    str(worker.failures),
+                )
+                for worker in status.workers
+            ],
+        )
+    return "\n".join(line[:WIDTH].rstrip() for line in lines) + "\n"
+
+
+def _model_row(model: sync_pb2.ReportedModel) -> tuple[str, ...]:
+    step = sync_pb2.UpdateStep.Name(model.step).removeprefix("UPDATE_STEP_").lower().replace("_", " ")
+    if model.step == sync_pb2.UPDATE_STEP_UNSPECIFIED:
+        step = "-"
+    if model.step == sync_pb2.UPDATE_STEP_FETCHING and model.fetch_total_bytes:
+        step += f" {100 * model.fetched_bytes // model.fetch_total_bytes} %"
+    if model.pinned_version:
+        step = "pinned"
+    return (
+        model.model,
+        str(model.active_version or "-"),
+        model.variant or "-",
+        "yes" if model.healthy else "NO",
+        str(model.previous_version or "-"),
+        str(model.target_version or "-"),
+        step,
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as they need; when all together are too wide, the widest give way."""
+    widths = [max(len(row[index]) for row in (head, *rows)) for index in range(len(head))]
+    while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
+        widths[widths.index(max(widths))] -= 1
+    return [
+        "  ".join(_fit(cell, width) for cell, width in zip(row, widths)).rstrip() for row in (head, *rows)
+    ]
+
+
+def _fit(cell: str, width: int) -> str:
+    return (cell if len(cell) <= width else cell[: width - 1] + "…").ljust(width)
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    lines, line = [], indent
+    for word in text.split():
+        if len(line) + len(word) > WIDTH and line.strip():
+            lines.append(line.rstrip())
+            line = indent
+        line += word + " "
+    return [*lines, line.rstrip()]
