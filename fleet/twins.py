@@ -1,8 +1,8 @@
 """Twins: what devices report, checked, made durable, then handed on.
 
 A report that changes what the device runs is written at once; heartbeats and progress gather for
-TWIN_FLUSH_S. Everything that waits is written in one transaction, the newest report of each device. Only after
-that is it handed on, so that no decision rests on a report that a crash could forget.
+TWIN_FLUSH_S. Everything that waits is written in one transaction, the newest report of each device. Only
+after that is it handed on, so that no decision rests on a report that a crash could forget.
 """
 
 from __future__ import annotations

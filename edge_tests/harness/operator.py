@@ -1,0 +1,259 @@
+"""An operator's and a device's calls against a real control plane, and small real models to send it.
+
+`Operator` holds one channel; `failing` gives the SluiceError that a call ended with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from sluice.api.v1 import (
+    devices_pb2_grpc,
+    diff_pb2,
+    diff_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+    rollouts_pb2_grpc,
+    sync_pb2,
+    sync_pb2_grpc,
+    telemetry_pb2_grpc,
+)
+from updater.delta import FEATURES
+from updater.digests import digest_bytes
+from updater.errors import SluiceError
+from updater.manifest import File, Manifest, Variant
+from updater.wire import from_rpc_error
+
+CALL_S = 60.0
+CHUNK = 64 << 10
+
+
+def onnx_model(seed: int = 0, *, width: int = 96, drift: float = 0.0) -> bytes:
+    """A small classifier as ONNX. With `drift`, the weights of `seed` moved a little, as by fine-tuning."""
+    generator = np.random.default_rng(seed)
+    shapes = {"w0": (64, width), "b0": (width,), "w1": (width, width), "b1": (width,), "w2": (width, 10)}
+    weights = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    if drift:
+        noise = np.random.default_rng(seed + 1000)
+        for name in ("w1", "w2"):
+            weights[name] += (noise.standard_normal(shapes[name]) * drift).astype(np.float32)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["h0"], name="fc0"),
+        helper.make_node("Relu", ["h0"], ["a0"]),
+        helper.make_node("Gemm", ["a0", "w1", "b1"], ["h1"], name="fc1"),
+        helper.make_node("Relu", ["h1"], ["a1"]),
+        helper.make_node("MatMul", ["a1", "w2"], ["y"], name="fc2"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 10])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def manifest(
+    name: str,
+    version: int,
+    model: bytes,
+    *others: tuple[str, str, bytes],
+    variant: str = "default",
+    model_format: str = "onnx",
+    **annotations: str,
+) -> Manifest:
+    """A manifest of one variant. `others` are (path, role, content)."""
+    files = [("model." + model_format, "model", model), *others]
+    return Manifest(
+        name,
+        version,
+        (
+            Variant(
+                variant,
+                model_format,
+                tuple(File(path, role, digest_bytes(data), len(data)) for path, role, data in files),
+            ),
+        ),
+        annotations=annotations,
+    )
+
+
+def failing(call: Callable[[], Any]) -> SluiceError:
+    """The error that a call must end with."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return from_rpc_error(error, "testing", "the control plane")
+    raise AssertionError("the call succeeded")
+
+
+def eventually(check: Callable[[], Any], what: str, within_s: float = 30.0) -> Any:
+    """The first truthy value of `check`; fails when there is none in time."""
+    deadline = time.monotonic() + within_s
+    while True:
+        value = check()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within_s} s: {what}")
+        time.sleep(0.05)
+
+
+class Operator:
+    """Every service of one control plane over one channel."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(address)
+        self.registry = registry_pb2_grpc.RegistryStub(self.channel)
+        self.diff = diff_pb2_grpc.DiffModelStub(self.channel)
+        self.devices = devices_pb2_grpc.DevicesStub(self.channel)
+        self.rollouts = rollouts_pb2_grpc.RolloutsStub(self.channel)
+        self.sync = sync_pb2_grpc.SyncStub(self.channel)
+        self.telemetry = telemetry_pb2_grpc.TelemetryStub(self.channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.channel.close()
+
+    def upload(self, data: bytes, *, offset: int = 0, end: int | None = None, digest: str = "") -> Any:
+        """Sends a file's bytes from `offset` to `end`."""
+        name = digest or digest_bytes(data)
+
+        def parts() -> Iterator[registry_pb2.UploadFileRequest]:
+            header = registry_pb2.UploadHeader(digest=name, size=len(data), offset=offset)
+            yield registry_pb2.UploadFileRequest(header=header)
+            stop = len(data) if end is None else end
+            for start in range(offset, stop, CHUNK):
+                yield registry_pb2.UploadFileRequest(chunk=data[start : min(start + CHUNK, stop)])
+
+        return self.registry.UploadFile(parts(), timeout=CALL_S)
+
+    def publish(self, wanted: Manifest) -> registry_pb2.PublishVersionResponse:
+        request = registry_pb2.PublishVersionRequest(manifest=wanted.to_bytes())
+        return self.registry.PublishVersion(request, timeout=CALL_S)
+
+    def push(self, name: str, version: int, model: bytes, *others: tuple[str, str, bytes]) -> Manifest:
+        """Uploads and publishes a version of one ONNX variant."""
+        for data in (model, *(content for _, _, content in others)):
+            self.upload(data)
+        wanted = manifest(name, version, model, *others)
+        assert self.publish(wanted).created
+        return wanted
+
+    def plan(
+        self,
+        name: str,
+        version: int,
+        bases: Sequence[str] = (),
+        *,
+        variant: str = "default",
+        wait_ms: int = 30_000,
+        accept_full: bool = False,
+        features: Sequence[str] = FEATURES,
+    ) -> diff_pb2.PlanResponse:
+        request = diff_pb2.PlanRequest(
+            model=name,
+            version=version,
+            variant=variant,
+            base_digests=bases,
+            wait_ms=wait_ms,
+            accept_full=accept_full,
+            features=features,
+        )
+        return self.diff.Plan(request, timeout=CALL_S)
+
+    def fetch(self, digest: str, path: Path, offset: int = 0) -> Path:
+        """Writes an offered delta's bytes from `offset` to a file."""
+        with path.open("wb") as file:
+            expected = offset
+            for part in self.diff.Fetch(diff_pb2.FetchRequest(digest=digest, offset=offset), timeout=CALL_S):
+                assert part.offset == expected
+                assert 0 < len(part.data) <= 256 << 10
+                expected += len(part.data)
+                file.write(part.data)
+        return path
+
+
+class Device:
+    """A device's Sync stream, driven by a test: it says what the test tells it to say."""
+
+    def __init__(self, address: str, device_id: str, *, labels: dict[str, str] | None = None) -> None:
+        self.id = device_id
+        self._channel = grpc.insecure_channel(address)
+        self._outgoing: queue.SimpleQueue[sync_pb2.ConnectRequest | None] = queue.SimpleQueue()
+        self.hello = sync_pb2.Hello(device_id=device_id, agent_version="0.1.0", boot_id="b", labels=labels)
+        self.send(sync_pb2.ConnectRequest(hello=self.hello))
+        self.call = sync_pb2_grpc.SyncStub(self._channel).Connect(iter(self._outgoing.get, None))
+
+    def __enter__(self) -> Self:
+        self.welcome = next(self.call).welcome
+        self.desired = next(self.call).desired
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._outgoing.put(None)
+        self.call.cancel()
+        self._channel.close()
+
+    def send(self, request: sync_pb2.ConnectRequest) -> None:
+        self._outgoing.put(request)
+
+    def next_desired(self) -> sync_pb2.DesiredState:
+        """Waits for the next desired state. The test's own timeout bounds it."""
+        self.desired = next(self.call).desired
+        return self.desired
+
+    def report(self, *models: sync_pb2.ReportedModel, generation: int | None = None) -> None:
+        number = self.desired.generation if generation is None else generation
+        state = sync_pb2.ReportedState(desired_generation=number, models=models)
+        state.time.GetCurrentTime()
+        self.send(sync_pb2.ConnectRequest(reported=state))
+
+    def ended(self) -> SluiceError:
+        """The error that the control plane ended the stream with."""
+
+        def drain() -> None:
+            for _ in self.call:
+                pass
+
+        return failing(drain)
+
+
+def running(of: Manifest, **fields: Any) -> sync_pb2.ReportedModel:
+    """What a device says that serves a version in health."""
+    variant = of.variants[0]
+    return sync_pb2.ReportedModel(
+        **{
+            "model": of.model,
+            "active_version": of.version,
+            "active_manifest_digest": of.digest,
+            "variant": variant.name,
+            "loaded_digests": [file.digest for file in variant.files],
+            "healthy": True,
+            "step": sync_pb2.UPDATE_STEP_COMMITTED,
+            **fields,
+        }
+    )
+
+
+@contextlib.contextmanager
+def devices(address: str, *ids: str) -> Iterator[list[Device]]:
+    """Several connected devices."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Device(address, device_id)) for device_id in ids]
