@@ -48,6 +48,9 @@ PAGE_SIZE = 200  # entries asked for at a time; a page stays far below the limit
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 _LOOPBACK = re.compile(r"(127\.|localhost|\[::1\]|unix:)")
 
+# What gRPC says when a connection was never made, so that nothing can have arrived.
+_NEVER_SENT = ("Connection refused", "DNS resolution failed", "No route to host")
+
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
@@ -392,10 +395,9 @@ class ControlClient:
 
 def _with_doubt(failure: SluiceError, once: bool) -> SluiceError:
     """Says of a call that is never repeated that it may have arrived nevertheless."""
-    if once and failure.reason == errors_pb2.CONTROL_UNREACHABLE:
-        failure.hint = (
-            "whether it took effect is unknown: look with `sluice rollout list` before trying again"
-        )
+    never_sent = any(sign in failure.message for sign in _NEVER_SENT)
+    if once and failure.reason == errors_pb2.CONTROL_UNREACHABLE and not never_sent:
+        failure.hint = "whether it took effect is unknown: look with `sluice rollout list` first"
     return failure
 
 

@@ -2,8 +2,8 @@
 
 A recipe names local files and says which boards they are for; publish.py turns it into a manifest. Paths are
 relative to the recipe. Nothing is guessed from what is misspelt: an unknown key is refused with the keys that
-exist, a key given twice is refused, and text must be text (YAML reads `1e3` or `0123` as numbers, so a commit
-hash could change silently).
+exist, a key given twice is refused, and text must be text (YAML reads `0123` and `1.0e+3` as numbers, so a
+commit hash could change silently).
 """
 
 from __future__ import annotations

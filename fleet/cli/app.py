@@ -26,6 +26,7 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 @click.group(
+    "sluice",
     cls=Root,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     examples=[

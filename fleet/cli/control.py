@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 
 import click
 
 from fleet.cli.command import Group
+from fleet.cli.session import Session
 from fleet.client import DEFAULT_ADDRESS
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
@@ -51,7 +54,8 @@ def control() -> None:
     envvar="SLUICE_LISTEN",
     help="Address to serve on, host:port; port 0 takes a free one.",
 )
-def serve(data: Path | None, listen: str) -> None:
+@click.pass_obj
+def serve(session: Session, data: Path | None, listen: str) -> None:
     """Run the control plane until SIGTERM or Ctrl-C.
 
     One process with everything: registry, deltas, rollouts, devices. Its log goes to stderr; the address it
@@ -69,4 +73,10 @@ def serve(data: Path | None, listen: str) -> None:
             f"the control plane needs the package {error.name}, which is missing",
             hint="pip install 'sluice[control]'",
         ) from error
-    run(ControlConfig(data=data or default_data(), listen=listen))
+    config = ControlConfig(data=data or default_data(), listen=listen)
+    if not session.json:
+        run(config)
+        return
+    with contextlib.redirect_stdout(sys.stderr):  # its "listening on …" is for people
+        run(config)
+    session.result({"control": {"data": str(config.data), "listen": config.listen}})

@@ -251,11 +251,11 @@ def _show(session: Session, anatomy: _Anatomy, everything: bool) -> None:
     shown = costly if everything else costly[:SHOWN_REGIONS]
     rows = [
         (
-            entry["name"] or "(between tensors)",
-            " ".join(filter(None, (entry["instruction"], entry["predictor"]))),
-            entry["dtype"],
-            tables.size(entry["target_length"]),
             tables.size(entry["coded_bytes"]),
+            tables.size(entry["target_length"]),
+            entry["dtype"],
+            " ".join(filter(None, (entry["instruction"], entry["predictor"]))),
+            entry["name"] or "(between tensors)",
         )
         for entry in shown
     ]
@@ -273,6 +273,6 @@ def _show(session: Session, anatomy: _Anatomy, everything: bool) -> None:
             + (f" ({part})" if part else "")
         ),
         Text(),
-        tables.table(("REGION*", "BY", "TYPE", "SIZE", "CODED"), rows, right=("SIZE", "CODED")),
+        tables.Rows(("CODED", "SIZE", "TYPE", "BY", "REGION~"), rows, right=("SIZE", "CODED")),
         *below,
     )

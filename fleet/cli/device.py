@@ -43,7 +43,7 @@ def list_(session: Session, label: tuple[tuple[str, str], ...]) -> None:
         )
         for found in devices
     ]
-    shown: RenderableType = tables.table(("DEVICE*", "LINK", "MODELS*", "SEEN", "LABELS*"), rows)
+    shown: RenderableType = tables.Rows(("DEVICE*", "LINK", "MODELS*", "SEEN", "LABELS*"), rows)
     if not devices:
         shown = line(
             "no device has these labels"
@@ -109,7 +109,7 @@ def _device_text(found: devices_pb2.Device) -> list[RenderableType]:
         )
     if rows:
         heads = ("MODEL*", "DESIRED", "ACTIVE", "HEALTHY", "VARIANT*", "PREVIOUS", "STEP")
-        parts += [Text(), tables.table(heads, rows, right=("DESIRED", "ACTIVE", "PREVIOUS"))]
+        parts += [Text(), tables.Rows(heads, rows, right=("DESIRED", "ACTIVE", "PREVIOUS"))]
     for entry in found.reported.models:
         if entry.HasField("failure"):
             failure = entry.failure

@@ -62,7 +62,7 @@ def _devices(devices: Sequence[rollouts_pb2.RolloutDevice]) -> RenderableType:
         )
         for entry in devices
     ]
-    return tables.table(("DEVICE*", "STATE", "STEP", "FROM", "FETCHED", "WHY*"), rows, right=("FROM",))
+    return tables.Rows(("DEVICE*", "STATE", "STEP", "FROM", "FETCHED", "WHY*"), rows, right=("FROM",))
 
 
 def _fetched(entry: rollouts_pb2.RolloutDevice) -> str:

@@ -146,7 +146,7 @@ def _list_models(session: Session, client: ControlClient) -> None:
         )
         for found in models
     ]
-    shown = tables.table(("MODEL", "LATEST", "ALIASES*", "CREATED"), rows, right=("LATEST",))
+    shown = tables.Rows(("MODEL", "LATEST", "ALIASES*", "CREATED"), rows, right=("LATEST",))
     empty = line("no models yet; publish one: sluice model push FILE --name NAME")
     session.result({"models": [documents.model(found) for found in models]}, shown if models else empty)
 
@@ -164,7 +164,7 @@ def _list_versions(session: Session, client: ControlClient, name: str) -> None:
         )
         for entry in versions
     ]
-    shown = tables.table(
+    shown = tables.Rows(
         ("VERSION", "SIZE", "VARIANTS*", "NOTE*", "PUBLISHED"), rows, right=("VERSION", "SIZE")
     )
     session.result(
@@ -203,7 +203,7 @@ def show(session: Session, ref: Ref) -> None:
             ("annotations", tables.pairs(manifest.annotations)),
         )
     )
-    variants = tables.table(
+    variants = tables.Rows(
         ("VARIANT", "FORMAT", "PRECISION", "RUNTIME*", "BOARDS*"),
         [
             (
@@ -216,7 +216,7 @@ def show(session: Session, ref: Ref) -> None:
             for variant in manifest.variants
         ],
     )
-    files = tables.table(
+    files = tables.Rows(
         ("VARIANT", "FILE*", "ROLE", "SIZE", "SHA-256"),
         [
             (variant.name, file.path, file.role, tables.size(file.size), tables.short_digest(file.digest))

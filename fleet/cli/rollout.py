@@ -74,14 +74,7 @@ def start(
     phase = rollouts_pb2.Phase(selector=selector, deadline_s=deadline, max_failed_percent=max_failed)
     with session.client() as client:
         version = ref.get(client).version if ref.alias else ref.version
-        try:
-            begun = client.create_rollout(ref.model, version, [phase])
-        except SluiceError as error:
-            if error.reason == errors_pb2.CONTROL_UNREACHABLE:
-                error.hint = (
-                    "if it began all the same, `sluice rollout list` shows it: look before trying again"
-                )
-            raise
+        begun = client.create_rollout(ref.model, version, [phase])
         if stay:
             session.note(f"rollout {begun.id} of {begun.model}@{begun.version} has begun")
             _follow(session, client, begun.id)
@@ -164,7 +157,7 @@ def list_(session: Session, model: str | None) -> None:
         )
         for entry in found
     ]
-    shown: RenderableType = tables.table(("ROLLOUT", "VERSION*", "STATE", "BEGUN", "VERDICT*"), rows)
+    shown: RenderableType = tables.Rows(("ROLLOUT", "VERSION*", "STATE", "BEGUN", "VERDICT*"), rows)
     if not found:
         shown = line("no rollouts yet; start one: sluice rollout start NAME --watch")
     session.result({"rollouts": [documents.rollout(entry, devices=False) for entry in found]}, shown)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -25,29 +27,57 @@ _STYLES = {
 }
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
-    """A table without rules.
+_GAP = 2  # columns between columns
+
+
+class Rows:
+    """A table without rules, as wide as it needs to be and no wider than the terminal.
 
     Args:
-        columns: the headings. One that ends in "*" gives way first: it is folded when the terminal is narrow.
+        columns: the headings. When the terminal is narrow, one that ends in "*" is folded and one that ends
+            in "~" is cut; the others are kept whole.
         rows: a text for each column.
         right: headings of columns set flush right.
     """
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
-    for column in columns:
-        heading = column.removesuffix("*")
-        wide = column.endswith("*")
-        made.add_column(
-            Text(heading),
-            justify="right" if heading in right else "left",
-            overflow="fold",
-            no_wrap=False,
-            min_width=None if wide else len(heading),
-            ratio=None,
-        )
-    for row in rows:
-        made.add_row(*(Text(plain(cell), style=_STYLES.get(cell, "")) for cell in row))
-    return made
+
+    def __init__(
+        self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()
+    ) -> None:
+        self._columns = columns
+        self._rows = [[plain(cell) for cell in row] for row in rows]
+        self._right = right
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths = [
+            max([cell_len(column.rstrip("*~")), *(cell_len(row[index]) for row in self._rows)])
+            for index, column in enumerate(self._columns)
+        ]
+        self._cut(widths, options.max_width)
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), show_edge=False)
+        for column, width in zip(self._columns, widths, strict=True):
+            heading = column.rstrip("*~")
+            folded = column.endswith("*")
+            table.add_column(
+                Text(heading),
+                justify="right" if heading in self._right else "left",
+                overflow="fold" if folded else "ellipsis",
+                no_wrap=not folded,
+                min_width=len(heading) if folded else width,
+                max_width=None if folded else width,
+            )
+        for row in self._rows:
+            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
+        yield table
+
+    def _cut(self, widths: list[int], room: int) -> None:
+        """Takes from the columns that may be cut what is over the room, down to their headings."""
+        over = sum(widths) + _GAP * (len(widths) - 1) - room
+        for index, column in enumerate(self._columns):
+            if column.endswith("~") and over > 0:
+                least = len(column) - 1
+                cut = min(over, max(0, widths[index] - least))
+                widths[index] -= cut
+                over -= cut
 
 
 def details(pairs: Iterable[tuple[str, str]]) -> Table:
