@@ -46,6 +46,7 @@ class Applier:
         expected_size: bytes of that file.
         limits: what is accepted of the delta.
         delta_digest: the delta's own digest, if known: work on another delta is then never resumed.
+        sync_bytes: target bytes written between two fsyncs with their journal.
 
     Raises:
         SluiceError: STATE_LOCKED when another Applier works on `partial`; IO_FAILED.
@@ -60,6 +61,7 @@ class Applier:
         expected_size: int | None = None,
         limits: DecodeLimits | None = None,
         delta_digest: str = "",
+        sync_bytes: int = SYNC_BYTES,
     ) -> None:
         self._base = Base(base)
         self._partial = partial
@@ -67,6 +69,7 @@ class Applier:
         self._expected_size = expected_size
         self._limits = limits or DecodeLimits()
         self._delta_digest = delta_digest
+        self._sync_bytes = sync_bytes
         self._buffer = bytearray()
         self._consumed = 0  # delta bytes before the buffer
         self._header: Header | None = None
@@ -316,7 +319,7 @@ class Applier:
         self._written += head.target_length
         self._boundary = self._consumed
         self._whole = self._hash.copy()
-        if self._written - self._recorded >= SYNC_BYTES:
+        if self._written - self._recorded >= self._sync_bytes:
             self._record()
 
     def _end(self, header: Header) -> bool:

@@ -91,7 +91,8 @@ class Payload:
         kind = (item.predictor, item.coding, item.kind.number)
         numbers = []
         for index, part in enumerate(candidate.parts):
-            own = len(self._items) if len(part) >= self._own_bytes else -1
+            # Equal planes share a stream, where the second costs next to nothing.
+            own = part if len(part) >= self._own_bytes else b""
             numbers.append(self._put((*kind, index, own), part))
         parameters = self._put(("parameters",), candidate.parameters) if candidate.parameters else 0
         self._items.append(replace(item, streams=tuple(numbers), parameters=parameters))

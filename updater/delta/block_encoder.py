@@ -18,6 +18,7 @@ from updater.delta.assembly import Coding, Encoded, Window
 from updater.delta.candidates import Estimator, choose
 from updater.delta.contents import RUN_BYTES, ContentIndex
 from updater.delta.elements import BYTES
+from updater.delta.instructions import PLAIN
 from updater.delta.plan import Piece
 
 Bytes = NDArray[np.uint8]
@@ -55,9 +56,14 @@ class BlockEncoder:
             for piece in pieces
         ]
         split = [part for coding in codings for part in self._split(coding)]
-        found = [assembly.raw_block(data, offset), self._assembled(split)]
+        found = [assembly.raw_block(data, offset), self._assembled(codings)]
+        if len(split) > len(codings):
+            found.append(self._assembled(split))
         if any(coding.candidate is not None for coding in codings):
-            found.append(self._assembled(split, own_bytes=length + 1))
+            found.append(self._assembled(codings, own_bytes=length + 1))
+            referring = [self._without_plain(coding) for coding in codings]
+            if referring != codings:
+                found.append(self._assembled(referring))
         if self._generic_may_win(data, min(len(block.payload) for block in found)):
             whole = Coding(Piece(offset, length, BYTES, None, False, False), None)
             found.append(self._assembled([whole]))
@@ -65,6 +71,12 @@ class BlockEncoder:
             if len(parts) > 1:
                 found.append(self._assembled(parts))
         return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))
+
+    def _without_plain(self, coding: Coding) -> Coding:
+        """A tensor without a base as a literal: content that occurs twice in a block is then sent once."""
+        if coding.candidate is not None and coding.candidate.item.predictor == PLAIN:
+            return Coding(coding.piece, None)
+        return coding
 
     def _split(self, coding: Coding) -> list[Coding]:
         """A literal with its long runs from anywhere in the base turned into copies."""
