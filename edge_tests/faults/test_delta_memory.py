@@ -37,9 +37,8 @@ def make_delta(directory: Path, blocks: int) -> Path:
     table = residual.view(np.uint8).reshape(-1, 4)
     planes = [streams.compress(table[:, index].tobytes(), 3) for index in range(4)]
     keys = base.view(np.uint32)
-    ordered = np.where(keys >> 31, ~keys, keys | 1 << 31) + (
-        residual >> 1 ^ -(residual & 1).astype(np.uint32)
-    )
+    difference = residual >> 1 ^ -(residual & 1).astype(np.uint32)
+    ordered = np.where(keys >> 31, ~keys, keys | 1 << 31) + difference
     block = np.where(ordered >> 31, ordered ^ np.uint32(1 << 31), ~ordered).astype(np.uint32).tobytes()
     sha = hashlib.sha256()
     for _ in range(blocks):

@@ -1,4 +1,4 @@
-"""Applying a delta through kills, cut links, a full disk and tampering: it resumes, or starts over, and is right."""
+"""Applying through kills, cut links, a full disk and tampering: it resumes or starts over, and is right."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def in_killed_child(work: Callable[[], None]) -> bool:
     if child == 0:
         try:
             work()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the child must never return into pytest
             os._exit(1)
         os._exit(0)
     _, status = os.waitpid(child, 0)

@@ -230,12 +230,12 @@ def test_same_input_same_output_whatever_the_threads(tmp_path: Path) -> None:
 
 
 def test_base_larger_than_a_window_is_searched_by_content(tmp_path: Path) -> None:
-    """Blocks of a shuffled file find their bytes anywhere in a base of twice the largest window."""
+    """Blocks of a shuffled file find their bytes anywhere in a base beyond the largest window."""
     random = np.random.default_rng(3)
-    old = random.integers(0, 256, 16 << 20, dtype=np.uint8)
+    old = random.integers(0, 256, 10 << 20, dtype=np.uint8)
     parts = [old[start : start + (1 << 20)] for start in range(0, len(old), 1 << 20)]
     new = np.concatenate(
-        [parts[index] for index in (13, 2, 9, 0)] + [random.integers(0, 256, 999, dtype=np.uint8)]
+        [parts[index] for index in (8, 2, 9, 0)] + [random.integers(0, 256, 999, dtype=np.uint8)]
     )
     summary = there_and_back(tmp_path, old.tobytes(), new.tobytes(), options=delta.EncodeOptions(level=5))
     assert summary.delta_size < 10_000
