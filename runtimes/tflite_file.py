@@ -17,7 +17,7 @@ from runtimes.interface import ModelRejected
 
 IDENTIFIER = b"TFL3"
 
-_MAX_TABLES = 1_000_000  # visited in one file, so that offsets which share tables cannot multiply without end
+_MAX_TABLES = 250_000  # referred to in one file: offsets that share tables must not multiply without end
 _MAX_FILE_BYTES = 2**31 - 1  # offsets are 32 bits, those to a vtable signed
 
 _U16 = struct.Struct("<H")
@@ -149,15 +149,18 @@ class _Verifier:
         self.data = data
         self.size = len(data)
         self.pending: list[tuple[str, int]] = []
+        self.found = 0
 
     def run(self) -> None:
-        self.pending.append(("Model", self._target(0, "the root")))
-        visited = 0
+        self._add("Model", self._target(0, "the root"))
         while self.pending:
-            visited += 1
-            if visited > _MAX_TABLES:
-                raise _Damaged(f"it has more than {_MAX_TABLES} tables")
             self._table(*self.pending.pop())
+
+    def _add(self, name: str, position: int) -> None:
+        self.found += 1
+        if self.found > _MAX_TABLES:
+            raise _Damaged(f"it has more than {_MAX_TABLES} tables")
+        self.pending.append((name, position))
 
     def _table(self, name: str, position: int) -> None:
         if position + 4 > self.size:
@@ -192,7 +195,7 @@ class _Verifier:
     def _field(self, kind: _Vector | _Table | _Tables, place: int, what: str) -> None:
         target = self._target(place, what)
         if isinstance(kind, _Table):
-            self.pending.append((kind.name, target))
+            self._add(kind.name, target)
             return
         width = kind.element_bytes if isinstance(kind, _Vector) else 4
         if target + 4 > self.size:
@@ -201,10 +204,8 @@ class _Verifier:
         if target + 4 + count * width > self.size:
             raise _Damaged(self._beyond(what, target + 4 + count * width))
         if isinstance(kind, _Tables):
-            if count > _MAX_TABLES:
-                raise _Damaged(f"{what} has {count} tables")
             for index in range(count):
-                self.pending.append((kind.name, self._target(target + 4 + 4 * index, what)))
+                self._add(kind.name, self._target(target + 4 + 4 * index, what))
 
     def _target(self, place: int, what: str) -> int:
         """Where the offset stored at `place` points; not checked to lie inside the file."""
