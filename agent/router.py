@@ -1,0 +1,243 @@
+"""Which worker answers for which model: the table that the inference front looks into, and its turn.
+
+A model has an *active* worker and possibly a *previous* one that is kept warm. `activate` turns the model to
+another worker in one step under one lock: a request sees the old table or the new one. `acquire` counts its
+user on the worker under the same lock, so that a worker taken out of the table, then closed, still answers
+every request that was given it.
+
+The router starts no processes and closes only what it must let go of by itself: a previous worker that a new
+activation pushes out. Everything it hands back is the caller's to close or keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from agent.limits import DRAIN_S, MAX_NAME_CHARACTERS, MAX_WAITING_ON_RESTART
+from agent.worker import Worker
+from sluice.api.v1 import errors_pb2
+from updater.errors import SluiceError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One model's part of the table at one moment.
+
+    Attributes:
+        model: its name.
+        active: answers requests without a version.
+        previous: kept warm; answers requests that name its version.
+    """
+
+    model: str
+    active: Worker
+    previous: Worker | None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the active worker can answer."""
+        return self.active.alive
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """The active worker and, if there is one, the previous."""
+        return (self.active,) if self.previous is None else (self.active, self.previous)
+
+
+class _Entry:
+    """The mutable form of Serving."""
+
+    def __init__(self, active: Worker) -> None:
+        self.active = active
+        self.previous: Worker | None = None
+        self.restarting = False  # a new worker for the dead active one is expected soon
+        self.waiting = 0  # requests that wait for it
+
+
+class Router:
+    """The table; safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._turned = threading.Condition()
+        self._entries: dict[str, _Entry] = {}
+        self._on_death: Callable[[Worker], None] | None = None
+
+    def watch(self, on_death: Callable[[Worker], None]) -> None:
+        """Has `on_death(worker)` called when an active worker dies; from then on a restart is expected."""
+        self._on_death = on_death
+
+    def activate(self, model: str, version: int, worker: Worker) -> Worker | None:
+        """Turns the model to `worker`.
+
+        The worker that was active is kept as the previous one and returned: `drop_previous` takes it out for
+        closing. An older previous worker, unless it is `worker` itself, is drained and closed in the
+        background.
+
+        Raises:
+            SluiceError: WORKER_DIED when `worker` is dead or closing; the table is then unchanged.
+            ValueError: `worker` holds another model or version.
+        """
+        if (worker.model, worker.version) != (model, version):
+            raise ValueError(f"a worker of {worker.spec} cannot serve {model}@{version}")
+        if not worker.alive:
+            raise SluiceError(
+                errors_pb2.WORKER_DIED,
+                f"the worker of {worker.spec} is not running, so the model was not turned to it",
+                obj=str(worker.spec),
+            )
+        with self._turned:
+            entry = self._entries.get(model)
+            pushed_out = displaced = None
+            if entry is None:
+                entry = self._entries[model] = _Entry(worker)
+            elif entry.active is not worker:
+                displaced = entry.active
+                pushed_out = entry.previous if entry.previous is not worker else None
+                entry.active, entry.previous, entry.restarting = worker, displaced, False
+            self._turned.notify_all()
+        if pushed_out is not None:
+            log.info("worker %s is no longer kept warm", pushed_out.spec)
+            threading.Thread(
+                target=pushed_out.close, args=(DRAIN_S,), name=f"drain-{pushed_out.spec}"
+            ).start()
+        worker.on_death(self._worker_died)
+        return displaced
+
+    def replace(self, dead: Worker, fresh: Worker) -> bool:
+        """Puts `fresh` in the place of `dead`, a restart; false when `dead` is not active any more."""
+        with self._turned:
+            entry = self._entries.get(dead.model)
+            if entry is None or entry.active is not dead:
+                return False
+            entry.active, entry.restarting = fresh, False
+            self._turned.notify_all()
+        fresh.on_death(self._worker_died)
+        return True
+
+    def drop_previous(self, model: str) -> Worker | None:
+        """Takes the previous worker out of the table, for the caller to close; None if there is none."""
+        with self._turned:
+            entry = self._entries.get(model)
+            if entry is None:
+                return None
+            previous, entry.previous = entry.previous, None
+            return previous
+
+    def remove(self, model: str) -> tuple[Worker, ...]:
+        """Takes the model out of the table; its workers are the caller's to close."""
+        with self._turned:
+            entry = self._entries.pop(model, None)
+            self._turned.notify_all()
+        if entry is None:
+            return ()
+        return tuple(worker for worker in (entry.active, entry.previous) if worker is not None)
+
+    def serving(self, model: str) -> Serving | None:
+        """The model's part of the table; None if it is not there."""
+        with self._turned:
+            entry = self._entries.get(model)
+            return None if entry is None else Serving(model, entry.active, entry.previous)
+
+    def models(self) -> tuple[Serving, ...]:
+        """The whole table, by name."""
+        with self._turned:
+            return tuple(
+                Serving(model, entry.active, entry.previous) for model, entry in sorted(self._entries.items())
+            )
+
+    def expect_restart(self, worker: Worker, expected: bool) -> bool:
+        """Says whether requests may wait for a restart of this dead worker; false when it is not active."""
+        with self._turned:
+            entry = self._entries.get(worker.model)
+            if entry is None or entry.active is not worker:
+                return False
+            entry.restarting = expected
+            self._turned.notify_all()
+            return True
+
+    @contextlib.contextmanager
+    def acquire(self, model: str, version: str = "", *, wait_s: float = 0.0) -> Iterator[Worker]:
+        """The worker that answers for the model; it is not closed under the caller within the drain deadline.
+
+        Args:
+            model: its name.
+            version: empty for the active one, or the number of the active or previous version.
+            wait_s: how long to wait for a restart of the active worker that is under way, seconds.
+
+        Raises:
+            SluiceError: MODEL_UNKNOWN, VERSION_UNKNOWN (not loaded), MODEL_NOT_SERVING (its worker is dead).
+        """
+        with self._turned:
+            worker = self._find(model, version, time.monotonic() + wait_s)
+            worker.enter()
+        try:
+            yield worker
+        finally:
+            worker.leave()
+
+    def _find(self, model: str, version: str, deadline: float) -> Worker:
+        """Under the lock; gives it up while it waits for a restart."""
+        while True:
+            entry = self._entries.get(model)
+            if entry is None:
+                raise self._unknown(model)
+            worker = _pick(entry, model, version)
+            if worker.alive:
+                return worker
+            left_s = deadline - time.monotonic()
+            may_wait = worker is entry.active and entry.restarting and entry.waiting < MAX_WAITING_ON_RESTART
+            if not may_wait or left_s <= 0:
+                raise SluiceError(
+                    errors_pb2.MODEL_NOT_SERVING,
+                    f"the worker of {worker.spec} died"
+                    + (" and is being started again" if entry.restarting else ""),
+                    hint="repeat the request; `sluice-agent status` tells more",
+                    obj=str(worker.spec),
+                )
+            entry.waiting += 1
+            try:
+                self._turned.wait(left_s)
+            finally:
+                entry.waiting -= 1
+
+    def _unknown(self, model: str) -> SluiceError:
+        names = ", ".join(sorted(self._entries)) or "none yet"
+        name = model[:MAX_NAME_CHARACTERS]
+        return SluiceError(
+            errors_pb2.MODEL_UNKNOWN, f"this box serves no model {name!r}; it serves {names}", obj=name
+        )
+
+    def _worker_died(self, worker: Worker) -> None:
+        with self._turned:
+            entry = self._entries.get(worker.model)
+            active = entry is not None and entry.active is worker
+            watcher = self._on_death
+            if entry is not None and active:
+                entry.restarting = watcher is not None
+            self._turned.notify_all()
+        if active and watcher is not None:
+            watcher(worker)
+
+
+def _pick(entry: _Entry, model: str, version: str) -> Worker:
+    """The worker for a version as the protocol writes it; raises VERSION_UNKNOWN."""
+    if not version:
+        return entry.active
+    loaded = [entry.active] if entry.previous is None else [entry.active, entry.previous]
+    for worker in loaded:
+        if version == str(worker.version):
+            return worker
+    have = ", ".join(str(worker.version) for worker in loaded)
+    raise SluiceError(
+        errors_pb2.VERSION_UNKNOWN,
+        f"version {version[:MAX_NAME_CHARACTERS]!r} of {model} is not loaded; loaded: {have}",
+        hint="leave the version empty for the active one",
+        obj=f"{model}@{version[:MAX_NAME_CHARACTERS]}",
+    )

@@ -1,0 +1,184 @@
+"""Starts dead active workers again, and notices when that does not help.
+
+The first restart comes at once, so that a crash costs only the requests that were running; further ones wait
+with backoff and jitter. CRASH_LOOP_DEATHS deaths within CRASH_LOOP_WINDOW_S are a crash loop: it is reported
+once, so that the box can go back to the previous version; meanwhile restarts go on, slowly, without end,
+because a box that has nothing to go back to must not need a visit. A worker that lived for the window ends
+the loop. A start that fails counts as a death.
+
+`after_death` decides and is pure; `Supervisor` waits and starts. One thread per model that is being
+restarted.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agent.limits import (
+    CRASH_LOOP_DEATHS,
+    CRASH_LOOP_WINDOW_S,
+    RESTART_FIRST_S,
+    RESTART_LOAD_S,
+    RESTART_MOST_S,
+    RESTART_WAIT_S,
+)
+from agent.retry import jittered
+from agent.router import Router
+from agent.worker import Worker, WorkerSpec
+from updater.errors import SluiceError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class History:
+    """What is remembered of one version's deaths.
+
+    Attributes:
+        deaths: their times within the window (time.monotonic), oldest first.
+        looping: a crash loop was found and has not ended.
+    """
+
+    deaths: tuple[float, ...] = ()
+    looping: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows from a death.
+
+    Attributes:
+        history: to be remembered.
+        wait_s: before the restart, seconds.
+        report: a crash loop begins here.
+    """
+
+    history: History
+    wait_s: float
+    report: bool
+
+
+def after_death(history: History, now: float, lived_s: float, random_value: float) -> Decision:
+    """The answer to a death.
+
+    Args:
+        history: of this version.
+        now: time.monotonic.
+        lived_s: how long the worker had been ready; 0 when it failed to start.
+        random_value: uniform in [0, 1), for the jitter.
+    """
+    if lived_s >= CRASH_LOOP_WINDOW_S:
+        history = History()
+    recent = tuple(death for death in history.deaths if now - death < CRASH_LOOP_WINDOW_S)
+    deaths = (*recent, now)[-CRASH_LOOP_DEATHS:]
+    if history.looping or len(deaths) >= CRASH_LOOP_DEATHS:
+        wait_s = jittered(RESTART_MOST_S, RESTART_MOST_S, 1, random_value)
+        return Decision(History(deaths, looping=True), wait_s, report=not history.looping)
+    wait_s = (
+        0.0 if len(deaths) == 1 else jittered(RESTART_FIRST_S, RESTART_MOST_S, len(deaths) - 1, random_value)
+    )
+    return Decision(History(deaths), wait_s, report=False)
+
+
+class Supervisor:
+    """Keeps the active workers of a router running.
+
+    Args:
+        router: whose active workers to watch.
+        on_crash_loop: called with the model's name, in a thread of this class, once for each crash loop.
+        start: starts a worker; `Worker.start` but for tests of failing starts.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        on_crash_loop: Callable[[str], None],
+        *,
+        start: Callable[[WorkerSpec, float], Worker] = Worker.start,
+    ) -> None:
+        self._router = router
+        self._on_crash_loop = on_crash_loop
+        self._start = start
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._histories: dict[str, tuple[int, History]] = {}  # model -> version, its history
+        self._threads: set[threading.Thread] = set()
+        self.restarts = 0
+        router.watch(self._died)
+
+    def stop(self, timeout_s: float) -> None:
+        """Starts nothing more; waits up to `timeout_s` for what is being started, which is then closed."""
+        self._stopping.set()
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _died(self, worker: Worker) -> None:
+        """In the dead worker's watching thread."""
+        thread = threading.Thread(
+            target=self._recover, args=(worker,), name=f"restart-{worker.spec}", daemon=True
+        )
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            self._threads.add(thread)
+        thread.start()
+
+    def _recover(self, dead: Worker) -> None:
+        """Restarts until there is a worker in the dead one's place, or the model was turned to another."""
+        try:
+            lived_s = time.monotonic() - dead.ready_at
+            while not self._stopping.is_set():
+                decision = self._decide(dead, lived_s)
+                soon = decision.wait_s < RESTART_WAIT_S
+                if not self._router.expect_restart(dead, soon):
+                    return
+                if decision.report:
+                    self._report(dead)
+                if self._stopping.wait(decision.wait_s) or not self._router.expect_restart(dead, soon):
+                    return
+                if self._restart(dead):
+                    return
+                lived_s = 0.0
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _decide(self, dead: Worker, lived_s: float) -> Decision:
+        with self._lock:
+            version, history = self._histories.get(dead.model, (dead.version, History()))
+            if version != dead.version:
+                history = History()
+            decision = after_death(history, time.monotonic(), lived_s, random.random())  # noqa: S311 - jitter
+            self._histories[dead.model] = (dead.version, decision.history)
+        return decision
+
+    def _restart(self, dead: Worker) -> bool:
+        """Whether there is nothing more to do."""
+        try:
+            fresh = self._start(dead.spec, RESTART_LOAD_S)
+        except SluiceError as error:
+            log.warning("restarting %s failed: %s", dead.spec, error)
+            return False
+        if self._stopping.is_set() or not self._router.replace(dead, fresh):
+            fresh.close(0)
+        else:
+            self.restarts += 1
+            log.warning("worker %s was started again (process %d)", fresh.spec, fresh.pid)
+        return True
+
+    def _report(self, dead: Worker) -> None:
+        log.error(
+            "%s is in a crash loop: %d deaths within %g s", dead.spec, CRASH_LOOP_DEATHS, CRASH_LOOP_WINDOW_S
+        )
+        try:
+            self._on_crash_loop(dead.model)
+        except Exception:
+            log.exception("reacting to the crash loop of %s failed; restarts go on", dead.spec)

@@ -1,0 +1,435 @@
+"""The agent's handle on one worker process: start it, ask it, hear of its death, end it.
+
+`Worker.start` starts the process, has it load the model and returns once it is ready. `infer` may be called
+by many threads; they take turns, because the process answers one request at a time. What goes wrong:
+
+- The caller's own deadline passes: the caller gets WORKER_TIMEOUT, the worker goes on, and its late answer is
+  thrown away before the next request is sent.
+- A request runs longer than the worker's hang limit, and longer than its caller was ready to wait: the
+  process is killed. A short deadline of one client therefore never kills a worker that serves others.
+- The running request is old and too many wait behind it: the others are refused with LIMIT_EXCEEDED, so that
+  one stuck model does not hold all the threads of the front.
+- The process dies: `WorkerDied`, which says whether the request had reached it, and the death callbacks run.
+
+Rules: no process outlives its handle's `close`, none is left unreaped, and none outlives the agent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from agent import worker_process
+from agent.child import Child
+from agent.limits import EXIT_S, HANG_S, MAX_WAITING_ON_STALL, STALL_S
+from agent.transport import ChannelBroken, ChannelClosed, Message, MessageTooLarge
+from runtimes.inputs import check_inputs, splits_by_sample
+from runtimes.interface import InputInvalid, TensorSpec
+from sluice.api.v1 import errors_pb2
+from updater.errors import SluiceError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What a worker is to load and how.
+
+    Attributes:
+        model: the model's name.
+        version: its version.
+        path: the model file, verified by the caller.
+        format: "onnx" or "tflite".
+        runtime_preference: the runtime to take if several read the format; empty for any.
+        threads: that one inference may use.
+        loaded_digests: of the files that this worker has loaded, for reports.
+        hang_s: a request that runs longer gets the process killed, seconds.
+    """
+
+    model: str
+    version: int
+    path: Path
+    format: str
+    runtime_preference: str = ""
+    threads: int = 1
+    loaded_digests: tuple[str, ...] = field(default=())
+    hang_s: float = HANG_S
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.version}"
+
+
+class WorkerDied(SluiceError):
+    """WORKER_DIED. `delivered`: the request may have reached the process; if not, another may take it."""
+
+    def __init__(self, message: str, *, obj: str, delivered: bool) -> None:
+        super().__init__(
+            errors_pb2.WORKER_DIED, message, hint="the agent starts it again; repeat the request", obj=obj
+        )
+        self.delivered = delivered
+
+
+class Worker:
+    """A running worker process; made by `start`.
+
+    Attributes:
+        spec: what it was started with.
+        runtime: the name of the runtime that loaded the model.
+        inputs: what the model wants.
+        outputs: what it answers.
+        ready_at: when it became ready (time.monotonic).
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        """Starts the process; `start` is the way to a worker that is ready."""
+        self.spec = spec
+        self.runtime = ""
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self.ready_at = 0.0
+        self._any_batch = False
+        self._turn = threading.Lock()  # held by the one caller who may use the channel
+        self._unanswered = False  # under _turn: a request was sent and its answer not yet taken
+        self._busy_since: float | None = None  # since when the running request runs (time.monotonic)
+        self._state = threading.Condition()  # guards what follows
+        self._users = 0
+        self._waiting = 0
+        self._requests = 0
+        self._failures = 0
+        self._closing = False
+        self._died = False
+        self._callbacks: list[Callable[[Worker], None]] = []
+        self._child = Child(str(spec), spec.threads, self._on_end)
+
+    @classmethod
+    def start(cls, spec: WorkerSpec, deadline_s: float) -> Worker:
+        """Starts a process and has it load the model.
+
+        Args:
+            spec: what to load.
+            deadline_s: for all of it, seconds.
+
+        Raises:
+            SluiceError: MODEL_LOAD_FAILED (the runtime refused the model, or the process died while loading
+                it), RUNTIME_UNAVAILABLE, WORKER_TIMEOUT, WORKER_DIED (it died before it began to load) or
+                IO_FAILED (no process could be started). No process is left behind.
+        """
+        worker = cls(spec)
+        try:
+            worker._load(deadline_s)
+        except BaseException:
+            worker._closing = True
+            worker._child.kill()
+            worker.close(0)
+            raise
+        return worker
+
+    @property
+    def model(self) -> str:
+        return self.spec.model
+
+    @property
+    def version(self) -> int:
+        return self.spec.version
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs and takes requests."""
+        return not self._child.ended and not self._closing
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def requests(self) -> int:
+        """Requests sent to the process since it started."""
+        return self._requests
+
+    @property
+    def failures(self) -> int:
+        """Those of them that it did not answer, or whose inputs made the model fail."""
+        return self._failures
+
+    def resident_bytes(self) -> int:
+        """Physical memory that the process uses; 0 when it has ended."""
+        return self._child.resident_bytes()
+
+    def on_death(self, callback: Callable[[Worker], None]) -> None:
+        """Has `callback(worker)` called once when the process ends though nobody closed it.
+
+        It runs in a thread of this worker, or at once in the caller's if the process is dead already. The
+        same callback given twice counts once.
+        """
+        with self._state:
+            if not self._died:
+                if callback not in self._callbacks:
+                    self._callbacks.append(callback)
+                return
+        callback(self)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """`close` waits, up to its deadline, for blocks under this manager."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self) -> None:
+        """Counts one user; the router does this under its own lock."""
+        with self._state:
+            self._users += 1
+
+    def leave(self) -> None:
+        """Undoes one `enter`."""
+        with self._state:
+            self._users -= 1
+            self._state.notify_all()
+
+    def infer(
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        timeout_s: float,
+        *,
+        still_wanted: Callable[[], bool] = lambda: True,
+    ) -> dict[str, NDArray[Any]]:
+        """One inference.
+
+        Args:
+            inputs: an array for each of `self.inputs`, in its datatype and shape (see runtimes.Model.run).
+            timeout_s: for waiting, running and answering, seconds.
+            still_wanted: asked once the turn has come; if false the request is not sent.
+
+        Returns:
+            An array for each of `self.outputs`.
+
+        Raises:
+            SluiceError: INPUT_INVALID (the inputs do not fit, or the model failed on them), LIMIT_EXCEEDED
+                (too large, or too many wait behind a slow request), WORKER_TIMEOUT, WORKER_DIED (as
+                `WorkerDied`).
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            checked = check_inputs(self.inputs, inputs, any_batch=self._any_batch)
+        except InputInvalid as error:
+            raise self._input_invalid(error.message, error.hint) from error
+        with self.in_use():
+            self._take_turn(deadline)
+            try:
+                self._clear_late_answer(deadline)
+                if not still_wanted():
+                    raise self._timeout("the client no longer waits for the answer")
+                answer = self._exchange(checked, deadline, timeout_s)
+            finally:
+                self._turn.release()
+        return answer
+
+    def close(self, drain_deadline_s: float) -> None:
+        """Waits for the requests under way, then ends and reaps the process. Never raises; may be repeated.
+
+        Args:
+            drain_deadline_s: longest wait for requests; those still running then get WORKER_DIED, seconds.
+        """
+        with self._state:
+            self._closing = True
+            self._state.wait_for(lambda: self._users == 0, timeout=drain_deadline_s)
+        self._child.end()
+
+    # Starting.
+
+    def _load(self, deadline_s: float) -> None:
+        deadline = time.monotonic() + deadline_s
+        loading = False
+        try:
+            self._child.channel.receive(deadline_s)
+            loading = True
+            self._child.channel.send(
+                {
+                    "op": "load",
+                    "path": str(self.spec.path),
+                    "format": self.spec.format,
+                    "preferred": self.spec.runtime_preference,
+                    "threads": self.spec.threads,
+                }
+            )
+            answer = self._child.channel.receive(deadline - time.monotonic())
+        except TimeoutError:
+            raise self._timeout(f"its worker did not load it within {deadline_s:g} s") from None
+        except (ChannelClosed, ChannelBroken) as error:
+            raise self._died_while_starting(loading, error) from error
+        if answer.header.get("op") != "ready":
+            raise self._load_error(answer)
+        self.runtime = answer.header["runtime"]
+        self.inputs = tuple(
+            TensorSpec(name, kind, tuple(shape)) for name, kind, shape in answer.header["inputs"]
+        )
+        self.outputs = tuple(
+            TensorSpec(name, kind, tuple(shape)) for name, kind, shape in answer.header["outputs"]
+        )
+        self._any_batch = splits_by_sample(self.inputs, self.outputs)
+        self.ready_at = time.monotonic()
+
+    def _died_while_starting(self, loading: bool, error: Exception) -> SluiceError:
+        self._settle_end(error)
+        if loading:
+            return SluiceError(
+                errors_pb2.MODEL_LOAD_FAILED,
+                f"loading {self.spec} ended its worker: it {self._child.last_words()}",
+                hint="the model crashes its runtime on this box, or the box is short of memory",
+                obj=str(self.spec),
+            )
+        message = f"the worker for {self.spec} did not start: it {self._child.last_words()}"
+        return WorkerDied(message, obj=str(self.spec), delivered=False)
+
+    def _load_error(self, answer: Message) -> SluiceError:
+        header = answer.header
+        if header.get("kind") == worker_process.UNAVAILABLE:
+            reason, hint = errors_pb2.RUNTIME_UNAVAILABLE, "`sluice-agent doctor` lists the runtimes"
+        else:
+            reason, hint = errors_pb2.MODEL_LOAD_FAILED, "try the file with the runtime on another machine"
+        return SluiceError(
+            reason, f"cannot load {self.spec}: {header.get('message', header)}", hint=hint, obj=str(self.spec)
+        )
+
+    # One request.
+
+    def _take_turn(self, deadline: float) -> None:
+        """Waits for the channel; raises at the deadline, or when too many wait behind a slow request."""
+        if self._turn.acquire(blocking=False):
+            return
+        with self._state:
+            self._waiting += 1
+        while True:
+            with self._state:
+                left_s = deadline - time.monotonic()
+                since = self._busy_since
+                stalled = since is not None and time.monotonic() - since > STALL_S
+                if left_s <= 0 or (stalled and self._waiting > MAX_WAITING_ON_STALL):
+                    self._waiting -= 1
+                    break
+            if self._turn.acquire(timeout=min(STALL_S, left_s)):
+                with self._state:
+                    self._waiting -= 1
+                return
+        if left_s <= 0:
+            raise self._timeout("the request waited for its turn until its deadline")
+        raise SluiceError(
+            errors_pb2.LIMIT_EXCEEDED,
+            f"{self.spec} is busy: its running request takes over {STALL_S:g} s and "
+            f"{MAX_WAITING_ON_STALL} more wait behind it",
+            hint="send fewer requests at a time",
+            obj=str(self.spec),
+        )
+
+    def _clear_late_answer(self, deadline: float) -> None:
+        """Takes the answer that an earlier caller no longer waited for; the process is then free."""
+        if not self._unanswered:
+            return
+        try:
+            self._child.channel.receive(deadline - time.monotonic())
+        except TimeoutError:
+            raise self._timeout("an earlier request was still running at the deadline") from None
+        except (ChannelClosed, ChannelBroken) as error:
+            raise self._lost(error, delivered=False) from error
+        self._idle()
+
+    def _exchange(
+        self, inputs: Mapping[str, NDArray[Any]], deadline: float, timeout_s: float
+    ) -> dict[str, NDArray[Any]]:
+        if self._child.ended:
+            raise self._lost(ChannelClosed("it had ended before"), delivered=False)
+        began = time.monotonic()
+        if began >= deadline:
+            raise self._timeout("the request waited for its turn until its deadline")
+        try:
+            self._child.channel.send({"op": "infer"}, inputs)
+        except MessageTooLarge as error:
+            raise SluiceError(
+                errors_pb2.LIMIT_EXCEEDED, f"the inputs for {self.spec}: {error}", obj=str(self.spec)
+            ) from error
+        except (ChannelClosed, ChannelBroken) as error:
+            raise self._lost(error, delivered=False) from error
+        self._unanswered, self._busy_since = True, began
+        self._requests += 1
+        try:
+            answer = self._child.channel.receive(deadline - time.monotonic())
+        except TimeoutError:
+            self._failures += 1
+            self._give_up(began, timeout_s)
+            raise self._timeout(f"no answer within {timeout_s:g} s") from None
+        except (ChannelClosed, ChannelBroken) as error:
+            self._failures += 1
+            raise self._lost(error, delivered=True) from error
+        self._idle()
+        if answer.header.get("op") == "outputs":
+            return answer.tensors
+        self._failures += 1
+        what = (
+            "" if answer.header.get("kind") == worker_process.INPUT else "the model failed on these inputs: "
+        )
+        raise self._input_invalid(what + str(answer.header.get("message", answer.header)), "")
+
+    def _idle(self) -> None:
+        self._unanswered, self._busy_since = False, None
+
+    def _give_up(self, began: float, timeout_s: float) -> None:
+        """Leaves a running request alone, to be killed at the hang limit unless its answer comes."""
+        hang_at = began + max(self.spec.hang_s, timeout_s)
+        self._child.set_alarm(
+            hang_at, lambda: self._busy_since == began and not self._child.channel.readable(0)
+        )
+
+    # Ends and errors.
+
+    def _on_end(self) -> None:
+        """In the watching thread: the process ended and was reaped."""
+        with self._turn:  # whoever uses the channel sees its end and lets go
+            self._child.channel.close()
+            self._idle()
+        with self._state:
+            self._died = not self._closing
+            callbacks = self._callbacks if self._died else []
+        if self._died:
+            log.error("worker %s (process %d) %s", self.spec, self.pid, self._child.last_words())
+        for callback in callbacks:
+            try:
+                callback(self)
+            except Exception:
+                log.exception("a listener for the death of worker %s failed", self.spec)
+
+    def _settle_end(self, error: Exception) -> None:
+        """After a broken conversation: makes sure that the process ends, so that its last words are whole."""
+        if isinstance(error, ChannelBroken) or not self._child.wait(EXIT_S):
+            self._child.kill()
+            self._child.wait(EXIT_S)
+
+    def _lost(self, error: Exception, *, delivered: bool) -> WorkerDied:
+        self._settle_end(error)
+        name = f"the worker of {self.spec} (process {self.pid})"
+        if isinstance(error, ChannelBroken):
+            text = f"{name} broke off the conversation ({error}) and was ended;"
+        else:
+            text = f"{name} {self._child.last_words()};"
+        where = "it was running this request" if delivered else "it had not taken this request"
+        return WorkerDied(f"{text} {where}", obj=str(self.spec), delivered=delivered)
+
+    def _timeout(self, why: str) -> SluiceError:
+        return SluiceError(
+            errors_pb2.WORKER_TIMEOUT,
+            f"{self.spec}: {why}",
+            hint="allow more time, or send fewer requests at a time",
+            obj=str(self.spec),
+        )
+
+    def _input_invalid(self, why: str, hint: str) -> SluiceError:
+        return SluiceError(errors_pb2.INPUT_INVALID, f"{self.spec}: {why}", hint=hint, obj=str(self.spec))
