@@ -148,7 +148,9 @@ def _add_sparse(out: Unsigned, item: Tensor, take: Take) -> None:
     gaps = np.frombuffer(take(item.streams[0], item.gap_bytes), dtype=np.uint8)
     if len(gaps) and gaps[-1] == GAP_ESCAPE:
         raise faults.invalid("a stream of gaps ends inside a gap")
-    passed = 0  # elements before the next gap
+    values = len(gaps) - int(np.count_nonzero(gaps == GAP_ESCAPE))
+    parts = [np.frombuffer(take(stream, values), dtype=np.uint8) for stream in item.streams[1:]]
+    passed = done = 0  # elements before the next gap; values used
     for start in range(0, len(gaps), STEP):
         piece = gaps[start : start + STEP]
         last = piece < GAP_ESCAPE
@@ -157,8 +159,9 @@ def _add_sparse(out: Unsigned, item: Tensor, take: Take) -> None:
         if passed > item.count:
             raise faults.invalid(f"a gap leads beyond the {item.count} elements of its instruction")
         positions = ends[last] - 1
-        parts = [take(stream, len(positions)) for stream in item.streams[1:]]
-        _add(out, positions, join_planes(parts, item.kind) + item.kind.dtype.type(1), item.kind)
+        chosen = [part[done : done + len(positions)].tobytes() for part in parts]
+        done += len(positions)
+        _add(out, positions, join_planes(chosen, item.kind) + item.kind.dtype.type(1), item.kind)
 
 
 def _add(out: Unsigned, where: slice | NDArray[np.int64], folded: Unsigned, kind: ElementType) -> None:
