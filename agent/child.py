@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _SOURCE_ROOT = Path(agent.__file__).resolve().parent.parent
 # Set before the libraries load: they read these once. LiteRT and ONNX Runtime also take the number directly.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_CRASH_TRACE = "Fatal Python error"  # how faulthandler begins; what matters follows it
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID")
 
 
@@ -144,8 +145,10 @@ class Child:
                 how += " (by someone, or by the kernel for want of memory: see dmesg)"
         else:
             how = f"exited with code {code}"
-        lines = self._tail.decode("utf-8", "replace").strip().splitlines()[-STDERR_TAIL_LINES:]
-        return f"{how}; its last output: {' | '.join(lines)}" if lines else f"{how} without output"
+        lines = self._tail.decode("utf-8", "replace").strip().splitlines()
+        crash = next((at for at, line in enumerate(lines) if line.startswith(_CRASH_TRACE)), None)
+        shown = lines[-STDERR_TAIL_LINES:] if crash is None else lines[crash : crash + STDERR_TAIL_LINES]
+        return f"{how}; its last output: {' | '.join(shown)}" if shown else f"{how} without output"
 
     def _watch(self) -> None:
         output = self._process.stdout

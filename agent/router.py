@@ -57,8 +57,8 @@ class _Entry:
     def __init__(self, active: Worker) -> None:
         self.active = active
         self.previous: Worker | None = None
-        self.restarting = False  # a new worker for the dead active one is expected soon
-        self.waiting = 0  # requests that wait for it
+        self.soon = True  # should the active worker die, another can be expected soon
+        self.waiting = 0  # requests that wait for that
 
 
 class Router:
@@ -100,7 +100,7 @@ class Router:
             elif entry.active is not worker:
                 displaced = entry.active
                 pushed_out = entry.previous if entry.previous is not worker else None
-                entry.active, entry.previous, entry.restarting = worker, displaced, False
+                entry.active, entry.previous, entry.soon = worker, displaced, True
             self._turned.notify_all()
         if pushed_out is not None:
             log.info("worker %s is no longer kept warm", pushed_out.spec)
@@ -116,7 +116,7 @@ class Router:
             entry = self._entries.get(dead.model)
             if entry is None or entry.active is not dead:
                 return False
-            entry.active, entry.restarting = fresh, False
+            entry.active, entry.soon = fresh, True
             self._turned.notify_all()
         fresh.on_death(self._worker_died)
         return True
@@ -158,7 +158,7 @@ class Router:
             entry = self._entries.get(worker.model)
             if entry is None or entry.active is not worker:
                 return False
-            entry.restarting = expected
+            entry.soon = expected
             self._turned.notify_all()
             return True
 
@@ -192,12 +192,13 @@ class Router:
             if worker.alive:
                 return worker
             left_s = deadline - time.monotonic()
-            may_wait = worker is entry.active and entry.restarting and entry.waiting < MAX_WAITING_ON_RESTART
+            restarting = worker is entry.active and self._on_death is not None and entry.soon
+            may_wait = restarting and entry.waiting < MAX_WAITING_ON_RESTART
             if not may_wait or left_s <= 0:
                 raise SluiceError(
                     errors_pb2.MODEL_NOT_SERVING,
                     f"the worker of {worker.spec} died"
-                    + (" and is being started again" if entry.restarting else ""),
+                    + (" and is being started again" if restarting else ""),
                     hint="repeat the request; `sluice-agent status` tells more",
                     obj=str(worker.spec),
                 )
@@ -218,12 +219,9 @@ class Router:
         with self._turned:
             entry = self._entries.get(worker.model)
             active = entry is not None and entry.active is worker
-            watcher = self._on_death
-            if entry is not None and active:
-                entry.restarting = watcher is not None
             self._turned.notify_all()
-        if active and watcher is not None:
-            watcher(worker)
+        if active and self._on_death is not None:
+            self._on_death(worker)
 
 
 def _pick(entry: _Entry, model: str, version: str) -> Worker:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -136,6 +137,7 @@ class TritonLoad:
             np.savez(file, **samples)
         self.lines: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
+        self._succeeded: Counter[str] = Counter()
         self._process = _start_client(
             "--address", address, "--model", model, "--input", str(archive), "--until-stdin-closes", *options
         )
@@ -144,7 +146,7 @@ class TritonLoad:
 
     def succeeded(self, version: str = "") -> int:
         """Requests answered so far, by any version or this one."""
-        return sum(1 for line in list(self.lines) if line["ok"] and version in ("", line["version"]))
+        return self._succeeded[version] if version else self._succeeded.total()
 
     def failed(self) -> list[dict[str, Any]]:
         return [line for line in list(self.lines) if not line["ok"]]
@@ -177,6 +179,8 @@ class TritonLoad:
                 self.summary = line["summary"]
             else:
                 self.lines.append(line)
+                if line["ok"]:
+                    self._succeeded[line["version"]] += 1
 
 
 def _start_client(*arguments: str) -> subprocess.Popen[str]:
