@@ -56,13 +56,16 @@ def due(desired: DesiredModel, slots: Slots, update: Update | None, *, serving: 
 def merge(before: Desired, message: sync_pb2.DesiredState) -> Desired | None:
     """The desired state after a message; None when the message is stale or changes nothing. Pure.
 
-    Models that the message does not list are left as they are, as the contract says.
+    State is sent whole: a model that the message does not list is no longer desired, and the box leaves it
+    as it is.
 
     Raises SluiceError(LIMIT_EXCEEDED | REQUEST_INVALID).
     """
     if message.generation < before.generation:
         log.warning(
-            "ignored a stale desired state: generation %d after %d", message.generation, before.generation
+            "ignored a stale desired state: generation %d after %d; was the control plane's data replaced?",
+            message.generation,
+            before.generation,
         )
         return None
     if len(message.models) > limits.MAX_DESIRED_MODELS:
@@ -71,7 +74,7 @@ def merge(before: Desired, message: sync_pb2.DesiredState) -> Desired | None:
             f"the desired state lists {len(message.models)} models;"
             f" at most {limits.MAX_DESIRED_MODELS} are taken",
         )
-    models = dict(before.models)
+    models: dict[str, DesiredModel] = {}
     for item in message.models:
         if not is_name(item.model) or not item.version or not is_digest(item.manifest_digest):
             raise SluiceError(
@@ -160,8 +163,14 @@ class Reconciler:
                 if after is None:
                     return
                 fresh = [item for name, item in after.models.items() if before.models.get(name) != item]
+                updates = self._state.updates()
+                for model in before.models.keys() - after.models.keys():
+                    self._progress.clear(model)
                 for item in fresh:
-                    self._state.clear_update(item.model)
+                    # The failure of another version stays on record until an update succeeds.
+                    update = updates.get(item.model)
+                    if update is not None and update.version == item.version:
+                        self._state.clear_update(item.model)
                     slots = self._state.slots(item.model)
                     if slots.pinned:
                         self._state.save(moves.unpin(slots))

@@ -25,7 +25,7 @@ MAX_SOCKET_PATH = 100
 
 
 class AgentProcess:
-    """One agent with a state directory of its own. It starts at once and is ready when the constructor returns.
+    """One agent with a state directory of its own. It is ready when the constructor returns.
 
     Args:
         directory: for configuration, state and log.
@@ -93,6 +93,7 @@ class AgentProcess:
                 stdout=log,
                 stderr=log,
                 env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"} | self._environment,
+                start_new_session=True,  # Ctrl-C reaches whoever runs the harness, and that stops this
             )
         self.wait_for(lambda status: bool(status.inference_address), START_S)
 
@@ -147,7 +148,9 @@ class AgentProcess:
             time.sleep(0.05)
         raise AssertionError(f"the agent did not get there within {timeout_s:g} s: {last}\n{self.tail()}")
 
-    def wait_for_version(self, model: str, version: int, timeout_s: float = UPDATE_S) -> sync_pb2.ReportedModel:
+    def wait_for_version(
+        self, model: str, version: int, timeout_s: float = UPDATE_S
+    ) -> sync_pb2.ReportedModel:
         """Waits until a version is loaded and healthy."""
         return self.wait_for_model(
             model, lambda item: item.active_version == version and item.healthy, timeout_s
