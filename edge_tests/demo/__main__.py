@@ -121,9 +121,9 @@ def run(directory: Path) -> list[Outcome]:
         console.print(f"control plane at {control.address}, process {_pid(control)}")
         agents = []
         for name, runtime in BOXES.items():
-            agent = stack.enter_context(
-                AgentProcess(directory / name, control.address, name, runtimes=[runtime])
-            )
+            agent = AgentProcess(directory / name, control.address, name, runtimes=[runtime], start=False)
+            stack.enter_context(agent)
+            agent.start()
             console.print(f"agent {name} ({runtime}) serves at {agent.address}, process {_pid(agent)}")
             agents.append(agent)
 

@@ -51,6 +51,7 @@ class PredictingClient:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # Ctrl-C reaches the demo, and the demo stops this
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

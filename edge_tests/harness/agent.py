@@ -60,7 +60,7 @@ class AgentProcess:
             self.socket = Path(tempfile.mkdtemp(prefix="sluice-")) / "agent.sock"
         self.config = directory / "agent.toml"
         self.log = directory / "agent.log"
-        self._wrapper = list(wrapper)
+        self.wrapper = list(wrapper)
         self._environment = environment or {}
         values: dict[str, Any] = {
             "device_id": device_id,
@@ -79,12 +79,13 @@ class AgentProcess:
         values.update(settings or {})
         self.config.write_text(_toml(values), encoding="utf-8")
         self.process: subprocess.Popen[bytes] | None = None
+        self.address = ""  # where inference is served, as "host:port"; known once started
         if start:
             self.start()
 
     def start(self) -> None:
         """Starts the process and waits until its socket answers. Raises AssertionError with its log."""
-        command = [*self._wrapper, sys.executable, "-m", "agent.cli", "run", "--config", str(self.config)]
+        command = [*self.wrapper, sys.executable, "-m", "agent.cli", "run", "--config", str(self.config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -95,12 +96,8 @@ class AgentProcess:
                 env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"} | self._environment,
                 start_new_session=True,  # Ctrl-C reaches whoever runs the harness, and that stops this
             )
-        self.wait_for(lambda status: bool(status.inference_address), START_S)
-
-    @property
-    def address(self) -> str:
-        """Where inference is served, as "host:port"."""
-        return (self.state_dir / "inference-address").read_text("ascii").strip()
+        # From the socket and not from the file in the state directory: after a kill that file is the old one's.
+        self.address = self.wait_for(lambda status: bool(status.inference_address), START_S).inference_address
 
     def status(self) -> admin_pb2.GetStatusResponse:
         client = AdminClient(self.socket)

@@ -75,7 +75,10 @@ class ControlPlane:
             *self._options,
         ]
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self._env, cwd=self.data)
+            # A session of its own: Ctrl-C reaches whoever runs the harness, and that stops this.
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self._env, cwd=self.data, start_new_session=True
+            )
         deadline = time.monotonic() + START_S
         while not address_file.exists():
             if self.process.poll() is not None:
