@@ -96,7 +96,7 @@ class AgentProcess:
                 env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"} | self._environment,
                 start_new_session=True,  # Ctrl-C reaches whoever runs the harness, and that stops this
             )
-        # From the socket and not from the file in the state directory: after a kill that file is the old one's.
+        # From the socket and not from the file in the state directory, which may be a killed process's.
         self.address = self.wait_for(lambda status: bool(status.inference_address), START_S).inference_address
 
     def status(self) -> admin_pb2.GetStatusResponse:
