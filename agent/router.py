@@ -105,7 +105,7 @@ class Router:
         if pushed_out is not None:
             log.info("worker %s is no longer kept warm", pushed_out.spec)
             threading.Thread(
-                target=pushed_out.close, args=(DRAIN_S,), name=f"drain-{pushed_out.spec}"
+                target=pushed_out.close, args=(DRAIN_S,), name=f"drain-{pushed_out.spec}", daemon=True
             ).start()
         worker.on_death(self._worker_died)
         return displaced

@@ -256,7 +256,7 @@ class Worker:
             self._child.channel.send(
                 {
                     "op": "load",
-                    "path": str(self.spec.path),
+                    "path": str(self.spec.path.absolute()),
                     "format": self.spec.format,
                     "preferred": self.spec.runtime_preference,
                     "threads": self.spec.threads,

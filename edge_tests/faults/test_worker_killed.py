@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from agent.inference import InferenceServer
+from agent.limits import CRASH_LOOP_DEATHS
 from agent.router import Router
 from agent.supervisor import Supervisor
 from agent.worker import Worker, WorkerDied, WorkerSpec
@@ -60,6 +61,30 @@ def test_killed_under_load_only_what_it_was_running_fails(tmp_path: Path) -> Non
         server.stop(1)
         for worker in router.remove("tiny"):
             worker.close(1)
+
+
+def test_a_crash_loop_is_left_by_going_back(tmp_path: Path) -> None:
+    router = Router()
+    good, bad = (
+        serving.start_worker(models.tiny_onnx(tmp_path / f"{n}.onnx", seed=n), version=n) for n in (1, 2)
+    )
+    supervisor = Supervisor(router, lambda model: router.activate(model, 1, good) and None)
+    router.activate("tiny", 1, good)
+    router.activate("tiny", 2, bad)
+    try:
+        for _ in range(CRASH_LOOP_DEATHS):
+            with router.acquire("tiny", wait_s=20) as worker:
+                assert worker.version == 2
+            serving.kill(worker)
+        serving.eventually(lambda: router.models()[0].active is good, "the box went back")
+        with router.acquire("tiny") as worker:
+            assert worker.infer(models.samples(1), 10)
+        supervisor.stop(20)
+        assert router.models()[0].active is good
+        assert supervisor.restarts == CRASH_LOOP_DEATHS - 1
+    finally:
+        for worker in router.remove("tiny"):
+            worker.close(0)
 
 
 def test_swaps_under_load_drop_nothing(tmp_path: Path) -> None:

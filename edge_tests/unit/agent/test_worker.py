@@ -65,6 +65,13 @@ def test_answers_are_those_of_the_runtime_in_this_process(tmp_path: Path, form: 
         np.testing.assert_array_equal(answered[name], array)
 
 
+def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.tiny_onnx(tmp_path / "tiny.onnx")
+    monkeypatch.chdir(tmp_path)
+    worker = serving.start_worker(Path("tiny.onnx"))
+    worker.close(1)
+
+
 def test_threads_get_their_own_answers(tiny: Worker) -> None:
     batch = models.samples(64)
     expected = tiny.infer(batch, 10)[models.OUTPUT]
