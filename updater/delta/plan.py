@@ -19,6 +19,8 @@ from updater.formats.span import Quantisation, TensorSpan
 Bytes = NDArray[np.uint8]
 
 _COPY_BYTES = 24  # a shorter equal run is left to the patch
+_APART_BYTES = 64  # of a gap as long in both files: what differs is one piece up to equal runs of this length
+_WORD = 4
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def _gap(base: Bytes, target: Bytes, ends: tuple[int, int], before: int, after: 
         return []
     if after is None:
         after = before + length
+    if after - before == length and after <= len(base):
+        return _aligned(base, target, ends, before)
     head = _common(base[before : before + length], target[start:end])
     if head == length:
         return [Piece(start, length, BYTES, before, True, False)]
@@ -159,13 +163,31 @@ def _gap(base: Bytes, target: Bytes, ends: tuple[int, int], before: int, after: 
     pieces = []
     if head:
         pieces.append(Piece(start, head, BYTES, before, True, False))
-    # When as many bytes of the base are left between as of the target, the two may differ in numbers only.
-    aligned = before + head if after - before == length else None
-    if aligned is not None and aligned + length - head - tail > len(base):
-        aligned = None
-    pieces.append(Piece(start + head, length - head - tail, BYTES, aligned, False, False))
+    pieces.append(Piece(start + head, length - head - tail, BYTES, None, False, False))
     if tail:
         pieces.append(Piece(end - tail, tail, BYTES, after - tail, True, False))
+    return pieces
+
+
+def _aligned(base: Bytes, target: Bytes, ends: tuple[int, int], before: int) -> list[Piece]:
+    """The pieces of a gap that is as long in both files: long equal runs, and between them what differs.
+
+    Such gaps often differ in numbers only; what differs begins and ends where a 4-byte number can.
+    """
+    start, end = ends
+    differs = np.flatnonzero(base[before : before + end - start] != target[start:end])
+    words = np.unique((differs + start) // _WORD)
+    pieces: list[Piece] = []
+    place = start
+    breaks = np.flatnonzero(np.diff(words) > _APART_BYTES // _WORD)
+    for first, last in zip(words[[0, *(breaks + 1)]], words[[*breaks, -1]]) if len(words) else ():
+        low, high = max(start, int(first) * _WORD), min(end, (int(last) + 1) * _WORD)
+        if low > place:
+            pieces.append(Piece(place, low - place, BYTES, before + place - start, True, False))
+        pieces.append(Piece(low, high - low, BYTES, before + low - start, False, False))
+        place = high
+    if end > place:
+        pieces.append(Piece(place, end - place, BYTES, before + place - start, True, False))
     return pieces
 
 

@@ -22,6 +22,8 @@ CODER_NAMES = ("literal", "literal", "patch")
 _FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
 _NOISE_BYTES = 64 << 10
 _NOISE_BITS = 7.9
+_THOROUGH_LEVEL = 19
+_THOROUGH_BYTES = 8 << 20
 
 Ranges = tuple[tuple[int, int], ...]  # (offset, length) in the base
 ReadBase = Callable[[int, int], bytes]
@@ -164,12 +166,18 @@ def _is_noise(data: bytes) -> bool:
 def compress_patch(data: bytes, window: bytes, ranges: Ranges, level: int) -> Stream:
     """Codes a stream as a patch against `window`, the bytes of the base at `ranges`."""
     dictionary = zstandard.ZstdCompressionDict(window, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    parameters = _parameters(level, len(data), len(window))
-    coded = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters).compress(data)
-    return Stream(PATCH, len(data), coded, ranges)
+    # Which least match is better shows only by trying; where that is slow it matters little.
+    thorough = level >= _THOROUGH_LEVEL and len(data) + len(window) <= _THOROUGH_BYTES
+    attempts: tuple[dict[str, int], ...] = ({}, {"min_match": 5}) if thorough else ({},)
+    coded = []
+    for extra in attempts:
+        parameters = _parameters(level, len(data), len(window), **extra)
+        compressor = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
+        coded.append(compressor.compress(data))
+    return Stream(PATCH, len(data), min(coded, key=len), ranges)
 
 
-def _parameters(level: int, size: int, window: int) -> zstandard.ZstdCompressionParameters:
+def _parameters(level: int, size: int, window: int, **extra: int) -> zstandard.ZstdCompressionParameters:
     window_log = max(zstandard.WINDOWLOG_MIN, (size + window).bit_length())
     return zstandard.ZstdCompressionParameters.from_level(
         level,
@@ -179,4 +187,5 @@ def _parameters(level: int, size: int, window: int) -> zstandard.ZstdCompression
         write_checksum=False,
         write_dict_id=False,
         format=_FORMAT,
+        **extra,
     )

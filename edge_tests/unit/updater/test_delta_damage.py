@@ -130,7 +130,7 @@ def refused(result: str | bytes) -> bool:
 def test_every_flipped_byte_is_noticed(tmp_path: Path, samples: list[Sample]) -> None:
     for sample in samples:
         for place in range(len(sample.data)):
-            for bits in (0x01, 0x80, 0xFF):
+            for bits in (0x01, 0xFF):
                 data = bytearray(sample.data)
                 data[place] ^= bits
                 assert refused(outcome(tmp_path, bytes(data), sample.base)), (place, bits)
@@ -166,7 +166,7 @@ def test_damage_behind_right_checksums_is_refused(tmp_path: Path, samples: list[
         header, blocks = read(sample.data)
         for number, (payload, length) in enumerate(blocks):
             for place in range(len(payload)):
-                for value in {0, 1, 0x7F, 0x80, 0xFF, payload[place] ^ 1} - {payload[place]}:
+                for value in {0, 0x80, 0xFF, payload[place] ^ 1} - {payload[place]}:
                     changed = payload[:place] + bytes([value]) + payload[place + 1 :]
                     result = outcome(
                         tmp_path,

@@ -144,7 +144,7 @@ def tensor_files(draw: st.DrawFn) -> tuple[bytes, bytes, list[TensorSpan], list[
     return bytes(old), bytes(new), old_spans, new_spans
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=tensor_files(), block_size=st.sampled_from([64, 257, 1 << 20]))
 def test_tensor_files(
     tmp_path: Path, files: tuple[bytes, bytes, list[TensorSpan], list[TensorSpan]], block_size: int
