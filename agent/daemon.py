@@ -1,8 +1,9 @@
 """The agent, put together: started, watched and stopped in one place.
 
-Start: lock the state directory -> open the state -> local socket and inference front -> serve every model
-from disk -> tell systemd READY -> only then probe the runtimes, sync, update and measure. Serving never
-waits for the network and never needs the control plane.
+Start: lock the state directory -> open the state -> local socket -> load every model from disk -> inference
+front (at the latest after BOOT_BEFORE_SERVING_S, so that one slow model does not hold up the others) -> tell
+systemd READY -> only then probe the runtimes, sync, update and measure. Serving never waits for the network
+and never needs the control plane.
 
 The main thread then only waits for a signal and feeds the watchdog, and that only while the threads that
 matter make headway. Stop: no new work, telemetry and sync end, requests under way finish, workers are closed
@@ -163,20 +164,31 @@ class Daemon:
 
     def _start(self) -> None:
         self._admin.start()
+        self._supervisor = Supervisor(self._router, self._activator.crash_looped)
+        boot = threading.Thread(target=self._boot, name="boot")
+        boot.start()
+        boot.join(limits.BOOT_BEFORE_SERVING_S)
         self._inference.start()
         write_atomic(
             self._config.state_dir / INFERENCE_ADDRESS_FILE, (self._inference.addresses[0] + "\n").encode()
         )
-        self._supervisor = Supervisor(self._router, self._activator.crash_looped)
-        for model in self._state.models():
-            if self._stopping.is_set():
-                return
-            self._activator.boot(model)
+        boot.join()
+        if self._stopping.is_set():
+            return
         notify("READY=1", f"STATUS={self._summary()}")
         self._box = probe_box(self._config.runtimes)
         self._reconciler.start()
         self._sync.start()
         self._telemetry.start()
+
+    def _boot(self) -> None:
+        for model in self._state.models():
+            if self._stopping.is_set():
+                return
+            try:
+                self._activator.boot(model)
+            except Exception:
+                log.exception("a defect while starting %s; other models go on", model)
 
     def _watch(self) -> None:
         """The main thread's work: wait for the end, feed the watchdog."""

@@ -47,6 +47,7 @@ ADMIN_TIMEOUT_S = 5.0
 ADMIN_REVERT_TIMEOUT_S = 180.0  # a worker may have to load
 
 # The daemon (daemon.py).
+BOOT_BEFORE_SERVING_S = 10.0  # models are loaded for so long before requests are taken
 STOP_S = 20.0  # for everything to end after SIGTERM; systemd allows 45
 LOOP_HANG_S = 900.0  # no life from the reconciler for longer: the watchdog starves. Hashing 16 GiB takes less
 WATCHDOG_TICK_S = 1.0
