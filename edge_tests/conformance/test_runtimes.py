@@ -258,7 +258,7 @@ def test_four_threads_get_their_own_answers(load):
             except RuntimeFailure as error:
                 wrong.append(f"thread {seed}, turn {turn}: {error!r}")
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -359,6 +359,16 @@ def test_a_truncated_file_is_rejected(runtime, tmp_path, keep):
         registry.load(path, preferred=runtime.name)
 
 
+def test_every_cut_of_a_file_is_rejected(runtime, tmp_path):
+    """Also by a library that would read beyond the end of the file, and die."""
+    data = fixture(runtime, "affine").read_bytes()
+    path = tmp_path / "model"
+    for keep in range(len(data)):
+        path.write_bytes(data[:keep])
+        with pytest.raises(ModelRejected):
+            runtime.load(path, LoadOptions())
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -449,7 +459,7 @@ def test_close_while_others_run(runtime):
             if not np.allclose(answer, affine(x), rtol=1e-5, atol=1e-5):
                 wrong.append("a wrong answer")
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     assert running.wait(30)
