@@ -66,8 +66,8 @@ class Builds:
         self._files = files
         self._deltas = deltas
         self._encoder = encoder
-        self._queue: asyncio.PriorityQueue[tuple[int, int, asyncio.Event]] = asyncio.PriorityQueue(
-            MAX_BUILDS_WAITING
+        self._queue: asyncio.PriorityQueue[tuple[tuple[int, int], int, asyncio.Event]] = (
+            asyncio.PriorityQueue(MAX_BUILDS_WAITING)
         )
         self._order = itertools.count()
         self._free = at_once
@@ -90,14 +90,15 @@ class Builds:
         Raises SluiceError: what the encoder raised; DELTA_PROOF_FAILED; LIMIT_EXCEEDED when too many wait or
         the deadline passed; INTERNAL when the process died.
         """
-        await self._turn(urgency)
+        # Full copies go first: they are quick, every device can use them, and deltas compete with them.
+        await self._turn((urgency, 0 if base == "" else 1))
         try:
             return await self._run(base, target)
         finally:
             self._free += 1
             self._wake()
 
-    async def _turn(self, urgency: int) -> None:
+    async def _turn(self, urgency: tuple[int, int]) -> None:
         turn = asyncio.Event()
         try:
             self._queue.put_nowait((urgency, next(self._order), turn))

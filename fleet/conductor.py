@@ -45,6 +45,7 @@ class Conductor:
         self._sessions = sessions
         self._clock = clock
         self._live: dict[str, _Live] = {}
+        self._stopping: SluiceError | None = None
 
     async def start(self) -> None:
         """Resumes the rollouts that an earlier process left running."""
@@ -58,6 +59,12 @@ class Conductor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def end_watches(self, why: SluiceError) -> None:
+        """Ends every watch, because the control plane stops."""
+        self._stopping = why
+        for live in self._live.values():
+            live.changed.set()
 
     def device_reported(self, device_id: str, reported: sync_pb2.ReportedState) -> None:
         """Takes a durable report; it is looked at soon."""
@@ -117,6 +124,8 @@ class Conductor:
             if state.state != RUNNING:
                 return
             await changed.wait()
+            if self._stopping is not None:
+                raise self._stopping
             await asyncio.sleep(WATCH_INTERVAL_S)  # changes come in bursts
 
     def _follow(self, state: Rollout) -> None:

@@ -22,6 +22,7 @@ from fleet.planner import Planner
 from fleet.sessions import Sessions
 from fleet.twins import Twins
 from fleet.uploads import Uploads
+from sluice.api.v1 import errors_pb2
 from updater.delta import FEATURES
 from updater.errors import SluiceError
 from updater.store import Store
@@ -70,6 +71,14 @@ class Control:
         self._spawn("upkeep", self._upkeep())
         for name, number in (await self.database.read(catalog.latest_numbers)).items():
             self.published(name, number)
+
+    def end_streams(self) -> None:
+        """Ends the calls that would stand for ever, so that stopping need not wait for them."""
+        why = SluiceError(
+            errors_pb2.CONTROL_UNREACHABLE, "the control plane is stopping", hint="connect again in a while"
+        )
+        self.sessions.end_all(why)
+        self.conductor.end_watches(why)
 
     async def stop(self) -> None:
         """Ends background work and closes the database."""

@@ -99,17 +99,18 @@ async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
     await server.start()
     address_file = control.config.data / ADDRESS_FILE
     try:
-        write_atomic(address_file, address.encode())
         if not control.config.is_loopback():
             log.warning("not_encrypted", listen=address, why="no encryption or authentication yet")
         print(f"listening on {address}", flush=True)  # noqa: T201 - for people and tests
         log.event("listening", address=address, data=control.config.data)
+        write_atomic(address_file, address.encode())
         notify("READY=1")
         await _wait(stop)
     finally:
         notify("STOPPING=1")
         log.event("stopping")
         address_file.unlink(missing_ok=True)
+        control.end_streams()
         await server.stop(limits.STOP_GRACE_S)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from sluice.api.v1 import sync_pb2
+from sluice.api.v1 import errors_pb2, sync_pb2
+from updater.errors import SluiceError
 
 
 class Session:
@@ -17,7 +18,7 @@ class Session:
 
     def __init__(self, device_id: str) -> None:
         self.device_id = device_id
-        self.replaced = False
+        self.ended: SluiceError | None = None
         self._desired: sync_pb2.DesiredState | None = None
         self._generation = -1
         self._wake = asyncio.Event()
@@ -29,18 +30,21 @@ class Session:
             self._desired = desired
             self._wake.set()
 
-    def end(self) -> None:
-        """Wakes the stream so that it ends, because a newer one took over."""
-        self.replaced = True
+    def end(self, why: SluiceError) -> None:
+        """Wakes the stream so that it ends."""
+        self.ended = why
         self._wake.set()
 
-    async def next(self) -> sync_pb2.DesiredState | None:
-        """The next desired state to send; None when the stream was replaced."""
-        while self._desired is None and not self.replaced:
+    async def next(self) -> sync_pb2.DesiredState:
+        """The next desired state to send. Raises what `end` was given."""
+        while True:
+            if self.ended is not None:
+                raise self.ended
+            if self._desired is not None:
+                desired, self._desired = self._desired, None
+                return desired
             await self._wake.wait()
             self._wake.clear()
-        desired, self._desired = self._desired, None
-        return None if self.replaced else desired
 
 
 class Sessions:
@@ -54,13 +58,25 @@ class Sessions:
         older = self._by_device.get(device_id)
         self._by_device[device_id] = session
         if older is not None:
-            older.end()
+            older.end(
+                SluiceError(
+                    errors_pb2.STATE_LOCKED,
+                    f"another stream of {device_id} took over",
+                    hint="if this is not a reconnect, two boxes have the same device id",
+                    obj=device_id,
+                )
+            )
         return session
 
     def close(self, session: Session) -> None:
         """Forgets a session; one that was replaced leaves its successor alone."""
         if self._by_device.get(session.device_id) is session:
             del self._by_device[session.device_id]
+
+    def end_all(self, why: SluiceError) -> None:
+        """Ends every stream, because the control plane stops."""
+        for session in self._by_device.values():
+            session.end(why)
 
     def is_online(self, device_id: str) -> bool:
         return device_id in self._by_device

@@ -19,7 +19,9 @@ OLD, NEW = onnx_model(1), onnx_model(1, drift=1e-3)
 @pytest.fixture
 def control(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
     encoder = f"edge_tests.harness.encoders:{request.param}"
-    with ControlPlane(tmp_path / "control", "--disk-reserve-bytes", "0", "--encoder", encoder) as running:
+    env = {"SLUICE_TEST_GATE": str(tmp_path / "gate")}
+    options = ("--disk-reserve-bytes", "0", "--encoder", encoder)
+    with ControlPlane(tmp_path / "control", *options, env=env) as running:
         yield running
 
 
@@ -52,7 +54,7 @@ def test_a_delta_that_fails_its_proof_is_not_offered(
 
 
 @pytest.mark.parametrize("control", ["slow"], indirect=True)
-def test_while_a_delta_is_computed_it_is_pending_or_replaced(control: ControlPlane) -> None:
+def test_while_a_delta_is_computed_it_is_pending_or_replaced(control: ControlPlane, tmp_path: Path) -> None:
     with Operator(control.address) as operator:
         push_both(operator)
         eventually(lambda: f"delta_built base=none target={digest_bytes(NEW)}" in control.log, "full copy")
@@ -63,11 +65,12 @@ def test_while_a_delta_is_computed_it_is_pending_or_replaced(control: ControlPla
         at_once = operator.plan("digits", 2, bases, wait_ms=0, accept_full=True)
         assert at_once.files[0].WhichOneof("how") == "full"
         assert at_once.retry_after_ms == 0
+        (tmp_path / "gate").touch()
         assert operator.plan("digits", 2, bases).files[0].WhichOneof("how") == "delta"
 
 
 @pytest.mark.parametrize("control", ["slow"], indirect=True)
-def test_a_builder_ends_when_the_control_plane_is_killed(control: ControlPlane) -> None:
+def test_a_builder_ends_when_the_control_plane_is_killed(control: ControlPlane, tmp_path: Path) -> None:
     import psutil
 
     with Operator(control.address) as operator:
@@ -83,6 +86,7 @@ def test_a_builder_ends_when_the_control_plane_is_killed(control: ControlPlane) 
     control.kill()
     _, alive = psutil.wait_procs(found, timeout=3)
     assert alive == []
+    (tmp_path / "gate").touch()
     control.start()  # and a new control plane clears away what it left
     with Operator(control.address) as operator:
         assert operator.plan("digits", 2, [digest_bytes(OLD)]).files[0].WhichOneof("how") == "delta"

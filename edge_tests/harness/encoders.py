@@ -48,7 +48,9 @@ def crash(base: Path | None, target: Path, out: Path) -> DeltaSummary:
 
 
 def slow(base: Path | None, target: Path, out: Path) -> DeltaSummary:
-    """Takes a while on deltas with a base."""
-    if base is not None:
-        time.sleep(4)
+    """Waits on deltas with a base until the file named by SLUICE_TEST_GATE is there, at most a minute."""
+    deadline = time.monotonic() + 60
+    while base is not None and not Path(os.environ["SLUICE_TEST_GATE"]).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     return delta.create(base, target, out)

@@ -56,7 +56,11 @@ class SyncService(SyncServicer):
         finally:
             reader.cancel()
             self._sessions.close(session)
-            log.event("device_disconnected", device=hello.device_id, replaced=session.replaced)
+            log.event(
+                "device_disconnected",
+                device=hello.device_id,
+                ended=session.ended.code if session.ended else "by the device",
+            )
 
     async def Poll(self, request: sync_pb2.PollRequest, context: _Context) -> sync_pb2.PollResponse:
         hello = request.hello
@@ -89,7 +93,7 @@ class SyncService(SyncServicer):
                     hint="connect again",
                     obj=session.device_id,
                 ) from None
-            if message is None or session.replaced:
+            if message is None or session.ended:
                 return
             if message.WhichOneof("message") != "reported":
                 raise SluiceError(
@@ -121,21 +125,13 @@ async def _hello(requests: _Requests) -> sync_pb2.Hello:
 
 
 async def _next_desired(session: Session, reader: asyncio.Task[None]) -> sync_pb2.DesiredState | None:
-    """The next desired state to send; None at the stream's end. Raises what the reader raised."""
+    """The next desired state to send; None when the device left. Raises what ended the stream otherwise."""
     waiting = asyncio.ensure_future(session.next())
     try:
         await asyncio.wait({waiting, reader}, return_when=asyncio.FIRST_COMPLETED)
         if reader.done():
             reader.result()
             return None
-        desired = waiting.result()
+        return waiting.result()
     finally:
         waiting.cancel()
-    if desired is None:
-        raise SluiceError(
-            errors_pb2.STATE_LOCKED,
-            f"another stream of {session.device_id} took over",
-            hint="if this is not a reconnect, two boxes have the same device id",
-            obj=session.device_id,
-        )
-    return desired

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edge_tests.harness.control import ControlPlane
-from edge_tests.harness.operator import Operator, eventually
+from edge_tests.harness.operator import Device, Operator, eventually, failing, onnx_model
 from fleet.config import ControlConfig
 from fleet.notify import notify, watchdog_interval_s
-from sluice.api.v1 import registry_pb2
+from sluice.api.v1 import registry_pb2, rollouts_pb2
+from updater.digests import digest_bytes
 from updater.errors import SluiceError
 
 
@@ -65,10 +68,38 @@ def test_an_interrupt_ends_it_like_a_stop(control: ControlPlane) -> None:
     assert control.log.rstrip().endswith("stopping")
 
 
-def test_a_call_that_runs_is_finished_when_it_stops(control: ControlPlane) -> None:
+def test_a_call_that_runs_may_finish_when_it_stops(control: ControlPlane) -> None:
+    data, go_on = onnx_model(1), threading.Event()
+    question = registry_pb2.GetUploadRequest(digest=digest_bytes(data))
+
+    def parts() -> Iterator[registry_pb2.UploadFileRequest]:
+        header = registry_pb2.UploadHeader(digest=digest_bytes(data), size=len(data))
+        yield registry_pb2.UploadFileRequest(header=header)
+        yield registry_pb2.UploadFileRequest(chunk=data[:1000])
+        go_on.wait(30)
+        yield registry_pb2.UploadFileRequest(chunk=data[1000:])
+
     with Operator(control.address) as operator:
-        assert not operator.registry.ListModels(registry_pb2.ListModelsRequest()).models
+        call = operator.registry.UploadFile.future(parts(), timeout=30)
+        eventually(lambda: operator.registry.GetUpload(question).committed_bytes == 1000, "the first bytes")
+        assert control.process is not None
+        control.process.send_signal(signal.SIGTERM)
+        eventually(lambda: " info stopping" in control.log, "the stop to begin")
+        go_on.set()
+        assert call.result().committed_bytes == len(data)
+    control.stop()
+
+
+def test_standing_streams_are_ended_at_once_when_it_stops(control: ControlPlane) -> None:
+    with Operator(control.address) as operator, Device(control.address, "box-1") as device:
+        operator.push("digits", 1, onnx_model(1))
+        rollout = operator.rollouts.CreateRollout(rollouts_pb2.CreateRolloutRequest(model="digits"))
+        watch = operator.rollouts.WatchRollout(rollouts_pb2.WatchRolloutRequest(id=rollout.id))
+        next(watch)
         control.stop()
+        for stream in (device.call, watch):
+            error = failing(lambda stream=stream: list(stream))  # type: ignore[misc]
+            assert (error.code, error.message) == ("CONTROL_UNREACHABLE", "the control plane is stopping")
 
 
 def test_systemd_hears_of_readiness_of_life_and_of_the_end(tmp_path: Path) -> None:
