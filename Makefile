@@ -33,7 +33,7 @@ demo: $(STAMP) ## One model update, end to end: train, push, diff, apply, activa
 test: test-main test-legacy ## Installs what it needs and runs every test.
 
 test-main: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-legacy: $(LEGACY_STAMP) ## Runs the runtimes' conformance suite on tflite-runtime, in a venv of its own.
 	@if [ -s $(LEGACY_STAMP) ]; then cat $(LEGACY_STAMP); else \
