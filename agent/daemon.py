@@ -123,6 +123,7 @@ class Daemon:
             self._progress,
             collect=lambda tight: self._collect(spare=not tight),
             serving=lambda model: self._router.serving(model) is not None,
+            free_bytes=lambda: shutil.disk_usage(state_dir).free,
             changed=self._changed,
         )
         self._telemetry = Telemetry(
@@ -251,7 +252,7 @@ class Daemon:
         return compose(
             self._reconciler.desired,
             self._state.models(),
-            self._state.updates(),
+            self._reconciler.updates(),
             self._progress.all(),
             self._activator.loaded(),
             time.time(),

@@ -197,6 +197,18 @@ class Installer:
                 )
             self._make_room()
 
+    def _check_reserve(self, file: File) -> None:
+        """Stops short of the last block: the databases must be able to say that the disk is full."""
+        free = shutil.disk_usage(self._store.root).free
+        if free < self._reserve_bytes + limits.LEAST_FREE_BYTES:
+            raise SluiceError(
+                errors_pb2.DISK_FULL,
+                f"{free} bytes are left below {self._store.root} while writing {file.path};"
+                f" {self._reserve_bytes} are reserved",
+                hint="free space there; the update goes on where it stopped",
+                obj=str(self._store.root),
+            )
+
     def _bases(self, variant: Variant, likely: Sequence[str], *, full: bool) -> list[str]:
         """What to tell the control plane that this box holds, likeliest base first."""
         wanted = [file.digest for file in variant.files if self._store.has(file.digest)]
@@ -291,6 +303,7 @@ class Installer:
                         f" where {position} was due, of {offer.size} in all",
                         obj=offer.digest,
                     )
+                self._check_reserve(file)
                 applier.feed(message.data)
                 position += len(message.data)
                 note(position)

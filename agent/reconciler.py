@@ -5,9 +5,9 @@ gets one attempt (install, activate). A failed attempt leaves a record and a tim
 round goes on with the next model: an update that cannot go on never blocks another. Between rounds the thread
 ends soaks, and sleeps until something is due or changes.
 
-Rules: the desired state is on disk before anything is done about it; a version that failed for good is left
-alone until its desired entry changes (a new rollout of the same version is a change); what an administrator
-pinned stays until then too.
+Rules: the desired state is written down before anything is done about it, unless the disk is full; a version
+that failed for good is left alone until its desired entry changes (a new rollout of the same version is a
+change); what an administrator pinned stays until then too.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class Reconciler:
         progress: told where updates are.
         collect: removes what no slot needs; with True also what is only kept to spare. Called in this thread.
         serving: whether a worker of a model is in the router.
+        free_bytes: on the state directory's file system.
         changed: called when the reported state changed.
     """
 
@@ -111,6 +112,7 @@ class Reconciler:
         *,
         collect: Callable[[bool], None],
         serving: Callable[[str], bool],
+        free_bytes: Callable[[], int],
         changed: Callable[[], None],
     ) -> None:
         self._state = state
@@ -120,8 +122,14 @@ class Reconciler:
         self._progress = progress
         self._collect = collect
         self._serving = serving
+        self._free_bytes = free_bytes
         self._changed = changed
-        self._desired = state.desired()
+        self._desired = self._written = state.desired()
+        self._fresh: dict[str, DesiredModel] = {}  # entries that changed and are not written down
+        self._unsaved: dict[str, Update] = {}
+        self._short_of_room: dict[
+            str, int
+        ] = {}  # model -> bytes free when its attempt failed for want of room
         self._desired_lock = threading.Lock()
         self._retry_at: dict[str, float] = {}
         self._wake = threading.Event()
@@ -155,39 +163,69 @@ class Reconciler:
         return self._thread.is_alive() and time.monotonic() - self._beat_s < limits.LOOP_HANG_S
 
     def take(self, message: sync_pb2.DesiredState) -> None:
-        """A desired state arrived: writes it down, forgets what was decided about entries that changed."""
-        try:
-            with self._desired_lock:
-                before = self._desired
+        """A desired state arrived: takes it up, forgets what was decided about entries that changed."""
+        with self._desired_lock:
+            before = self._desired
+            try:
                 after = merge(before, message)
-                if after is None:
-                    return
-                fresh = [item for name, item in after.models.items() if before.models.get(name) != item]
+            except SluiceError as error:
+                log.warning("the desired state was not taken up: %s", error)
+                return
+            if after is None:
+                return
+            fresh = {name: item for name, item in after.models.items() if before.models.get(name) != item}
+            self._desired = after
+            self._fresh.update(fresh)
+        for model in before.models.keys() - after.models.keys():
+            self._progress.clear(model)
+        for item in fresh.values():
+            self._retry_at.pop(item.model, None)
+            log.info("desired: %s@%d (generation %d)", item.model, item.version, after.generation)
+        self._write_down()
+        self._wake.set()
+        self._changed()
+
+    def _write_down(self) -> None:
+        """Puts the desired state on disk, and ends pins and final failures of entries that changed.
+
+        A disk that is too full for that must not keep the box from going back: the next round repeats it.
+        """
+        with self._desired_lock:
+            try:
                 updates = self._state.updates()
-                for model in before.models.keys() - after.models.keys():
-                    self._progress.clear(model)
-                for item in fresh:
+                for item in self._fresh.values():
                     # The failure of another version stays on record until an update succeeds.
                     update = updates.get(item.model)
                     if update is not None and update.version == item.version:
                         self._state.clear_update(item.model)
+                    self._unsaved.pop(item.model, None)
                     slots = self._state.slots(item.model)
                     if slots.pinned:
                         self._state.save(moves.unpin(slots))
-                    self._retry_at.pop(item.model, None)
-                self._state.save_desired(after)
-                self._desired = after
+                if self._written != self._desired:
+                    self._state.save_desired(self._desired)
+            except SluiceError as error:
+                log.warning("the desired state cannot be written down yet: %s", error)
+                return
+            self._fresh.clear()
+            self._written = self._desired
+
+    def updates(self) -> dict[str, Update]:
+        """The update record of every model, those included that the disk had no room for."""
+        return {**self._state.updates(), **self._unsaved}
+
+    def _record(self, update: Update) -> None:
+        """Writes an update record; on a full disk keeps it in memory until there is room."""
+        try:
+            self._state.save_update(update)
+            self._unsaved.pop(update.model, None)
         except SluiceError as error:
-            log.warning("the desired state was not taken up: %s", error)
-            return
-        for item in fresh:
-            log.info("desired: %s@%d (generation %d)", item.model, item.version, after.generation)
-        self._wake.set()
-        self._changed()
+            log.warning("an update record is kept in memory: %s", error)
+            self._unsaved[update.model] = update
 
     def connected(self) -> None:
         """The control plane answers: attempts that waited for it need wait no longer."""
-        updates = self._state.updates()
+        updates = self.updates()
         for model in list(self._retry_at):
             update = updates.get(model)
             if update and update.reason is not None and cause_of(update.reason) is Cause.NETWORK:
@@ -208,13 +246,24 @@ class Reconciler:
             self._wake.wait(wait_s)
         self._control.close()
 
+    def _see_room(self) -> None:
+        """Attempts that wait for room on the disk go on once there is notably more of it."""
+        for model, free in list(self._short_of_room.items()):
+            if self._free_bytes() >= free + limits.BLOCK_ROOM_BYTES:
+                del self._short_of_room[model]
+                self._retry_at.pop(model, None)
+
     def _round(self) -> float:
         """One look at everything; returns the seconds until something is due."""
+        self._write_down()
+        for update in list(self._unsaved.values()):
+            self._record(update)
+        self._see_room()
         waits = [_MAX_SLEEP_S]
         for item in self.desired.models.values():
             if self._stop.is_set():
                 break
-            models, updates = self._state.models(), self._state.updates()
+            models, updates = self._state.models(), self.updates()
             slots = models.get(item.model, Slots(item.model))
             if due(item, slots, updates.get(item.model), serving=self._serving(item.model)):
                 left_s = self._retry_at.get(item.model, 0.0) - time.monotonic()
@@ -283,6 +332,7 @@ class Reconciler:
             reverted=False,
         )
         self._activator.activate(item.model, prepared, done, step)
+        self._unsaved.pop(item.model, None)
         self._retry_at.pop(item.model, None)
         self._progress.clear(item.model)
         self._collect(False)
@@ -306,17 +356,13 @@ class Reconciler:
         same = update.reason is not None and cause_of(update.reason) is cause_of(error.reason)
         failures = update.failures + 1 if same else 1
         decision = decide(error.reason, failures, random.random())  # noqa: S311 - jitter
-        if decision.discard_partial:
-            self._installer.discard_partials()
-        if cause_of(error.reason) is Cause.BASE:
-            self._installer.check_bases(self._likely_bases(slots))
+        self._retry_at[item.model] = time.monotonic() + decision.wait_s
+        self._short_of_room.pop(item.model, None)
         if cause_of(error.reason) is Cause.DISK:
             self._collect(True)
-        if decision.final:
-            self._activator.unstage(item.model)
-        self._retry_at[item.model] = time.monotonic() + decision.wait_s
+            self._short_of_room[item.model] = self._free_bytes()
         hint = f" ({error.hint})" if error.hint else ""
-        self._state.save_update(
+        self._record(
             replace(
                 update,
                 attempts=update.attempts + 1,
@@ -330,4 +376,9 @@ class Reconciler:
         log.warning("%s@%d failed, %s: %s", item.model, item.version, what, error)
         if decision.final:
             self._progress.clear(item.model)
+            self._activator.unstage(item.model)
+        if decision.discard_partial:
+            self._installer.discard_partials()
+        if cause_of(error.reason) is Cause.BASE:
+            self._installer.check_bases(self._likely_bases(slots))
         self._changed()

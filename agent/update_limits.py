@@ -34,6 +34,7 @@ PROGRESS_REPORT_S = 0.5  # between two reports of fetched bytes
 
 # Installing.
 BLOCK_ROOM_BYTES = 8 << 20  # kept free beside the target for the journal and databases
+LEAST_FREE_BYTES = 1 << 20  # beside the reserve; applying stops before the databases cannot be written
 
 # Telemetry (telemetry.py, outbox.py).
 MAX_BATCHES_PER_REPORT = 64
