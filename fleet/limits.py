@@ -12,6 +12,10 @@ from updater.limits import MAX_FILE_BYTES, MAX_MANIFEST_BYTES
 MAX_CHUNK_BYTES = 1 << 20
 MAX_RECEIVE_BYTES = max(MAX_MANIFEST_BYTES, MAX_CHUNK_BYTES) + (1 << 20)
 MAX_STREAMS_PER_CONNECTION = 1024  # calls at once on one HTTP/2 connection
+# Calls that came but were not yet begun. gRPC's own bounds (1,000; random refusals up to 3,000) turn away a
+# quarter of a fleet of 10,000 that comes back in one moment; a waiting call costs a few KB.
+MAX_PENDING_CALLS = 12_000  # beyond this some are refused, …
+MAX_PENDING_CALLS_HARD = 24_000  # … and beyond this all
 KEEPALIVE_TIME_MS = 30_000  # a silent connection is pinged after this
 KEEPALIVE_TIMEOUT_MS = 10_000  # and closed when the ping is not answered within this
 MIN_CLIENT_PING_INTERVAL_MS = 10_000  # clients that ping more often are sent away

@@ -52,6 +52,8 @@ _NUMBERS = (
 _OPTIONS = [
     ("grpc.max_receive_message_length", limits.MAX_RECEIVE_BYTES),
     ("grpc.max_concurrent_streams", limits.MAX_STREAMS_PER_CONNECTION),
+    ("grpc.server.max_pending_requests", limits.MAX_PENDING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", limits.MAX_PENDING_CALLS_HARD),
     ("grpc.keepalive_time_ms", limits.KEEPALIVE_TIME_MS),
     ("grpc.keepalive_timeout_ms", limits.KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
