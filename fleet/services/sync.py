@@ -56,11 +56,7 @@ class SyncService(SyncServicer):
         finally:
             reader.cancel()
             self._sessions.close(session)
-            log.event(
-                "device_disconnected",
-                device=hello.device_id,
-                ended=session.ended.code if session.ended else "by the device",
-            )
+            log.event("device_disconnected", device=hello.device_id)
 
     async def Poll(self, request: sync_pb2.PollRequest, context: _Context) -> sync_pb2.PollResponse:
         hello = request.hello
