@@ -1,0 +1,57 @@
+"""`sluice-agent` as a person or a script meets it, and telemetry that arrives."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from agent import cli
+from edge_tests.harness.agent import AgentProcess
+from edge_tests.harness.world import World
+from sluice.api.v1 import telemetry_pb2, telemetry_pb2_grpc
+
+
+def test_errors_have_stable_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "--socket", str(tmp_path / "none.sock")]) == 8
+    assert "AGENT_UNREACHABLE" in capsys.readouterr().err
+    assert cli.main(["revert", "--json", "--socket", str(tmp_path / "none.sock"), "m"]) == 8
+    assert json.loads(capsys.readouterr().err)["error"]["reason"] == "AGENT_UNREACHABLE"
+    config = tmp_path / "agent.toml"
+    config.write_text("[control]\nadress = 1\n")
+    for verb in ("run", "status", "doctor"):
+        assert cli.main([verb, "--config", str(config)]) == 3
+        assert "control.adress is not a key" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["dance"])
+    assert caught.value.code == 2
+
+
+@pytest.mark.e2e
+def test_status_and_doctor_on_a_live_box_and_telemetry_arrives(tmp_path: Path) -> None:
+    with World(tmp_path) as world, AgentProcess(tmp_path / "a", world.address, "box") as agent:
+        agent.wait_for(lambda status: status.control_connected)
+        status = json.loads(agent.command("status", "--json").stdout)
+        assert status["deviceId"] == "box"
+        assert status["controlConnected"] is True
+        doctor = agent.command("doctor")
+        assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+        assert "control plane: " in doctor.stdout
+        assert doctor.stdout.endswith("no faults\n")
+
+        with world.control.channel() as channel:
+            stub = telemetry_pb2_grpc.TelemetryStub(channel)
+            query = telemetry_pb2.QueryMetricsRequest(device_id="box", name="system.memory.utilization")
+            until = time.monotonic() + 15
+            while len(stub.QueryMetrics(query, timeout=5).metrics) < 2:
+                assert time.monotonic() < until, agent.tail()
+                time.sleep(0.1)
+        agent.wait_for(lambda status: status.outbox_batches == 0)
+
+        world.control.stop()
+        findings = json.loads(agent.command("doctor", "--json").stdout)["findings"]
+        fault = next(item for item in findings if not item["ok"])
+        assert (fault["check"], fault["reason"]) == ("control plane", "CONTROL_UNREACHABLE")
+        assert fault["advice"]

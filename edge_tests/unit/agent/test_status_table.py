@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from agent.logs import KeyValueFormatter
+from agent.notify import notify, watchdog_interval_s
+from agent.status_table import WIDTH, duration, render, size
+from sluice.api.v1 import admin_pb2, errors_pb2, sync_pb2
+
+
+def full_status() -> admin_pb2.GetStatusResponse:
+    status = admin_pb2.GetStatusResponse(
+        device_id="d" * 64,
+        agent_version="0.1.0",
+        control_address="control.example:8470",
+        control_error="CONTROL_UNREACHABLE: " + "no answer " * 30,
+        store_bytes=5 << 30,
+    )
+    for number in range(3):
+        status.reported.models.append(
+            sync_pb2.ReportedModel(
+                model="detector-" + "x" * 55,
+                variant="onnx-" + "y" * 59,
+                active_version=123456,
+                previous_version=123455,
+                target_version=123457,
+                step=sync_pb2.UPDATE_STEP_FETCHING,
+                fetched_bytes=50,
+                fetch_total_bytes=200,
+                healthy=number > 0,
+                failure=sync_pb2.UpdateFailure(
+                    version=123457, reason=errors_pb2.DISK_FULL, message="word " * 50, attempts=3
+                ),
+            )
+        )
+        status.workers.append(
+            admin_pb2.WorkerStatus(
+                model="detector-" + "x" * 55, version=123456, role="active", runtime="tflite-runtime"
+            )
+        )
+    return status
+
+
+def test_fits_80_columns() -> None:
+    text = render(full_status())
+    assert max(map(len, text.splitlines())) <= WIDTH
+    for part in (
+        "not connected",
+        "fetching 25 %",
+        "DISK_FULL (3 attempts, trying on)",
+        "NO",
+        "123457",
+        "5.0 GiB",
+    ):
+        assert part in text
+
+
+def test_empty_box() -> None:
+    text = render(admin_pb2.GetStatusResponse(device_id="d", control_connected=True))
+    assert "no models yet" in text
+    assert "connected" in text
+
+
+def test_figures_for_people() -> None:
+    assert [size(value) for value in (0, 1023, 1536, 3 << 20)] == ["0 B", "1023 B", "1.5 KiB", "3.0 MiB"]
+    assert [duration(value) for value in (59, 60, 3700, 400_000)] == [
+        "59 s",
+        "1 min",
+        "1 h 1 min",
+        "4 d 15 h",
+    ]
+
+
+def test_log_is_one_line_whatever_happens() -> None:
+    record = logging.LogRecord("agent.x", logging.WARNING, "f", 1, 'a "quoted"\nline %s', ("\\",), None)
+    line = KeyValueFormatter().format(record)
+    assert "\n" not in line
+    assert line.endswith('level=warning source=agent.x message="a \\"quoted\\"\\nline \\\\"')
+    assert line.startswith("time=20")
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_notify_reaches_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool) -> None:
+    name = f"@sluice-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+        peer.bind("\0" + name[1:] if abstract else name)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        assert notify("READY=1", "STATUS=serving")
+        assert peer.recv(100) == b"READY=1\nSTATUS=serving"
+
+
+def test_notify_without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    assert not notify("READY=1")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere/at/all")
+    assert not notify("READY=1")
+
+
+def test_watchdog_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "60000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert watchdog_interval_s() == 30.0
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert watchdog_interval_s() is None
+    monkeypatch.delenv("WATCHDOG_USEC")
+    assert watchdog_interval_s() is None
