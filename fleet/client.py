@@ -219,7 +219,9 @@ class ControlClient:
         """Brings one file into the store, going on where an earlier upload stopped.
 
         A cut link is retried while it keeps bringing bytes forward; the limit counts cuts in a row that
-        brought none. Whatever happens, bytes that the control plane committed are kept for the next attempt.
+        brought none. While another stream uploads the same file (another push, or ours that was cut and that
+        the control plane still waits for) this one waits. Whatever happens, bytes that the control plane
+        committed are kept for the next attempt.
 
         Args:
             path: the file.
@@ -232,7 +234,7 @@ class ControlClient:
         Raises SluiceError(FILE_DIGEST_MISMATCH | LIMIT_EXCEEDED | DISK_FULL | CONTROL_UNREACHABLE |
         IO_FAILED).
         """
-        failures, first, reached = 0, -1, -1
+        tries, first, reached, moved = 0, -1, -1, time.monotonic()
         while True:
             held = self.get_upload(digest)
             if first < 0:
@@ -242,7 +244,7 @@ class ControlClient:
                     progress(size, size)
                 return size - first
             if held.committed_bytes > reached:
-                failures, reached = 0, held.committed_bytes
+                tries, reached, moved = 0, held.committed_bytes, time.monotonic()
             try:
                 send_file(
                     self._registry.UploadFile,
@@ -256,13 +258,24 @@ class ControlClient:
                 )
                 return size - first
             except SluiceError as error:
-                failures += 1
-                if error.reason != errors_pb2.CONTROL_UNREACHABLE:
+                tries += 1
+                if not self._may_go_on(error, digest, held.committed_bytes, tries, time.monotonic() - moved):
                     raise
-                if failures >= self.limits.retry.attempts:
-                    error.hint = "run the same command again: it goes on where this one stopped"
-                    raise
-            time.sleep(self.limits.retry.pause_s(failures))
+            time.sleep(self.limits.retry.pause_s(tries))
+
+    def _may_go_on(self, error: SluiceError, digest: str, offset: int, tries: int, idle_s: float) -> bool:
+        """Whether an upload that stopped is worth another stream; says how to resume where it is not."""
+        limits = self.limits
+        if error.reason == errors_pb2.REQUEST_INVALID:
+            # An earlier stream of ours may have moved the offset after we asked for it.
+            return tries < limits.retry.attempts and self.get_upload(digest).committed_bytes != offset
+        if error.reason == errors_pb2.CONTROL_UNREACHABLE and tries < limits.retry.attempts:
+            return True
+        if error.reason == errors_pb2.STATE_LOCKED and idle_s < limits.upload.locked_s:
+            return True
+        if error.reason in (errors_pb2.CONTROL_UNREACHABLE, errors_pb2.STATE_LOCKED):
+            error.hint = "run the same command again: it goes on where this one stopped"
+        return False
 
     # DiffModel.
 

@@ -28,12 +28,15 @@ class UploadLimits:
     Attributes:
         chunk_bytes: of one message; the protocol allows 1 MiB. Small, so that a slow link shows progress.
         stall_s: longest wait for the transport to take a chunk.
+        locked_s: longest wait for another upload of the same file that brings no byte forward. Longer than
+            the control plane itself waits for a stream that went silent.
         store_bytes_per_s: how slowly the control plane may hash and fsync the file after the last chunk.
         poll_s: how often progress is reported and checked.
     """
 
     chunk_bytes: int = 64 << 10
     stall_s: float = 60.0
+    locked_s: float = 120.0
     store_bytes_per_s: float = 10e6
     poll_s: float = 0.1
 

@@ -13,7 +13,6 @@ _NEXT: dict[int, str] = {
     errors_pb2.MODEL_UNKNOWN: "`sluice model list` shows the models; `sluice model push` adds one",
     errors_pb2.VERSION_UNKNOWN: "`sluice model list NAME` shows the model's versions",
     errors_pb2.ALIAS_UNKNOWN: "`sluice model list` shows each model's aliases",
-    errors_pb2.VERSION_RETIRED: "choose a version that `sluice model list NAME` does not mark as retired",
     errors_pb2.VERSION_NOT_NEXT: "leave --version out to take the next number",
     errors_pb2.VERSION_CONFLICT: "leave --version out to take the next number",
     errors_pb2.FILE_UNKNOWN: "push again: `sluice model push`",
@@ -23,15 +22,15 @@ _NEXT: dict[int, str] = {
     errors_pb2.DELTA_NOT_READY: "try again in a moment, or wait longer with --timeout 300",
     errors_pb2.DEVICE_UNKNOWN: "`sluice device list` shows the devices; one joins when its agent connects",
     errors_pb2.ROLLOUT_UNKNOWN: "`sluice rollout list` shows the rollouts",
-    errors_pb2.ROLLOUT_STATE: "`sluice rollout list` shows what runs; `sluice rollout abort ID` ends it",
     errors_pb2.ROLLOUT_EMPTY: "`sluice device list` shows the devices and their labels",
     errors_pb2.STATE_LOCKED: "another control plane uses this directory: stop it, or choose another --data",
     errors_pb2.DISK_FULL: "free space there, then run the same command again",
 }
 
 
-# Where the room that failed speaks to a device; on the command line these are the next steps.
+# Where the room that failed speaks to a device or a program; on the command line these are the next steps.
 _INSTEAD: dict[int, str] = {
+    errors_pb2.ROLLOUT_STATE: "`sluice rollout list` shows what runs; `sluice rollout abort ID` ends it",
     errors_pb2.DELTA_WRONG_BASE: "give the file that the delta was made from as BASE",
     errors_pb2.DELTA_INVALID: "make it again with `sluice delta create`",
     errors_pb2.DELTA_TRUNCATED: "copy the delta again, or make it again with `sluice delta create`",

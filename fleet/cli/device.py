@@ -86,7 +86,10 @@ def _device_text(found: devices_pb2.Device) -> list[RenderableType]:
                 ("labels", tables.pairs(found.labels)),
                 ("agent", found.agent_version),
                 ("board", f"{can.board} ({can.architecture})" if can.board else can.architecture),
-                ("cpu, memory", f"{can.cpu_count} cores, {tables.size(can.memory_bytes)}"),
+                (
+                    "cpu, memory",
+                    f"{can.cpu_count} cores, {tables.size(can.memory_bytes)}" if can.cpu_count else "",
+                ),
                 ("runtimes", runtimes),
             )
         )

@@ -17,9 +17,10 @@ def main() -> None:
     try:
         from fleet.cli.app import cli
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _NEEDED:
+        package = (error.name or "").partition(".")[0]
+        if package not in _NEEDED:
             raise
-        why = f"the package {error.name} is missing"
+        why = f"the package {package} is missing"
         print(f"sluice: {why}; install it with: pip install 'sluice[control]'", file=sys.stderr)  # noqa: T201
         sys.exit(_EXIT_FAILED)
     cli(prog_name="sluice")

@@ -38,7 +38,7 @@ def model() -> None:
         ("Several variants, described in a file.", "sluice model push -f model.yaml"),
         (
             "Remember where it came from.",
-            'sluice model push d.tflite --name d --annotation commit="$(git rev-parse HEAD)"',
+            'sluice model push m.onnx --name m --annotation commit="$(git rev-parse HEAD)"',
         ),
     ],
 )
