@@ -6,12 +6,13 @@ SIGBUS, while a short read is an error that can be handled.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 from updater.delta import faults
 from updater.delta.container import Header
-from updater.digests import digest_file
+from updater.digests import PREFIX, READ_BYTES
 from updater.errors import os_errors
 
 
@@ -40,13 +41,20 @@ class Base:
                 f"the base {self._path} has {size} bytes; the delta was made from {header.base_size}",
                 str(self._path),
             )
-        digest = digest_file(self._path)
+        self._size = size
+        digest = self._digest()
         if digest != header.base_digest:
             raise faults.wrong_base(
                 f"the base {self._path} is {digest}; the delta was made from {header.base_digest}",
                 str(self._path),
             )
-        self._size = size
+
+    def _digest(self) -> str:
+        """Hashes what was opened, not what the name may mean by now."""
+        sha = hashlib.sha256()
+        for offset in range(0, self._size, READ_BYTES):
+            sha.update(self.read(offset, min(READ_BYTES, self._size - offset)))
+        return PREFIX + sha.hexdigest()
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes at `offset`. Raises SluiceError(DELTA_INVALID | DELTA_WRONG_BASE | IO_FAILED)."""

@@ -22,6 +22,11 @@ _WINDOW = 32  # bytes hashed together
 _STRIDE = 16  # the base is hashed at every so many bytes
 _PAGE = 4096  # granularity of the windows that are found
 _LOOK = 1 << 20  # positions of the data looked up at a time
+# In long data, of each 512 positions 64 are looked up: a common run of RUN_BYTES always has a whole stretch
+# of these, and a stretch holds several places that the base is hashed at.
+_SPARSE_LOOK_BYTES = 1 << 18
+_EVERY = 512
+_LOOKED = 64
 _STEP = 1 << 16  # bytes compared at a time when a run is followed
 
 
@@ -104,9 +109,13 @@ class ContentIndex:
             count = len(piece) - _WINDOW + 1
             backwards = np.cumprod(np.full(count, inverse, dtype=np.uint64)) * base
             hashes = (sums[_WINDOW:] - sums[:count]) * backwards
+            looked = np.arange(count)
+            if len(data) > _SPARSE_LOOK_BYTES:
+                looked = looked[looked % _EVERY < _LOOKED]
+            hashes = hashes[looked]
             ranks = np.minimum(np.searchsorted(self._sorted, hashes), len(self._sorted) - 1)
-            places = np.flatnonzero(self._sorted[ranks] == hashes)
-            yield start, places, self._order[ranks[places]] * _STRIDE
+            same = self._sorted[ranks] == hashes
+            yield start, looked[same], self._order[ranks[same]] * _STRIDE
 
 
 def _common(base: Bytes, origin: int, data: Bytes, place: int) -> int:
