@@ -166,16 +166,17 @@ class Daemon:
     def _start(self) -> None:
         self._admin.start()
         self._supervisor = Supervisor(self._router, self._activator.crash_looped)
-        boot = threading.Thread(target=self._boot, name="boot")
+        boot = threading.Thread(target=self._boot, name="boot", daemon=True)
         boot.start()
         boot.join(limits.BOOT_BEFORE_SERVING_S)
         self._inference.start()
         write_atomic(
             self._config.state_dir / INFERENCE_ADDRESS_FILE, (self._inference.addresses[0] + "\n").encode()
         )
-        boot.join()
+        while boot.is_alive() and not self._stopping.is_set():
+            boot.join(limits.CANCEL_CHECK_S)
         if self._stopping.is_set():
-            return
+            return  # a worker that is still loading ends with this process
         notify("READY=1", f"STATUS={self._summary()}")
         self._box = probe_box(self._config.runtimes)
         self._reconciler.start()
