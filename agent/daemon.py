@@ -79,9 +79,9 @@ class Daemon:
             state_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
             slots_dir.mkdir(exist_ok=True)
         self._undo.enter_context(StateLock(state_dir))
-        sweep(slots_dir)
         self._slots_dir = slots_dir
         self._store = Store(state_dir / "store")
+        sweep(slots_dir, self._store)
         self._state = State(state_dir / "state.db")
         self._undo.callback(self._state.close)
         if self._state.set_aside is not None:

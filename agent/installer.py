@@ -33,7 +33,7 @@ from updater.manifest import File, Manifest, Variant
 from updater.store import Store
 
 log = logging.getLogger(__name__)
-_PARTIAL_PREFIX = "apply-"
+PARTIAL_PREFIX = "apply-"
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Installer:
     def discard_partials(self) -> None:
         """Forgets everything received but not yet whole: it cannot be trusted, or is no longer wanted."""
         for path in self._store.staged():
-            if path.name.startswith(_PARTIAL_PREFIX):
+            if path.name.startswith(PARTIAL_PREFIX):
                 with os_errors("removing", path):
                     path.unlink(missing_ok=True)
 
@@ -290,6 +290,7 @@ class Installer:
             expected_target=file.digest,
             expected_size=file.size,
             delta_digest=offer.digest,
+            sync_bytes=limits.APPLY_SYNC_BYTES,
         ) as applier:
             position = applier.resume_offset
             if position:
@@ -322,7 +323,7 @@ class Installer:
 
 
 def _partial_stem(target: str) -> str:
-    return _PARTIAL_PREFIX + target[len(PREFIX) :]
+    return PARTIAL_PREFIX + target[len(PREFIX) :]
 
 
 def _checked(data: bytes, model: str, version: int, digest: str) -> Manifest:

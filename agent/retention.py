@@ -1,8 +1,9 @@
 """What stays on disk: what the slots need, a few versions more as bases, and nothing else.
 
 Version directories are the reference counts: a stored file that no directory links to is garbage, unless the
-desired version is made of it. Rules: nothing that an active, previous or staged slot needs is ever removed;
-removal belongs to the reconciler's thread, as installation does, so the two never meet.
+desired version is made of it; so are partial files on the way to anything else. Rules: nothing that an
+active, previous or staged slot needs is ever removed; removal belongs to the reconciler's thread, as
+installation does, so the two never meet.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from agent.installer import PARTIAL_PREFIX
 from agent.slots import Slots
 from agent.version_directory import remove
+from updater.digests import PREFIX
 from updater.errors import SluiceError, os_errors
 from updater.manifest import Manifest
 from updater.store import Store
 
+_DIGEST_HEX_DIGITS = 64
 log = logging.getLogger(__name__)
 
 
@@ -68,6 +72,12 @@ def collect(
         if status.st_nlink == 1 and digest not in wanted:
             store.remove(digest)
             freed += status.st_size
+    for partial in store.staged():
+        target = PREFIX + partial.name.removeprefix(PARTIAL_PREFIX)[:_DIGEST_HEX_DIGITS]
+        if partial.name.startswith(PARTIAL_PREFIX) and target not in wanted:
+            with os_errors("removing", partial):
+                freed += partial.stat().st_size
+                partial.unlink()
     for damaged in store.root.glob("objects/*/*.damaged"):
         with os_errors("removing", damaged):
             damaged.unlink(missing_ok=True)

@@ -34,6 +34,9 @@ PROGRESS_REPORT_S = 0.5  # between two reports of fetched bytes
 
 # Installing.
 BLOCK_ROOM_BYTES = 8 << 20  # kept free beside the target for the journal and databases
+APPLY_SYNC_BYTES = (
+    2 << 20
+)  # of target between two fsyncs: every block, since on a slow link a block takes minutes
 LEAST_FREE_BYTES = 1 << 20  # beside the reserve; applying stops before the databases cannot be written
 
 # Telemetry (telemetry.py, outbox.py).

@@ -25,6 +25,7 @@ from updater.store import Store
 
 MARKER = ".version"  # paths in manifests never start with a dot
 MANIFEST = ".manifest"
+_COPY_PREFIX = "add-"  # as Store.add_file names a copy in progress
 
 
 def version_directory(root: Path, model: str, version: int) -> Path:
@@ -131,8 +132,14 @@ def remove(root: Path, model: str, version: int) -> None:
             shutil.rmtree(doomed)
 
 
-def sweep(root: Path) -> None:
-    """Deletes directories that a kill left unfinished. Raises SluiceError(IO_FAILED)."""
+def sweep(root: Path, store: Store) -> None:
+    """Deletes directories and copies that a kill left unfinished; partial downloads stay, they are resumed.
+
+    Only for the start of the agent, when nothing is being built. Raises SluiceError(IO_FAILED).
+    """
     with os_errors("sweeping", root):
         for leftover in root.glob("*/.*.tmp"):
             shutil.rmtree(leftover)
+        for copy in store.staged():
+            if copy.name.startswith(_COPY_PREFIX):
+                copy.unlink()

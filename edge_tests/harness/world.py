@@ -74,7 +74,7 @@ class World:
             assert time.monotonic() < until, f"only {known} registered\n{self.control.log[-4000:]}"
             time.sleep(0.05)
 
-    def roll_out(self, version: int = 0, devices: Sequence[str] = (), deadline_s: int = 60) -> str:
+    def roll_out(self, version: int = 0, devices: Sequence[str] = (), deadline_s: int = 600) -> str:
         """Starts a rollout of MODEL to the devices, or to all; returns its id."""
         selector = devices_pb2.Selector(device_ids=devices)
         phase = rollouts_pb2.Phase(selector=selector, deadline_s=deadline_s, max_failed_percent=0)

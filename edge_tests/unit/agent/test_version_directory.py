@@ -91,7 +91,13 @@ def test_collect_never_takes_what_a_slot_needs(box: Box) -> None:
     desired = Manifest("m", 5, (Variant("onnx", "onnx", (File("f", "model", digest_bytes(b"new"), 3),)),))
     wanted = [box.store.add_bytes(b"new"), box.store.add_bytes(desired.to_bytes())]
     models = {"m": Slots("m", active=installed[3][0], previous=installed[2][0])}
+    kept, dropped = (
+        box.store.staging(f"apply-{digest[7:]}.0123456789abcdef") for digest in (wanted[0], loose)
+    )
+    for partial in (kept, dropped):
+        partial.write_bytes(b"part")
     collect(box.store, box.slots_dir, models, [desired.digest], 0)
+    assert box.store.staged() == [kept]
     assert sorted(entry.name for entry in (box.slots_dir / "m").iterdir()) == ["2", "3"]
     for version, (item, variant) in installed.items():
         assert box.store.has(variant.files[0].digest) == (version in (2, 3))
@@ -103,7 +109,10 @@ def test_collect_never_takes_what_a_slot_needs(box: Box) -> None:
 def test_sweep_removes_only_unfinished_directories(box: Box) -> None:
     box.add(1)
     (box.slots_dir / "m" / ".2.abc.tmp").mkdir()
-    version_directory.sweep(box.slots_dir)
+    box.store.staging("add-0123").write_bytes(b"half a copy")
+    box.store.staging("apply-0123").write_bytes(b"resumed later")
+    version_directory.sweep(box.slots_dir, box.store)
+    assert [path.name for path in box.store.staged()] == ["apply-0123"]
     assert [entry.name for entry in (box.slots_dir / "m").iterdir()] == ["1"]
 
 
