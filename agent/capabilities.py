@@ -59,8 +59,8 @@ def agent_version() -> str:
     return metadata.version("sluice")
 
 
-def hello(config: AgentConfig, box: Box) -> sync_pb2.Hello:
-    """How this device introduces itself."""
+def hello(config: AgentConfig, box: Box, generation: int) -> sync_pb2.Hello:
+    """How this device introduces itself, having taken up this generation of its desired state."""
     try:
         boot_id = _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:  # a container without /proc/sys
@@ -70,6 +70,7 @@ def hello(config: AgentConfig, box: Box) -> sync_pb2.Hello:
         agent_version=agent_version(),
         boot_id=boot_id,
         labels=config.labels,
+        desired_generation=generation,
         capabilities=sync_pb2.Capabilities(
             architecture=box.architecture,
             board=box.board,

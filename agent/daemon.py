@@ -137,7 +137,7 @@ class Daemon:
         self._sync = Sync(
             config.control_address,
             device_id=config.device_id,
-            hello=lambda: hello(config, self._box),
+            hello=lambda: hello(config, self._box, self._reconciler.desired.generation),
             reported=self.reported,
             on_desired=self._reconciler.take,
             on_connected=self._connected,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from fleet import tables
@@ -19,6 +19,7 @@ from fleet.clock import now_us, to_timestamp
 from fleet.limits import (
     MAX_DEVICES,
     MAX_FEATURES,
+    MAX_GENERATION,
     MAX_LABEL_CHARACTERS,
     MAX_LABELS,
     MAX_NAMED_IN_ERROR,
@@ -60,6 +61,8 @@ def check_hello(hello: sync_pb2.Hello) -> None:
         raise _over("runtimes", len(capabilities.runtimes), MAX_RUNTIMES)
     if len(capabilities.delta_features) > MAX_FEATURES:
         raise _over("delta features", len(capabilities.delta_features), MAX_FEATURES)
+    if hello.desired_generation > MAX_GENERATION:
+        raise _over("is the desired generation of Hello", hello.desired_generation, MAX_GENERATION)
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
@@ -88,7 +91,14 @@ def register(connection: Connection, hello: sync_pb2.Hello) -> bool:
         "seen_us": now,
     }
     columns = tables.devices.c
-    changed = connection.execute(update(tables.devices).where(columns.id == hello.device_id).values(known))
+    # A device that is ahead has seen generations which this database lost: go on above them.
+    generation = case(
+        (columns.generation < hello.desired_generation, hello.desired_generation + 1),
+        else_=columns.generation,
+    )
+    changed = connection.execute(
+        update(tables.devices).where(columns.id == hello.device_id).values(**known, generation=generation)
+    )
     if changed.rowcount:
         return False
     count = connection.execute(select(func.count()).select_from(tables.devices)).scalar_one()
@@ -100,7 +110,7 @@ def register(connection: Connection, hello: sync_pb2.Hello) -> bool:
             state=devices_pb2.DEVICE_STATE_ACCEPTED,
             operator_labels="{}",
             reported=b"",
-            generation=0,
+            generation=hello.desired_generation + 1 if hello.desired_generation else 0,
             created_us=now,
             **known,
         )

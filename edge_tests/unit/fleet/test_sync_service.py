@@ -142,3 +142,19 @@ def test_devices_come_in_pages(operator: Operator) -> None:
         if not token:
             break
     assert found == [f"box-{index}" for index in range(5)]
+
+
+def test_generations_go_on_above_what_a_device_has_seen(operator: Operator) -> None:
+    """A control plane whose data was lost must not send desired states that devices take for stale."""
+
+    def generation(device_id: str, seen: int) -> int:
+        hello = sync_pb2.Hello(device_id=device_id, desired_generation=seen)
+        return operator.sync.Poll(sync_pb2.PollRequest(hello=hello)).desired.generation
+
+    assert generation("box-1", 0) == 0
+    assert generation("box-1", 41) == 42
+    assert generation("box-1", 42) == 42
+    assert generation("box-1", 7) == 42
+    assert generation("box-2", 9) == 10
+    hello = sync_pb2.Hello(device_id="box-3", desired_generation=1 << 63)
+    assert failing(lambda: operator.sync.Poll(sync_pb2.PollRequest(hello=hello))).code == "LIMIT_EXCEEDED"

@@ -149,12 +149,17 @@ class Hello(message.Message):
     BOOT_ID_FIELD_NUMBER: builtins.int
     CAPABILITIES_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    DESIRED_GENERATION_FIELD_NUMBER: builtins.int
     device_id: builtins.str
     """1 to 64 of a-z A-Z 0-9 - _ . starting with a letter or digit."""
     agent_version: builtins.str
     """Of the sluice package."""
     boot_id: builtins.str
     """The kernel's; a new one tells of a reboot."""
+    desired_generation: builtins.int
+    """The newest generation of the desired state that the device has taken up. A control plane that lost its data goes
+    on above it, so that what it sends is not taken for stale.
+    """
     @builtins.property
     def capabilities(self) -> Capabilities: ...
     @builtins.property
@@ -169,10 +174,11 @@ class Hello(message.Message):
         boot_id: builtins.str = ...,
         capabilities: Capabilities | None = ...,
         labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        desired_generation: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "capabilities", b"capabilities", "device_id", b"device_id", "labels", b"labels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "capabilities", b"capabilities", "desired_generation", b"desired_generation", "device_id", b"device_id", "labels", b"labels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
