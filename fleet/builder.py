@@ -27,6 +27,7 @@ from updater import delta
 from updater.delta import container
 from updater.digests import digest_file
 from updater.errors import SluiceError, os_errors
+from updater.formats import TensorSpan, external_spans
 from updater.limits import DecodeLimits
 
 
@@ -42,6 +43,10 @@ class Job:
         base_digest: what the base must have; empty for a full copy.
         target_digest: what the target must have.
         encoder: "module:function", called as `updater.delta.create`.
+        base_model: where the base is external data, the path of the ONNX model that describes it; else empty.
+        base_name: the name by which that model refers to it.
+        target_model: the same for the target.
+        target_name: the same for the target.
     """
 
     base: str | None
@@ -51,6 +56,10 @@ class Job:
     base_digest: str
     target_digest: str
     encoder: str
+    base_model: str = ""
+    base_name: str = ""
+    target_model: str = ""
+    target_name: str = ""
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -59,7 +68,12 @@ class Job:
 def build(job: Job) -> dict[str, Any]:
     """Encodes, proves and describes. Raises SluiceError(DELTA_PROOF_FAILED and what encoding raises)."""
     base = Path(job.base) if job.base else None
-    summary = _encoder(job.encoder)(base, Path(job.target), Path(job.out))
+    spans = {
+        "base_spans": _external_spans(job.base_model, job.base_name),
+        "target_spans": _external_spans(job.target_model, job.target_name),
+    }
+    known = {name: found for name, found in spans.items() if found}
+    summary = _encoder(job.encoder)(base, Path(job.target), Path(job.out), **known)
     if summary.target_digest != job.target_digest or (base and summary.base_digest != job.base_digest):
         raise SluiceError(
             errors_pb2.STORE_CORRUPT,
@@ -78,6 +92,11 @@ def build(job: Job) -> dict[str, Any]:
         "features": _features(Path(job.out)),
         "regions": regions,
     }
+
+
+def _external_spans(model: str, name: str) -> tuple[TensorSpan, ...]:
+    """The tensors that a model has in an external data file; none where the file is not external data."""
+    return external_spans(Path(model)).get(name, ()) if model else ()
 
 
 def _prove(job: Job, base: Path | None) -> None:
@@ -111,9 +130,9 @@ def _features(path: Path) -> list[str]:
     return list(container.decode_header(start + rest, bounds).features)
 
 
-def _encoder(name: str) -> Callable[[Path | None, Path, Path], Any]:
+def _encoder(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
-    encoder: Callable[[Path | None, Path, Path], Any] = getattr(importlib.import_module(module), function)
+    encoder: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return encoder
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ class Built:
     regions: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Described:
+    """Where base or target is external data: the digest of the model that describes it and its name there."""
+
+    base: tuple[str, str] | None = None
+    target: tuple[str, str] | None = None
+
+
+NOTHING = Described()
+
+
 class Builds:
     """A queue in front of builder processes.
 
@@ -79,13 +90,14 @@ class Builds:
             if path.name.startswith(_PREFIX):
                 path.unlink(missing_ok=True)
 
-    async def build(self, base: str, target: str, urgency: int) -> Built:
+    async def build(self, base: str, target: str, urgency: int, described: Described = NOTHING) -> Built:
         """Waits for a turn, builds and proves one delta.
 
         Args:
             base: the base file's digest; empty for a full copy.
             target: the target file's digest.
             urgency: AWAITED or AHEAD.
+            described: the models that describe base and target, where those are external data.
 
         Raises SluiceError: what the encoder raised; DELTA_PROOF_FAILED; LIMIT_EXCEEDED when too many wait or
         the deadline passed; INTERNAL when the process died.
@@ -93,7 +105,7 @@ class Builds:
         # Full copies go first: they are quick, every device can use them, and deltas compete with them.
         await self._turn((urgency, 0 if base == "" else 1))
         try:
-            return await self._run(base, target)
+            return await self._run(base, target, described)
         finally:
             self._free += 1
             self._wake()
@@ -116,7 +128,7 @@ class Builds:
             self._free -= 1
             self._queue.get_nowait()[2].set()
 
-    async def _run(self, base: str, target: str) -> Built:
+    async def _run(self, base: str, target: str, described: Described) -> Built:
         name = _PREFIX + secrets.token_hex(8)
         out, proof = self._deltas.staging(name), self._deltas.staging(name + "-proof")
         job = Job(
@@ -128,6 +140,12 @@ class Builds:
             target_digest=target,
             encoder=self._encoder,
         )
+        if described.base is not None:
+            model, file = described.base
+            job = replace(job, base_model=str(self._files.require(model)), base_name=file)
+        if described.target is not None:
+            model, file = described.target
+            job = replace(job, target_model=str(self._files.require(model)), target_name=file)
         # The delta and the proof are each about as large as the target at worst.
         room = 2 * self._files.path(target).stat().st_size
         await asyncio.to_thread(check_room, self._deltas.root, room, self._reserve)

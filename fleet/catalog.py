@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 
 from fleet import tables
 from fleet.clock import now_us, to_timestamp
@@ -207,6 +207,23 @@ def held_files(connection: Connection, digests: Sequence[str]) -> list[Held]:
             _held, connection.execute(select(tables.version_files).where(columns.digest.in_(part))).all()
         )
     return found
+
+
+def external_data_of(connection: Connection, digest: str) -> tuple[str, str] | None:
+    """Which model describes an external data file: the model file's digest and the name it knows the file by.
+
+    None when no version has the digest as external data.
+    """
+    data, model = tables.version_files.alias(), tables.version_files.alias()
+    same = [data.c[name] == model.c[name] for name in ("model", "version", "variant")]
+    query = (
+        select(model.c.digest, data.c.path)
+        .join(data, and_(*same))
+        .where(data.c.digest == digest, data.c.role == "external", model.c.role == "model")
+        .limit(1)
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (row.digest, row.path)
 
 
 def files_of(connection: Connection, name: str, numbers: Sequence[int]) -> list[Held]:

@@ -20,7 +20,8 @@ from sqlalchemy import Connection, Row, delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from fleet import log, tables
-from fleet.builds import Builds, Built
+from fleet.builds import Builds, Built, Described
+from fleet.catalog import external_data_of
 from fleet.clock import SECOND, now_us
 from fleet.database import Database
 from fleet.limits import OFFER_HOLD_S, RETRY_FIRST_S, RETRY_MOST_S
@@ -130,7 +131,8 @@ class DeltaCache:
             return known
         log.event("delta_started", base=base or "none", target=target)
         try:
-            built = await self._builds.build(base, target, urgency)
+            described = await self._database.read(lambda c: _described(c, base, target))
+            built = await self._builds.build(base, target, urgency, described)
             return await self._keep(base, target, built)
         except SluiceError as error:
             return await self._remember_failure(base, target, error)
@@ -200,6 +202,13 @@ class DeltaCache:
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         await self.evict()
+
+
+def _described(connection: Connection, base: str, target: str) -> Described:
+    return Described(
+        base=external_data_of(connection, base) if base else None,
+        target=external_data_of(connection, target),
+    )
 
 
 def _victims(connection: Connection, limit: int, held_since: int, keep: set[str]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from edge_tests.harness.control import ControlPlane
@@ -148,3 +150,46 @@ def test_describe_builds_what_nobody_asked_for_yet(operator: Operator) -> None:
     eventually(ready, "the delta")
     unknown = diff_pb2.DescribeRequest(target_digest=NO_SUCH)
     assert failing(lambda: operator.diff.Describe(unknown)).code == "FILE_UNKNOWN"
+
+
+def external_onnx(directory: Path, drift: float) -> tuple[bytes, bytes]:
+    """A model whose one matrix lies in `weights.bin`: the model file and that file."""
+    weights = np.random.default_rng(5).normal(size=(256, 128)).astype(np.float32)
+    weights += np.random.default_rng(6).normal(scale=drift or 1.0, size=weights.shape) * (drift > 0)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "weights"], ["y"])],
+        "external",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 256])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 128])],
+        [onnx.numpy_helper.from_array(weights.astype(np.float32), "weights")],
+    )
+    directory.mkdir()
+    onnx.save(
+        onnx.helper.make_model(graph),
+        directory / "model.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    return (directory / "model.onnx").read_bytes(), (directory / "weights.bin").read_bytes()
+
+
+def test_external_data_is_diffed_by_its_tensors(operator: Operator, tmp_path: Path) -> None:
+    """The bytes of external data say nothing of tensors; the model beside them does."""
+    model, old = external_onnx(tmp_path / "old", 0)
+    _, new = external_onnx(tmp_path / "new", 1e-4)
+    operator.push("big", 1, model, ("weights.bin", "external", old))
+    operator.push("big", 2, model, ("weights.bin", "external", new))
+    plan = operator.plan("big", 2, [digest_bytes(model), digest_bytes(old)])
+    assert sorted(how(plan)) == ["delta", "have"]  # type: ignore[type-var]
+    request = diff_pb2.DescribeRequest(base_digest=digest_bytes(old), target_digest=digest_bytes(new))
+    described = operator.diff.Describe(request)
+    assert [(region.name, region.instruction) for region in described.regions if region.name] == [
+        ("weights", "tensor")
+    ]
+    base = tmp_path / "base"
+    base.write_bytes(old)
+    offer = next(file.delta for file in plan.files if file.WhichOneof("how") == "delta")
+    assert apply(base, operator.fetch(offer.digest, tmp_path / "delta"), tmp_path / "out") == digest_bytes(
+        new
+    )
