@@ -43,10 +43,13 @@ class Control:
         self.delta_store = Store(config.data / "deltas")
         self.uploads = Uploads(self.store, config.disk_reserve_bytes)
         self.database = Database(config.data / "control.db")
+        self._builds = Builds(
+            self.store, self.delta_store, config.encoder, config.builders, config.disk_reserve_bytes
+        )
         self.deltas = DeltaCache(
             self.database,
             self.delta_store,
-            Builds(self.store, self.delta_store, config.encoder, config.builders, config.disk_reserve_bytes),
+            self._builds,
             encoder=f"{config.encoder} {','.join(FEATURES)}",
             limit=config.delta_cache_bytes,
         )
@@ -66,6 +69,7 @@ class Control:
 
     async def start(self) -> None:
         """Resumes rollouts and starts background work."""
+        await self.files(self._builds.clean)
         await self.conductor.start()
         self._spawn("twins", self.twins.run())
         self._spawn("upkeep", self._upkeep())

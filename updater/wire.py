@@ -66,7 +66,7 @@ def from_rpc_error(error: grpc.RpcError, doing: str, peer: str) -> SluiceError:
         return SluiceError(
             errors_pb2.REQUEST_INVALID,
             f"{peer} does not know this call ({doing}): {details}",
-            hint="is this a sluice control plane of this version?",
+            hint="is this a sluice control plane of this version, and not a proxy (http_proxy, no_proxy)?",
             obj=peer,
         )
     return SluiceError(errors_pb2.INTERNAL, f"{peer} failed while {doing}: {code}: {details}", obj=peer)

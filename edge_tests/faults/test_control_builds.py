@@ -86,7 +86,10 @@ def test_a_builder_ends_when_the_control_plane_is_killed(control: ControlPlane, 
     control.kill()
     _, alive = psutil.wait_procs(found, timeout=3)
     assert alive == []
+    left = control.data / "deltas" / "staging" / "build-0123456789abcdef"
+    left.write_bytes(b"half a delta")
     (tmp_path / "gate").touch()
-    control.start()  # and a new control plane clears away what it left
+    control.start()
+    assert not left.exists(), "a new control plane clears away what builds left"
     with Operator(control.address) as operator:
         assert operator.plan("digits", 2, [digest_bytes(OLD)]).files[0].WhichOneof("how") == "delta"

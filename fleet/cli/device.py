@@ -37,7 +37,7 @@ def list_(session: Session, label: tuple[tuple[str, str], ...]) -> None:
         (
             found.id,
             "online" if found.online else "offline",
-            " ".join(_model_text(entry) for entry in found.reported.models) or "-",
+            " ".join(_models(found)) or "-",
             tables.age(found.last_seen_time),
             tables.pairs(found.labels),
         )
@@ -53,14 +53,27 @@ def list_(session: Session, label: tuple[tuple[str, str], ...]) -> None:
     session.result({"devices": [documents.device(found) for found in devices]}, shown)
 
 
-def _model_text(entry: sync_pb2.ReportedModel) -> str:
-    """Such as "digits@2", "digits@1>2 fetching", "digits@2 unhealthy"."""
+def _models(found: devices_pb2.Device) -> list[str]:
+    """What a device runs, each with its drift: "m@2", "m@1>2 fetching", "m@1 (pinned, wants 3)"."""
+    wanted = {entry.model: entry.version for entry in found.desired.models}
+    texts = [_model_text(entry, wanted.pop(entry.model, 0)) for entry in found.reported.models]
+    return texts + [f"{model}@- (wants {version})" for model, version in wanted.items()]
+
+
+def _model_text(entry: sync_pb2.ReportedModel, wanted: int) -> str:
     text = f"{entry.model}@{entry.active_version or '-'}"
     if entry.target_version and entry.target_version != entry.active_version:
-        text += f">{entry.target_version} {documents.step(entry.step)}".rstrip()
-    elif entry.active_version and not entry.healthy:
-        text += " unhealthy"
-    return text
+        return text + f">{entry.target_version} {documents.step(entry.step)}".rstrip()
+    notes = []
+    if entry.active_version and not entry.healthy:
+        notes.append("unhealthy")
+    if entry.pinned_version:
+        notes.append("pinned")
+    if wanted and wanted != entry.active_version:
+        failed = entry.HasField("failure") and entry.failure.version == wanted
+        why = f": {documents.reason(entry.failure.reason)}" if failed else ""
+        notes.append(f"wants {wanted}{why}")
+    return f"{text} ({', '.join(notes)})" if notes else text
 
 
 @device.command("show", examples=[("One device in full.", "sluice device show pi-harbour-07")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sluice.api.v1 import errors_pb2
-from updater.atomic import write_atomic
+from updater.atomic import replace_atomic, write_atomic
 from updater.digests import digest_bytes
 from updater.errors import SluiceError
 from updater.store import Store
@@ -125,6 +126,42 @@ def test_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
         assert everything(store.root) == []
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "directory", "link to a pipe"])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path, kind: str) -> None:
+    """As root, `-o /dev/null` would otherwise take /dev/null from the whole machine."""
+    target = tmp_path / "out"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    if kind == "pipe":
+        target = pipe
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(target))
+    elif kind == "directory":
+        target.mkdir()
+    else:
+        target.symlink_to(pipe)
+    before = target.lstat()
+    source = tmp_path / "source"
+    source.write_bytes(CONTENT)
+    for write in (lambda: write_atomic(target, CONTENT), lambda: replace_atomic(source, target)):
+        with pytest.raises(SluiceError) as caught:
+            write()
+        assert caught.value.reason == errors_pb2.IO_FAILED
+    assert target.lstat() == before
+    assert source.exists()
+
+
+def test_a_replaced_file_keeps_its_mode(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "private"
+    source.write_bytes(b"new")
+    target.write_bytes(b"old")
+    target.chmod(0o600)
+    replace_atomic(source, target)
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_mode & 0o777 == 0o600
 
 
 WRITER = """
