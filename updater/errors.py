@@ -88,7 +88,6 @@ STATUS_OF_REASON: dict[int, grpc.StatusCode] = {
 # Exit codes of both commands: 0 done, 1 failed (a defect or an unexpected refusal), 2 wrong usage (as click
 # and argparse give it), and these, so that scripts can tell what to do next.
 EXIT_FAILED = 1
-EXIT_USAGE = 2
 EXIT_OF_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 3,  # the input is wrong: mend it
     grpc.StatusCode.NOT_FOUND: 4,  # no such thing

@@ -9,7 +9,6 @@ message; a reader descends where it wants to. Each field visited counts against 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -115,11 +114,6 @@ class Walker:
             self.source.data[piece : min(piece + limits.PIECE_BYTES, end)].isascii()
             for piece in range(start, end, limits.PIECE_BYTES)
         )
-
-    def floats(self, start: int, end: int, form: str) -> list[float]:
-        """Little-endian numbers of one `struct` form that fill [start, end)."""
-        count = (end - start) // struct.calcsize("<" + form)
-        return list(struct.unpack_from(f"<{count}{form}", self.source.data, start))
 
     def _varint(self, position: int, end: int, message: str, outermost: bool) -> tuple[int, int]:
         data = self.source.data
