@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ _PROVIDER_SUFFIX = "ExecutionProvider"
 _REMOTE = "azure"  # a provider in every build that calls a server: no accelerator of this box
 # On the CPU every logged error is also raised; elsewhere the log alone says why a provider is not used.
 _LOG_ERRORS, _LOG_FATAL = 3, 4
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _TENSOR_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 _DATATYPES = {
@@ -155,6 +157,8 @@ class OnnxModel(Model):
 
 
 def _library() -> Any:
+    # Read at import. Without it 1.31 keeps a device id and usage events for its maker's server below $HOME.
+    os.environ.setdefault(_NO_TELEMETRY, "1")
     try:
         return importlib.import_module("onnxruntime")
     except Exception as error:

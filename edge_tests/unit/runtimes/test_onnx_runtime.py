@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, load, numpy_helper, save
@@ -148,6 +152,20 @@ def test_only_the_cpu_is_claimed_without_an_accelerator():
     assert claimed[-1] == "cpu"
     if listed == ["AzureExecutionProvider", "CPUExecutionProvider"]:
         assert claimed == ("cpu",)
+
+
+def test_the_library_keeps_nothing_of_its_own(tmp_path):
+    model, home = tiny_onnx(tmp_path / "tiny.onnx"), tmp_path / "home"
+    home.mkdir()
+    unset = ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    script = (
+        "import sys, pathlib; from runtimes import registry; registry.load(pathlib.Path(sys.argv[1])).close()"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, model], env=environment | {"HOME": str(home)}, timeout=60, check=True
+    )
+    assert list(home.iterdir()) == []
 
 
 @pytest.mark.parametrize("options", [{"threads": 0}, {"threads": 257}, {"threads": -1}, {"accelerators": ()}])
