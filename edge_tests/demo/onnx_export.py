@@ -41,7 +41,7 @@ def export(network: Network, calibration: Array, path: Path) -> Path:
     """
     with tempfile.TemporaryDirectory() as scratch:
         float_path = Path(scratch) / "float.onnx"
-        _export_float(network, float_path)
+        export_float(network, float_path)
         # The tool advises on the root logger to pre-process a graph that has nothing to pre-process.
         previous = logging.root.manager.disable
         logging.disable(logging.WARNING)
@@ -61,7 +61,8 @@ def export(network: Network, calibration: Array, path: Path) -> Path:
     return path
 
 
-def _export_float(network: Network, path: Path) -> None:
+def export_float(network: Network, path: Path) -> None:
+    """Writes `network` with float32 weights."""
     nodes, constants, source = [], [], INPUT
     for index, layer in enumerate(network.layers):
         weights, bias, sums = f"dense{index}.weights", f"dense{index}.bias", f"dense{index}.sums"
