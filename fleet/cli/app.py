@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from fleet.cli.approximate import approximate
 from fleet.cli.command import Root
 from fleet.cli.control import control
 from fleet.cli.delta import delta
@@ -50,5 +51,6 @@ def cli() -> None:
     """
 
 
+delta.add_command(approximate)
 for noun in (control, model, delta, rollout, device):
     cli.add_command(noun)

@@ -15,11 +15,13 @@ from rich.text import Text
 from fleet.cli import documents, tables
 from fleet.cli.arguments import REF, Ref
 from fleet.cli.command import Group
+from fleet.cli.delta_page import page
 from fleet.cli.progress import progress_bar
 from fleet.cli.session import Session, interruptible, line
 from fleet.client import ControlClient
 from sluice.api.v1 import errors_pb2
 from updater import delta as engine
+from updater.atomic import write_atomic
 from updater.delta.container import MAGIC
 from updater.errors import SluiceError, os_errors
 from updater.manifest import Manifest
@@ -72,7 +74,7 @@ def create(session: Session, paths: tuple[Path, ...], full: bool, output: Path) 
     Any two files will do. DELTA appears only when it is complete.
     """
     base, target = _two(paths, full, "TARGET")
-    _check_output(output, base, target)
+    check_output(output, base, target)
     with interruptible("nothing was written: run the same command again"), progress_bar() as step:
         summary = engine.create(
             base, target, output, progress=lambda done, total: step("encoding", done, total)
@@ -116,7 +118,7 @@ def apply(session: Session, paths: tuple[Path, ...], full: bool, output: Path) -
     right. Work that was cut off goes on where it stopped when the command is run again.
     """
     base, path = _two(paths, full, "DELTA")
-    _check_output(output, None, path)
+    check_output(output, None, path)
     with (
         interruptible("run the same command again: it goes on where this one stopped"),
         progress_bar() as step,
@@ -134,6 +136,7 @@ def apply(session: Session, paths: tuple[Path, ...], full: bool, output: Path) -
     examples=[
         ("What would an update cost, and where do its bytes go?", "sluice delta describe old.onnx new.onnx"),
         ("Look into a delta that was made before.", "sluice delta describe old.onnx d.delta"),
+        ("The same as a page to look at.", "sluice delta describe old.onnx new.onnx --html delta.html"),
         ("Between two published versions.", "sluice delta describe --server detector@1 detector@2"),
     ],
 )
@@ -144,9 +147,21 @@ def apply(session: Session, paths: tuple[Path, ...], full: bool, output: Path) -
     "--variant", help="With --server: of which variant. Default: the target's first that both have."
 )
 @click.option("--all", "everything", is_flag=True, help="Every region, however cheap. Always so with --json.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page that shows where the bytes went.",
+)
 @click.pass_obj
 def describe(
-    session: Session, paths: tuple[str, ...], full: bool, server: bool, variant: str | None, everything: bool
+    session: Session,
+    paths: tuple[str, ...],
+    full: bool,
+    server: bool,
+    variant: str | None,
+    everything: bool,
+    html: Path | None,
 ) -> None:
     """Show what a delta consists of, tensor by tensor, costliest first.
 
@@ -155,12 +170,18 @@ def describe(
     if variant is not None and not server:
         raise click.UsageError("--variant goes with --server")
     if server:
+        if html is not None:
+            check_output(html)
         with session.client() as client:
-            _show(session, _from_server(client, paths, full, variant), everything)
+            anatomy = _from_server(client, paths, full, variant)
+        _show(session, anatomy, everything, html, paths)
         return
     base, path = _two(tuple(Path(name) for name in paths), full, "TARGET")
+    if html is not None:
+        check_output(html, base, path)
     with interruptible("nothing was written"):
-        _show(session, _from_files(base, path), everything)
+        anatomy = _from_files(base, path)
+    _show(session, anatomy, everything, html, [Path(name).name for name in paths])
 
 
 def _two(paths: Sequence[Path], full: bool, second: str) -> tuple[Path | None, Path]:
@@ -176,7 +197,8 @@ def _two(paths: Sequence[Path], full: bool, second: str) -> tuple[Path | None, P
     return base, paths[-1]
 
 
-def _check_output(output: Path, *inputs: Path | None) -> None:
+def check_output(output: Path, *inputs: Path | None) -> None:
+    """Refuses an output that is a directory, lies in none, or is one of the inputs."""
     if output.is_dir():
         raise click.UsageError(f"{str(output)!r} is a directory; -o takes the name of a file")
     if not output.parent.is_dir():
@@ -240,7 +262,13 @@ def _shared_variant(base: Manifest, target: Manifest) -> str:
     )
 
 
-def _show(session: Session, anatomy: _Anatomy, everything: bool) -> None:
+def _show(
+    session: Session, anatomy: _Anatomy, everything: bool, html: Path | None, names: Sequence[str]
+) -> None:
+    if html is not None:
+        title = " → ".join(names) if len(names) > 1 and names[0] != _NO_BASE else f"{names[-1]}, a full copy"
+        written = page(title, anatomy.delta_size, anatomy.target_size, anatomy.regions)
+        write_atomic(html, written.encode("utf-8", "replace"))
     document = {
         "delta_size": anatomy.delta_size,
         "base_size": anatomy.base_size,
@@ -252,10 +280,11 @@ def _show(session: Session, anatomy: _Anatomy, everything: bool) -> None:
     rows = [
         (
             tables.size(entry["coded_bytes"]),
-            tables.size(entry["target_length"]),
+            tables.share(entry["coded_bytes"], anatomy.delta_size),
+            "" if entry["bits_per_weight"] is None else f"{entry['bits_per_weight']:.2f}",
             entry["dtype"],
             " ".join(filter(None, (entry["instruction"], entry["predictor"]))),
-            entry["name"] or "(between tensors)",
+            _pairing(entry),
         )
         for entry in shown
     ]
@@ -273,6 +302,17 @@ def _show(session: Session, anatomy: _Anatomy, everything: bool) -> None:
             + (f" ({part})" if part else "")
         ),
         Text(),
-        tables.Rows(("CODED", "SIZE", "TYPE", "BY", "REGION~"), rows, right=("SIZE", "CODED")),
+        tables.Rows(
+            ("CODED", "SHARE", "BITS/WEIGHT", "TYPE", "BY", "REGION~"),
+            rows,
+            right=("CODED", "SHARE", "BITS/WEIGHT"),
+        ),
         *below,
     )
+
+
+def _pairing(entry: dict[str, Any]) -> str:
+    """The region's name, and whence in the base it comes when that has another name."""
+    name = entry["name"] or "(between tensors)"
+    moved = entry["base_name"] not in ("", entry["name"])
+    return f"{name} ← {entry['base_name']}" if moved else name

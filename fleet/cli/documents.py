@@ -7,6 +7,7 @@ numbers 0. A field is never renamed or dropped; new ones may come.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -196,4 +197,11 @@ def region(entry: Region | diff_pb2.Region) -> dict[str, Any]:
         "target_offset": entry.target_offset,
         "target_length": entry.target_length,
         "coded_bytes": entry.coded_bytes,
+        "bits_per_weight": _bits_per_weight(entry),
     }
+
+
+def _bits_per_weight(entry: Region | diff_pb2.Region) -> float | None:
+    """Bits of the delta for each element of a tensor; None between tensors and for empty ones."""
+    elements = math.prod(entry.shape) if entry.dtype else 0
+    return 8 * entry.coded_bytes / elements if elements else None

@@ -51,6 +51,7 @@ def test_the_verbs_are_these() -> None:
         "delta create",
         "delta apply",
         "delta describe",
+        "delta approximate",
         "rollout start",
         "rollout watch",
         "rollout abort",
@@ -79,7 +80,7 @@ def test_examples_use_options_that_exist(path: tuple[str, ...]) -> None:
     assert command.examples
     known = {name for option in command.params for name in option.opts}
     for _, example in command.examples:
-        for line in example.splitlines():
+        for line in example.replace("\\\n", " ").splitlines():
             words = shlex.split(line.partition("|")[0])
             assert tuple(words[1:3]) == path
             assert {word for word in words if word.startswith("-") and len(word) > 1} <= known

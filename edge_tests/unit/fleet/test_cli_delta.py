@@ -124,12 +124,14 @@ def test_describe_tells_where_the_bytes_go(old: Path, new: Path, delta: Path) ->
         "target_offset",
         "target_length",
         "coded_bytes",
+        "bits_per_weight",
     }
+    assert weights["bits_per_weight"] == 8 * weights["coded_bytes"] / (8 * 256)
 
 
 def test_describe_shows_the_costliest_first(old: Path, new: Path) -> None:
     lines = sluice("delta", "describe", old, new).expect().out.splitlines()
-    assert lines[2].split() == ["CODED", "SIZE", "TYPE", "BY", "REGION"]
+    assert lines[2].split() == ["CODED", "SHARE", "BITS/WEIGHT", "TYPE", "BY", "REGION"]
     assert lines[3].endswith("weights0")
 
 
