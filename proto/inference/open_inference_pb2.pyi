@@ -3,6 +3,11 @@
 isort:skip_file
 The Open Inference Protocol over gRPC (KServe's v2 inference protocol), as its specification gives it: same
 package, messages and field numbers, so that clients made for it (tritonclient among them) just work.
+
+The comments say what sluice does with each field. A failed call carries google.rpc.ErrorInfo as described in
+sluice/api/v1/errors.proto. Raw contents are row-major and little-endian; an element of BYTES is its length in 4
+bytes and then its bytes. Requests and responses have at most 64 MiB; at most 64 calls run or wait at once. What
+is over that is refused by gRPC itself (RESOURCE_EXHAUSTED), without a reason.
 """
 
 from collections import abc as abc
@@ -22,6 +27,8 @@ DESCRIPTOR: descriptor.FileDescriptor
 
 @typing.final
 class ServerLiveRequest(message.Message):
+    """Asks for nothing more."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     def __init__(
@@ -35,10 +42,13 @@ class ServerLiveRequest(message.Message):
 
 @typing.final
 class ServerLiveResponse(message.Message):
+    """Whether the process is up."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     LIVE_FIELD_NUMBER: builtins.int
     live: builtins.bool
+    """Always true."""
     def __init__(
         self,
         *,
@@ -52,6 +62,8 @@ class ServerLiveResponse(message.Message):
 
 @typing.final
 class ServerReadyRequest(message.Message):
+    """Asks for nothing more."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     def __init__(
@@ -65,10 +77,13 @@ class ServerReadyRequest(message.Message):
 
 @typing.final
 class ServerReadyResponse(message.Message):
+    """Whether every model can answer."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     READY_FIELD_NUMBER: builtins.int
     ready: builtins.bool
+    """False while there is no model."""
     def __init__(
         self,
         *,
@@ -82,13 +97,16 @@ class ServerReadyResponse(message.Message):
 
 @typing.final
 class ModelReadyRequest(message.Message):
+    """Which model to look at."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     name: builtins.str
+    """Required."""
     version: builtins.str
-    """Empty: the active version."""
+    """In decimal: the active or previous one while it is loaded. Empty: the active version."""
     def __init__(
         self,
         *,
@@ -103,10 +121,13 @@ class ModelReadyRequest(message.Message):
 
 @typing.final
 class ModelReadyResponse(message.Message):
+    """Whether it can answer."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     READY_FIELD_NUMBER: builtins.int
     ready: builtins.bool
+    """False also for what is not here."""
     def __init__(
         self,
         *,
@@ -120,6 +141,8 @@ class ModelReadyResponse(message.Message):
 
 @typing.final
 class ServerMetadataRequest(message.Message):
+    """Asks for nothing more."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     def __init__(
@@ -133,15 +156,21 @@ class ServerMetadataRequest(message.Message):
 
 @typing.final
 class ServerMetadataResponse(message.Message):
+    """Which server this is."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     EXTENSIONS_FIELD_NUMBER: builtins.int
     name: builtins.str
+    """"sluice"."""
     version: builtins.str
+    """Of the sluice package; "unknown" when it is not installed as one."""
     @builtins.property
-    def extensions(self) -> containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def extensions(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """None."""
+
     def __init__(
         self,
         *,
@@ -157,12 +186,16 @@ class ServerMetadataResponse(message.Message):
 
 @typing.final
 class ModelMetadataRequest(message.Message):
+    """Which model to describe."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     name: builtins.str
+    """Required."""
     version: builtins.str
+    """In decimal: the active or previous one while it is loaded. Empty: the active version."""
     def __init__(
         self,
         *,
@@ -177,21 +210,26 @@ class ModelMetadataRequest(message.Message):
 
 @typing.final
 class ModelMetadataResponse(message.Message):
+    """What a model takes and gives."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     @typing.final
     class TensorMetadata(message.Message):
+        """One input or output."""
+
         DESCRIPTOR: descriptor.Descriptor
 
         NAME_FIELD_NUMBER: builtins.int
         DATATYPE_FIELD_NUMBER: builtins.int
         SHAPE_FIELD_NUMBER: builtins.int
         name: builtins.str
+        """As the model file has it."""
         datatype: builtins.str
-        """BOOL, UINT8 … FP64, BYTES."""
+        """BOOL, UINT8 … UINT64, INT8 … INT64, FP16, FP32, FP64, BF16, BYTES."""
         @builtins.property
         def shape(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
-            """-1 for a dimension that varies."""
+            """Elements in each dimension; -1 for one that varies; none for a scalar."""
 
         def __init__(
             self,
@@ -212,15 +250,21 @@ class ModelMetadataResponse(message.Message):
     INPUTS_FIELD_NUMBER: builtins.int
     OUTPUTS_FIELD_NUMBER: builtins.int
     name: builtins.str
+    """The model's."""
     platform: builtins.str
+    """Runtime and format: onnxruntime_onnx, litert_tflite, tflite-runtime_tflite."""
     @builtins.property
     def versions(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What this server can answer with."""
+        """What this server can answer with, in decimal, ascending; 1 or 2."""
 
     @builtins.property
-    def inputs(self) -> containers.RepeatedCompositeFieldContainer[ModelMetadataResponse.TensorMetadata]: ...
+    def inputs(self) -> containers.RepeatedCompositeFieldContainer[ModelMetadataResponse.TensorMetadata]:
+        """In the model's order."""
+
     @builtins.property
-    def outputs(self) -> containers.RepeatedCompositeFieldContainer[ModelMetadataResponse.TensorMetadata]: ...
+    def outputs(self) -> containers.RepeatedCompositeFieldContainer[ModelMetadataResponse.TensorMetadata]:
+        """In the model's order."""
+
     def __init__(
         self,
         *,
@@ -238,10 +282,14 @@ class ModelMetadataResponse(message.Message):
 
 @typing.final
 class ModelInferRequest(message.Message):
+    """One inference to run; at most 64 MiB."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     @typing.final
     class InferInputTensor(message.Message):
+        """One input."""
+
         DESCRIPTOR: descriptor.Descriptor
 
         @typing.final
@@ -271,11 +319,17 @@ class ModelInferRequest(message.Message):
         PARAMETERS_FIELD_NUMBER: builtins.int
         CONTENTS_FIELD_NUMBER: builtins.int
         name: builtins.str
+        """One of the model's inputs, each once."""
         datatype: builtins.str
+        """That of the model's input."""
         @builtins.property
-        def shape(self) -> containers.RepeatedScalarFieldContainer[builtins.int]: ...
+        def shape(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+            """At most 16 dimensions, each 0 to 2^31 - 1, and no more elements than that together."""
+
         @builtins.property
-        def parameters(self) -> containers.MessageMap[builtins.str, InferParameter]: ...
+        def parameters(self) -> containers.MessageMap[builtins.str, InferParameter]:
+            """Ignored, but shared_memory_region and classification are refused."""
+
         @builtins.property
         def contents(self) -> InferTensorContents:
             """Not together with raw_input_contents."""
@@ -297,6 +351,8 @@ class ModelInferRequest(message.Message):
 
     @typing.final
     class InferRequestedOutputTensor(message.Message):
+        """One output that is wanted."""
+
         DESCRIPTOR: descriptor.Descriptor
 
         @typing.final
@@ -323,8 +379,11 @@ class ModelInferRequest(message.Message):
         NAME_FIELD_NUMBER: builtins.int
         PARAMETERS_FIELD_NUMBER: builtins.int
         name: builtins.str
+        """One of the model's outputs, each once."""
         @builtins.property
-        def parameters(self) -> containers.MessageMap[builtins.str, InferParameter]: ...
+        def parameters(self) -> containers.MessageMap[builtins.str, InferParameter]:
+            """As with inputs."""
+
         def __init__(
             self,
             *,
@@ -366,19 +425,26 @@ class ModelInferRequest(message.Message):
     OUTPUTS_FIELD_NUMBER: builtins.int
     RAW_INPUT_CONTENTS_FIELD_NUMBER: builtins.int
     model_name: builtins.str
+    """Required."""
     model_version: builtins.str
+    """In decimal: the active or previous one while it is loaded. Empty: the active version."""
     id: builtins.str
+    """Comes back in the response; may be empty."""
     @builtins.property
-    def parameters(self) -> containers.MessageMap[builtins.str, InferParameter]: ...
+    def parameters(self) -> containers.MessageMap[builtins.str, InferParameter]:
+        """Ignored."""
+
     @builtins.property
-    def inputs(self) -> containers.RepeatedCompositeFieldContainer[ModelInferRequest.InferInputTensor]: ...
+    def inputs(self) -> containers.RepeatedCompositeFieldContainer[ModelInferRequest.InferInputTensor]:
+        """All that the model has, in any order; at most 256."""
+
     @builtins.property
     def outputs(self) -> containers.RepeatedCompositeFieldContainer[ModelInferRequest.InferRequestedOutputTensor]:
         """None: all outputs."""
 
     @builtins.property
     def raw_input_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.bytes]:
-        """One for each input, row-major, little-endian."""
+        """One for each input; none when contents are typed."""
 
     def __init__(
         self,
@@ -399,10 +465,14 @@ class ModelInferRequest(message.Message):
 
 @typing.final
 class ModelInferResponse(message.Message):
+    """Its result; at most 64 MiB."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     @typing.final
     class InferOutputTensor(message.Message):
+        """One output."""
+
         DESCRIPTOR: descriptor.Descriptor
 
         @typing.final
@@ -432,13 +502,21 @@ class ModelInferResponse(message.Message):
         PARAMETERS_FIELD_NUMBER: builtins.int
         CONTENTS_FIELD_NUMBER: builtins.int
         name: builtins.str
+        """As the model has it."""
         datatype: builtins.str
+        """As the model has it."""
         @builtins.property
-        def shape(self) -> containers.RepeatedScalarFieldContainer[builtins.int]: ...
+        def shape(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+            """Elements in each dimension; none for a scalar."""
+
         @builtins.property
-        def parameters(self) -> containers.MessageMap[builtins.str, InferParameter]: ...
+        def parameters(self) -> containers.MessageMap[builtins.str, InferParameter]:
+            """None."""
+
         @builtins.property
-        def contents(self) -> InferTensorContents: ...
+        def contents(self) -> InferTensorContents:
+            """Unset when raw_output_contents is used."""
+
         def __init__(
             self,
             *,
@@ -482,14 +560,25 @@ class ModelInferResponse(message.Message):
     OUTPUTS_FIELD_NUMBER: builtins.int
     RAW_OUTPUT_CONTENTS_FIELD_NUMBER: builtins.int
     model_name: builtins.str
+    """That answered."""
     model_version: builtins.str
+    """That answered, in decimal."""
     id: builtins.str
+    """As in the request."""
     @builtins.property
-    def parameters(self) -> containers.MessageMap[builtins.str, InferParameter]: ...
+    def parameters(self) -> containers.MessageMap[builtins.str, InferParameter]:
+        """None."""
+
     @builtins.property
-    def outputs(self) -> containers.RepeatedCompositeFieldContainer[ModelInferResponse.InferOutputTensor]: ...
+    def outputs(self) -> containers.RepeatedCompositeFieldContainer[ModelInferResponse.InferOutputTensor]:
+        """Those asked for, in the request's order; else all, in the model's."""
+
     @builtins.property
-    def raw_output_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    def raw_output_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """One for each output. Used when the request was raw or had no contents, or when an output is FP16 or BF16; else
+        none.
+        """
+
     def __init__(
         self,
         *,
@@ -508,6 +597,8 @@ class ModelInferResponse(message.Message):
 
 @typing.final
 class InferParameter(message.Message):
+    """The value of one parameter."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     BOOL_PARAM_FIELD_NUMBER: builtins.int
@@ -516,10 +607,15 @@ class InferParameter(message.Message):
     DOUBLE_PARAM_FIELD_NUMBER: builtins.int
     UINT64_PARAM_FIELD_NUMBER: builtins.int
     bool_param: builtins.bool
+    """A truth value."""
     int64_param: builtins.int
+    """A whole number."""
     string_param: builtins.str
+    """A text."""
     double_param: builtins.float
+    """A number."""
     uint64_param: builtins.int
+    """A whole number from 0."""
     def __init__(
         self,
         *,
@@ -539,6 +635,8 @@ class InferParameter(message.Message):
 
 @typing.final
 class InferTensorContents(message.Message):
+    """The elements of one tensor, row-major, in the one field that its datatype has; FP16 and BF16 have none and go raw."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     BOOL_CONTENTS_FIELD_NUMBER: builtins.int
@@ -550,25 +648,37 @@ class InferTensorContents(message.Message):
     FP64_CONTENTS_FIELD_NUMBER: builtins.int
     BYTES_CONTENTS_FIELD_NUMBER: builtins.int
     @builtins.property
-    def bool_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.bool]: ...
+    def bool_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.bool]:
+        """BOOL."""
+
     @builtins.property
     def int_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
-        """INT8, INT16, INT32."""
+        """INT8, INT16, INT32; within the datatype's range."""
 
     @builtins.property
-    def int64_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def int64_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """INT64."""
+
     @builtins.property
     def uint_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
-        """UINT8, UINT16, UINT32."""
+        """UINT8, UINT16, UINT32; within the datatype's range."""
 
     @builtins.property
-    def uint64_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def uint64_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """UINT64."""
+
     @builtins.property
-    def fp32_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    def fp32_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.float]:
+        """FP32."""
+
     @builtins.property
-    def fp64_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    def fp64_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.float]:
+        """FP64."""
+
     @builtins.property
-    def bytes_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    def bytes_contents(self) -> containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """BYTES: one entry for each element."""
+
     def __init__(
         self,
         *,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class GRPCInferenceServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Inference on one box, for clients on it.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -67,43 +68,51 @@ class GRPCInferenceServiceStub:
 
 
 class GRPCInferenceServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Inference on one box, for clients on it.
+    """
 
     def ServerLive(self, request, context):
-        """Whether the inference server process is up.
+        """Whether the inference server process is up: true in every answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerReady(self, request, context):
-        """Whether the server is ready for inference.
+        """Whether the server is ready for inference: it has a model, and every model's active worker can answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelReady(self, request, context):
-        """Whether one model is ready for inference.
+        """Whether one model is ready for inference; false also for a model or version that is not here.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ServerMetadata(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Which server this is.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelMetadata(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Inputs and outputs of a model. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN (not loaded), MODEL_NOT_SERVING (its worker
+        died).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ModelInfer(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One inference, within the call's deadline and at most 30 s.
+        Errors: MODEL_UNKNOWN, VERSION_UNKNOWN (not loaded), MODEL_NOT_SERVING (its worker died), INPUT_INVALID,
+        LIMIT_EXCEEDED (the answer is over 64 MiB, or too many requests wait behind a slow one), WORKER_TIMEOUT,
+        WORKER_DIED, INTERNAL.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -150,7 +159,8 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GRPCInferenceService:
-    """Missing associated documentation comment in .proto file."""
+    """Inference on one box, for clients on it.
+    """
 
     @staticmethod
     def ServerLive(request,

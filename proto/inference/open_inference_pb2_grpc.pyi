@@ -3,6 +3,11 @@
 isort:skip_file
 The Open Inference Protocol over gRPC (KServe's v2 inference protocol), as its specification gives it: same
 package, messages and field numbers, so that clients made for it (tritonclient among them) just work.
+
+The comments say what sluice does with each field. A failed call carries google.rpc.ErrorInfo as described in
+sluice/api/v1/errors.proto. Raw contents are row-major and little-endian; an element of BYTES is its length in 4
+bytes and then its bytes. Requests and responses have at most 64 MiB; at most 64 calls run or wait at once. What
+is over that is refused by gRPC itself (RESOURCE_EXHAUSTED), without a reason.
 """
 
 from collections import abc as _abc
@@ -29,41 +34,65 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class GRPCInferenceServiceStub:
+    """Inference on one box, for clients on it."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GRPCInferenceServiceAsyncStub: ...
     ServerLive: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ServerLiveRequest, _open_inference_pb2.ServerLiveResponse]
-    """Whether the inference server process is up."""
+    """Whether the inference server process is up: true in every answer."""
     ServerReady: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ServerReadyRequest, _open_inference_pb2.ServerReadyResponse]
-    """Whether the server is ready for inference."""
+    """Whether the server is ready for inference: it has a model, and every model's active worker can answer."""
     ModelReady: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelReadyRequest, _open_inference_pb2.ModelReadyResponse]
-    """Whether one model is ready for inference."""
+    """Whether one model is ready for inference; false also for a model or version that is not here."""
     ServerMetadata: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ServerMetadataRequest, _open_inference_pb2.ServerMetadataResponse]
+    """Which server this is."""
     ModelMetadata: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelMetadataRequest, _open_inference_pb2.ModelMetadataResponse]
+    """Inputs and outputs of a model. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN (not loaded), MODEL_NOT_SERVING (its worker
+    died).
+    """
     ModelInfer: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelInferResponse]
+    """One inference, within the call's deadline and at most 30 s.
+    Errors: MODEL_UNKNOWN, VERSION_UNKNOWN (not loaded), MODEL_NOT_SERVING (its worker died), INPUT_INVALID,
+    LIMIT_EXCEEDED (the answer is over 64 MiB, or too many requests wait behind a slow one), WORKER_TIMEOUT,
+    WORKER_DIED, INTERNAL.
+    """
 
 @_typing.type_check_only
 class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
+    """Inference on one box, for clients on it."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     ServerLive: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ServerLiveRequest, _open_inference_pb2.ServerLiveResponse]  # type: ignore[assignment]
-    """Whether the inference server process is up."""
+    """Whether the inference server process is up: true in every answer."""
     ServerReady: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ServerReadyRequest, _open_inference_pb2.ServerReadyResponse]  # type: ignore[assignment]
-    """Whether the server is ready for inference."""
+    """Whether the server is ready for inference: it has a model, and every model's active worker can answer."""
     ModelReady: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelReadyRequest, _open_inference_pb2.ModelReadyResponse]  # type: ignore[assignment]
-    """Whether one model is ready for inference."""
+    """Whether one model is ready for inference; false also for a model or version that is not here."""
     ServerMetadata: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ServerMetadataRequest, _open_inference_pb2.ServerMetadataResponse]  # type: ignore[assignment]
+    """Which server this is."""
     ModelMetadata: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelMetadataRequest, _open_inference_pb2.ModelMetadataResponse]  # type: ignore[assignment]
+    """Inputs and outputs of a model. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN (not loaded), MODEL_NOT_SERVING (its worker
+    died).
+    """
     ModelInfer: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.ModelInferRequest, _open_inference_pb2.ModelInferResponse]  # type: ignore[assignment]
+    """One inference, within the call's deadline and at most 30 s.
+    Errors: MODEL_UNKNOWN, VERSION_UNKNOWN (not loaded), MODEL_NOT_SERVING (its worker died), INPUT_INVALID,
+    LIMIT_EXCEEDED (the answer is over 64 MiB, or too many requests wait behind a slow one), WORKER_TIMEOUT,
+    WORKER_DIED, INTERNAL.
+    """
 
 class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Inference on one box, for clients on it."""
+
     @_abc_1.abstractmethod
     def ServerLive(
         self,
         request: _open_inference_pb2.ServerLiveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.ServerLiveResponse, _abc.Awaitable[_open_inference_pb2.ServerLiveResponse]]:
-        """Whether the inference server process is up."""
+        """Whether the inference server process is up: true in every answer."""
 
     @_abc_1.abstractmethod
     def ServerReady(
@@ -71,7 +100,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.ServerReadyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.ServerReadyResponse, _abc.Awaitable[_open_inference_pb2.ServerReadyResponse]]:
-        """Whether the server is ready for inference."""
+        """Whether the server is ready for inference: it has a model, and every model's active worker can answer."""
 
     @_abc_1.abstractmethod
     def ModelReady(
@@ -79,27 +108,36 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.ModelReadyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.ModelReadyResponse, _abc.Awaitable[_open_inference_pb2.ModelReadyResponse]]:
-        """Whether one model is ready for inference."""
+        """Whether one model is ready for inference; false also for a model or version that is not here."""
 
     @_abc_1.abstractmethod
     def ServerMetadata(
         self,
         request: _open_inference_pb2.ServerMetadataRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_open_inference_pb2.ServerMetadataResponse, _abc.Awaitable[_open_inference_pb2.ServerMetadataResponse]]: ...
+    ) -> _typing.Union[_open_inference_pb2.ServerMetadataResponse, _abc.Awaitable[_open_inference_pb2.ServerMetadataResponse]]:
+        """Which server this is."""
 
     @_abc_1.abstractmethod
     def ModelMetadata(
         self,
         request: _open_inference_pb2.ModelMetadataRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_open_inference_pb2.ModelMetadataResponse, _abc.Awaitable[_open_inference_pb2.ModelMetadataResponse]]: ...
+    ) -> _typing.Union[_open_inference_pb2.ModelMetadataResponse, _abc.Awaitable[_open_inference_pb2.ModelMetadataResponse]]:
+        """Inputs and outputs of a model. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN (not loaded), MODEL_NOT_SERVING (its worker
+        died).
+        """
 
     @_abc_1.abstractmethod
     def ModelInfer(
         self,
         request: _open_inference_pb2.ModelInferRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_open_inference_pb2.ModelInferResponse, _abc.Awaitable[_open_inference_pb2.ModelInferResponse]]: ...
+    ) -> _typing.Union[_open_inference_pb2.ModelInferResponse, _abc.Awaitable[_open_inference_pb2.ModelInferResponse]]:
+        """One inference, within the call's deadline and at most 30 s.
+        Errors: MODEL_UNKNOWN, VERSION_UNKNOWN (not loaded), MODEL_NOT_SERVING (its worker died), INPUT_INVALID,
+        LIMIT_EXCEEDED (the answer is over 64 MiB, or too many requests wait behind a slow one), WORKER_TIMEOUT,
+        WORKER_DIED, INTERNAL.
+        """
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

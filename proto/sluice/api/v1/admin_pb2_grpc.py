@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class AdminStub:
-    """Missing associated documentation comment in .proto file."""
+    """What an administrator on the box may ask of its agent.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,17 +48,22 @@ class AdminStub:
 
 
 class AdminServicer:
-    """Missing associated documentation comment in .proto file."""
+    """What an administrator on the box may ask of its agent.
+    """
 
     def GetStatus(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """What the agent is, runs and wants now. Changes nothing. Errors: IO_FAILED, DISK_FULL, INTERNAL.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Revert(self, request, context):
-        """Goes back to the previous version at once and stays there until the desired version changes.
-        Errors: MODEL_NOT_SERVING, NO_PREVIOUS_VERSION.
+        """Goes back to the previous version at once and stays there until the desired version changes. May take as long as
+        loading a model.
+        Errors: MODEL_NOT_SERVING (no active version), NO_PREVIOUS_VERSION, or why the previous version cannot be loaded:
+        STORE_CORRUPT, FILE_UNKNOWN, MODEL_LOAD_FAILED, RUNTIME_UNAVAILABLE, WARM_UP_FAILED, GOLDEN_MISMATCH,
+        WORKER_DIED, WORKER_TIMEOUT, DISK_FULL, IO_FAILED; the active version then stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,7 +91,8 @@ def add_AdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Admin:
-    """Missing associated documentation comment in .proto file."""
+    """What an administrator on the box may ask of its agent.
+    """
 
     @staticmethod
     def GetStatus(request,

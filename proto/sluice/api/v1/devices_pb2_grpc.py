@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class DevicesStub:
-    """Missing associated documentation comment in .proto file."""
+    """What an operator may ask and say about devices.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -52,24 +53,27 @@ class DevicesStub:
 
 
 class DevicesServicer:
-    """Missing associated documentation comment in .proto file."""
+    """What an operator may ask and say about devices.
+    """
 
     def GetDevice(self, request, context):
-        """Errors: DEVICE_UNKNOWN.
+        """One device. Errors: DEVICE_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDevices(self, request, context):
-        """Devices by id. Errors: REQUEST_INVALID (a malformed selector or page token).
+        """Devices by id, in pages. Errors: REQUEST_INVALID (a page token over 128 characters, an empty label key),
+        LIMIT_EXCEEDED (page size, ids or labels of the selector).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LabelDevice(self, request, context):
-        """Sets and removes the operator's labels; they win over the device's own. Errors: DEVICE_UNKNOWN.
+        """Sets and removes the operator's labels; they win over the device's own.
+        Errors: DEVICE_UNKNOWN, REQUEST_INVALID (an empty key), LIMIT_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +106,8 @@ def add_DevicesServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Devices:
-    """Missing associated documentation comment in .proto file."""
+    """What an operator may ask and say about devices.
+    """
 
     @staticmethod
     def GetDevice(request,

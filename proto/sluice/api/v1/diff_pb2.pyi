@@ -6,6 +6,9 @@ DiffModel: how a device gets from the files it holds to the files of a version.
 Plan compares what the device holds with what the version needs and offers, for each file, the fewest
 bytes. Fetch streams an offered delta from any offset. A full copy is a delta that has no base: one path,
 one decoder, one way to resume.
+
+Sizes, offsets and lengths are bytes. A digest is "sha256:" and 64 lower-case hex digits. Any call may also fail
+for reasons of the control plane itself, see errors.proto.
 """
 
 from collections import abc as abc
@@ -25,6 +28,8 @@ DESCRIPTOR: descriptor.FileDescriptor
 
 @typing.final
 class PlanRequest(message.Message):
+    """What a device holds and what it wants."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DEVICE_ID_FIELD_NUMBER: builtins.int
@@ -36,14 +41,15 @@ class PlanRequest(message.Message):
     ACCEPT_FULL_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
     device_id: builtins.str
-    """Who asks; empty for tools."""
+    """Who asks; empty for tools. Not looked at at present."""
     model: builtins.str
+    """Required."""
     version: builtins.int
     """Required, not 0."""
     variant: builtins.str
-    """The variant's name in the manifest."""
+    """Required: the variant's name in the manifest."""
     wait_ms: builtins.int
-    """How long the call may wait for deltas; at most 30000."""
+    """Milliseconds that the call may wait for deltas; 0 to 30000."""
     accept_full: builtins.bool
     """Offer a full copy at once for what is not ready, instead of `pending`."""
     @builtins.property
@@ -52,7 +58,7 @@ class PlanRequest(message.Message):
 
     @builtins.property
     def features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Delta features that the device's decoder has (docs/delta-format.md)."""
+        """Delta features that the device's decoder has (docs/delta-format.md): at most 256, of at most 64 characters each."""
 
     def __init__(
         self,
@@ -74,15 +80,17 @@ class PlanRequest(message.Message):
 
 @typing.final
 class PlanResponse(message.Message):
+    """How to get every file of the variant."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     FILES_FIELD_NUMBER: builtins.int
     RETRY_AFTER_MS_FIELD_NUMBER: builtins.int
     retry_after_ms: builtins.int
-    """When a file is pending: when to ask again."""
+    """Milliseconds after which to ask again; 0 when no file is pending."""
     @builtins.property
     def files(self) -> containers.RepeatedCompositeFieldContainer[FilePlan]:
-        """In the manifest's order, each distinct digest once."""
+        """In the manifest's order, each distinct digest once; at most 256."""
 
     def __init__(
         self,
@@ -98,6 +106,8 @@ class PlanResponse(message.Message):
 
 @typing.final
 class FilePlan(message.Message):
+    """How to get one file."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DIGEST_FIELD_NUMBER: builtins.int
@@ -109,7 +119,7 @@ class FilePlan(message.Message):
     digest: builtins.str
     """The target file's digest."""
     size: builtins.int
-    """The target file's size, bytes."""
+    """The target file's size, bytes; at most 16 GiB."""
     @builtins.property
     def have(self) -> Have:
         """The device listed this digest."""
@@ -146,6 +156,8 @@ class FilePlan(message.Message):
 
 @typing.final
 class Have(message.Message):
+    """Nothing to do: the device holds the file."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     def __init__(
@@ -159,6 +171,8 @@ class Have(message.Message):
 
 @typing.final
 class Pending(message.Message):
+    """Nothing to fetch yet: deltas to the file are being computed."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     def __init__(
@@ -172,6 +186,8 @@ class Pending(message.Message):
 
 @typing.final
 class Offer(message.Message):
+    """A delta that was proven by applying it. It stays for at least 10 minutes after its last use."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DIGEST_FIELD_NUMBER: builtins.int
@@ -182,7 +198,7 @@ class Offer(message.Message):
     size: builtins.int
     """Of the delta, bytes."""
     base_digest: builtins.str
-    """Empty for a full copy."""
+    """One of the request's base_digests; empty for a full copy."""
     def __init__(
         self,
         *,
@@ -198,15 +214,19 @@ class Offer(message.Message):
 
 @typing.final
 class FetchRequest(message.Message):
+    """Which bytes of a delta to send."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DIGEST_FIELD_NUMBER: builtins.int
     OFFSET_FIELD_NUMBER: builtins.int
     DEVICE_ID_FIELD_NUMBER: builtins.int
     digest: builtins.str
+    """Of the delta, from an Offer."""
     offset: builtins.int
-    """First byte wanted; 0 to the size."""
+    """First byte wanted; 0 to the delta's size."""
     device_id: builtins.str
+    """Who asks; empty for tools. Not looked at at present."""
     def __init__(
         self,
         *,
@@ -222,14 +242,16 @@ class FetchRequest(message.Message):
 
 @typing.final
 class FetchResponse(message.Message):
+    """The next bytes of a delta."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DATA_FIELD_NUMBER: builtins.int
     OFFSET_FIELD_NUMBER: builtins.int
     data: builtins.bytes
-    """At most 256 KiB."""
+    """1 byte to 256 KiB."""
     offset: builtins.int
-    """Where data starts in the delta."""
+    """Where data starts in the delta, bytes."""
     def __init__(
         self,
         *,
@@ -244,6 +266,8 @@ class FetchResponse(message.Message):
 
 @typing.final
 class DescribeRequest(message.Message):
+    """Which delta to describe."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     BASE_DIGEST_FIELD_NUMBER: builtins.int
@@ -251,6 +275,7 @@ class DescribeRequest(message.Message):
     base_digest: builtins.str
     """Empty: describe the full copy."""
     target_digest: builtins.str
+    """Required."""
     def __init__(
         self,
         *,
@@ -265,6 +290,8 @@ class DescribeRequest(message.Message):
 
 @typing.final
 class DescribeResponse(message.Message):
+    """A delta, as a whole and in parts."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DELTA_DIGEST_FIELD_NUMBER: builtins.int
@@ -273,12 +300,16 @@ class DescribeResponse(message.Message):
     TARGET_SIZE_FIELD_NUMBER: builtins.int
     REGIONS_FIELD_NUMBER: builtins.int
     delta_digest: builtins.str
+    """Of the delta's own bytes."""
     delta_size: builtins.int
+    """Bytes."""
     base_size: builtins.int
+    """Bytes; 0 for a full copy."""
     target_size: builtins.int
+    """Bytes; at most 16 GiB."""
     @builtins.property
     def regions(self) -> containers.RepeatedCompositeFieldContainer[Region]:
-        """In the target's order."""
+        """In the target's order; together they cover it."""
 
     def __init__(
         self,
@@ -297,7 +328,7 @@ class DescribeResponse(message.Message):
 
 @typing.final
 class Region(message.Message):
-    """One run of the target that one instruction kind writes; a tensor is one region."""
+    """A tensor of the target, or a run of what lies between tensors, and its way in the delta."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -313,21 +344,23 @@ class Region(message.Message):
     name: builtins.str
     """The tensor's name; empty outside tensors."""
     base_name: builtins.str
-    """The tensor it was predicted from."""
+    """The base's tensor that it is made from; empty when none."""
     instruction: builtins.str
-    """copy, literal, patch or tensor."""
+    """copy, literal, patch or tensor; of several, the one that costs most."""
     predictor: builtins.str
-    """For tensors: same, ordered, requantise, …"""
+    """same, plain, difference or requantise; empty for literal and patch."""
     dtype: builtins.str
-    """For tensors: float32, int8, …"""
+    """For tensors: float32, int8, …; else empty."""
     target_offset: builtins.int
-    """Bytes."""
+    """Of its first byte in the target, bytes."""
     target_length: builtins.int
-    """Bytes."""
+    """Bytes in the target."""
     coded_bytes: builtins.int
     """Its share of the delta, bytes."""
     @builtins.property
-    def shape(self) -> containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def shape(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """For tensors: elements in each dimension; none for a scalar."""
+
     def __init__(
         self,
         *,

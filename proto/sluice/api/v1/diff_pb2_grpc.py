@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class DiffModelStub:
-    """Missing associated documentation comment in .proto file."""
+    """The fewest bytes from what a device holds to what it needs.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -52,27 +53,33 @@ class DiffModelStub:
 
 
 class DiffModelServicer:
-    """Missing associated documentation comment in .proto file."""
+    """The fewest bytes from what a device holds to what it needs.
+    """
 
     def Plan(self, request, context):
         """What to fetch for one variant of a version. Waits up to wait_ms for deltas that are being computed; files
-        not ready by then come back as `pending`. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, NO_COMPATIBLE_VARIANT,
-        REQUEST_INVALID, LIMIT_EXCEEDED.
+        not ready by then come back as `pending`.
+        Errors: REQUEST_INVALID (no version, a malformed digest), LIMIT_EXCEEDED, MODEL_UNKNOWN, VERSION_UNKNOWN,
+        NO_COMPATIBLE_VARIANT (no variant of this name), DELTA_UNSUPPORTED (the device lacks features that every delta
+        needs), DELTA_PROOF_FAILED (no delta could be built and proven).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Fetch(self, request, context):
-        """The bytes of an offered delta from an offset, in order. Errors: FILE_UNKNOWN, REQUEST_INVALID (an offset
-        beyond the end).
+        """The bytes of an offered delta from an offset to its end, in order; none when the offset is its size.
+        Errors: FILE_UNKNOWN (not held, or evicted: ask Plan again), REQUEST_INVALID (a malformed digest, an offset
+        beyond the end), STORE_CORRUPT, IO_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Describe(self, request, context):
-        """The anatomy of a delta between two stored files, for people. Errors: FILE_UNKNOWN, DELTA_NOT_READY.
+        """The anatomy of a delta between two stored files, for people; the first call may start its computation.
+        Errors: REQUEST_INVALID (no target, a malformed digest), FILE_UNKNOWN, DELTA_NOT_READY (being computed, or it
+        could not be built: the message says which).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +112,8 @@ def add_DiffModelServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DiffModel:
-    """Missing associated documentation comment in .proto file."""
+    """The fewest bytes from what a device holds to what it needs.
+    """
 
     @staticmethod
     def Plan(request,

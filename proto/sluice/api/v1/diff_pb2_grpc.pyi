@@ -6,6 +6,9 @@ DiffModel: how a device gets from the files it holds to the files of a version.
 Plan compares what the device holds with what the version needs and offers, for each file, the fewest
 bytes. Fetch streams an offered delta from any offset. A full copy is a delta that has no base: one path,
 one decoder, one way to resume.
+
+Sizes, offsets and lengths are bytes. A digest is "sha256:" and 64 lower-case hex digits. Any call may also fail
+for reasons of the control plane itself, see errors.proto.
 """
 
 from collections import abc as _abc
@@ -32,38 +35,56 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DiffModelStub:
+    """The fewest bytes from what a device holds to what it needs."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DiffModelAsyncStub: ...
     Plan: _grpc.UnaryUnaryMultiCallable[_diff_pb2.PlanRequest, _diff_pb2.PlanResponse]
     """What to fetch for one variant of a version. Waits up to wait_ms for deltas that are being computed; files
-    not ready by then come back as `pending`. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, NO_COMPATIBLE_VARIANT,
-    REQUEST_INVALID, LIMIT_EXCEEDED.
+    not ready by then come back as `pending`.
+    Errors: REQUEST_INVALID (no version, a malformed digest), LIMIT_EXCEEDED, MODEL_UNKNOWN, VERSION_UNKNOWN,
+    NO_COMPATIBLE_VARIANT (no variant of this name), DELTA_UNSUPPORTED (the device lacks features that every delta
+    needs), DELTA_PROOF_FAILED (no delta could be built and proven).
     """
     Fetch: _grpc.UnaryStreamMultiCallable[_diff_pb2.FetchRequest, _diff_pb2.FetchResponse]
-    """The bytes of an offered delta from an offset, in order. Errors: FILE_UNKNOWN, REQUEST_INVALID (an offset
-    beyond the end).
+    """The bytes of an offered delta from an offset to its end, in order; none when the offset is its size.
+    Errors: FILE_UNKNOWN (not held, or evicted: ask Plan again), REQUEST_INVALID (a malformed digest, an offset
+    beyond the end), STORE_CORRUPT, IO_FAILED.
     """
     Describe: _grpc.UnaryUnaryMultiCallable[_diff_pb2.DescribeRequest, _diff_pb2.DescribeResponse]
-    """The anatomy of a delta between two stored files, for people. Errors: FILE_UNKNOWN, DELTA_NOT_READY."""
+    """The anatomy of a delta between two stored files, for people; the first call may start its computation.
+    Errors: REQUEST_INVALID (no target, a malformed digest), FILE_UNKNOWN, DELTA_NOT_READY (being computed, or it
+    could not be built: the message says which).
+    """
 
 @_typing.type_check_only
 class DiffModelAsyncStub(DiffModelStub):
+    """The fewest bytes from what a device holds to what it needs."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Plan: _aio.UnaryUnaryMultiCallable[_diff_pb2.PlanRequest, _diff_pb2.PlanResponse]  # type: ignore[assignment]
     """What to fetch for one variant of a version. Waits up to wait_ms for deltas that are being computed; files
-    not ready by then come back as `pending`. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, NO_COMPATIBLE_VARIANT,
-    REQUEST_INVALID, LIMIT_EXCEEDED.
+    not ready by then come back as `pending`.
+    Errors: REQUEST_INVALID (no version, a malformed digest), LIMIT_EXCEEDED, MODEL_UNKNOWN, VERSION_UNKNOWN,
+    NO_COMPATIBLE_VARIANT (no variant of this name), DELTA_UNSUPPORTED (the device lacks features that every delta
+    needs), DELTA_PROOF_FAILED (no delta could be built and proven).
     """
     Fetch: _aio.UnaryStreamMultiCallable[_diff_pb2.FetchRequest, _diff_pb2.FetchResponse]  # type: ignore[assignment]
-    """The bytes of an offered delta from an offset, in order. Errors: FILE_UNKNOWN, REQUEST_INVALID (an offset
-    beyond the end).
+    """The bytes of an offered delta from an offset to its end, in order; none when the offset is its size.
+    Errors: FILE_UNKNOWN (not held, or evicted: ask Plan again), REQUEST_INVALID (a malformed digest, an offset
+    beyond the end), STORE_CORRUPT, IO_FAILED.
     """
     Describe: _aio.UnaryUnaryMultiCallable[_diff_pb2.DescribeRequest, _diff_pb2.DescribeResponse]  # type: ignore[assignment]
-    """The anatomy of a delta between two stored files, for people. Errors: FILE_UNKNOWN, DELTA_NOT_READY."""
+    """The anatomy of a delta between two stored files, for people; the first call may start its computation.
+    Errors: REQUEST_INVALID (no target, a malformed digest), FILE_UNKNOWN, DELTA_NOT_READY (being computed, or it
+    could not be built: the message says which).
+    """
 
 class DiffModelServicer(metaclass=_abc_1.ABCMeta):
+    """The fewest bytes from what a device holds to what it needs."""
+
     @_abc_1.abstractmethod
     def Plan(
         self,
@@ -71,8 +92,10 @@ class DiffModelServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_diff_pb2.PlanResponse, _abc.Awaitable[_diff_pb2.PlanResponse]]:
         """What to fetch for one variant of a version. Waits up to wait_ms for deltas that are being computed; files
-        not ready by then come back as `pending`. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, NO_COMPATIBLE_VARIANT,
-        REQUEST_INVALID, LIMIT_EXCEEDED.
+        not ready by then come back as `pending`.
+        Errors: REQUEST_INVALID (no version, a malformed digest), LIMIT_EXCEEDED, MODEL_UNKNOWN, VERSION_UNKNOWN,
+        NO_COMPATIBLE_VARIANT (no variant of this name), DELTA_UNSUPPORTED (the device lacks features that every delta
+        needs), DELTA_PROOF_FAILED (no delta could be built and proven).
         """
 
     @_abc_1.abstractmethod
@@ -81,8 +104,9 @@ class DiffModelServicer(metaclass=_abc_1.ABCMeta):
         request: _diff_pb2.FetchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_diff_pb2.FetchResponse], _abc.AsyncIterator[_diff_pb2.FetchResponse]]:
-        """The bytes of an offered delta from an offset, in order. Errors: FILE_UNKNOWN, REQUEST_INVALID (an offset
-        beyond the end).
+        """The bytes of an offered delta from an offset to its end, in order; none when the offset is its size.
+        Errors: FILE_UNKNOWN (not held, or evicted: ask Plan again), REQUEST_INVALID (a malformed digest, an offset
+        beyond the end), STORE_CORRUPT, IO_FAILED.
         """
 
     @_abc_1.abstractmethod
@@ -91,6 +115,9 @@ class DiffModelServicer(metaclass=_abc_1.ABCMeta):
         request: _diff_pb2.DescribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_diff_pb2.DescribeResponse, _abc.Awaitable[_diff_pb2.DescribeResponse]]:
-        """The anatomy of a delta between two stored files, for people. Errors: FILE_UNKNOWN, DELTA_NOT_READY."""
+        """The anatomy of a delta between two stored files, for people; the first call may start its computation.
+        Errors: REQUEST_INVALID (no target, a malformed digest), FILE_UNKNOWN, DELTA_NOT_READY (being computed, or it
+        could not be built: the message says which).
+        """
 
 def add_DiffModelServicer_to_server(servicer: DiffModelServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

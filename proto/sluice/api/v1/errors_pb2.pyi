@@ -3,10 +3,15 @@
 isort:skip_file
 Error reasons: the stable codes behind every error that sluice gives.
 
-A failed call carries a gRPC status code, google.rpc.ErrorInfo (reason = the name of one of these
-values, domain = "sluice", metadata = {"object": …}) and google.rpc.Help-like text in the status message:
-what was being done, to what, why it failed and what helps. The same names are printed by the command
-line (`--json`: field "reason") and stored in the agent's state. Names and numbers never change.
+A failed call carries a gRPC status code, a message for people (what was being done, to what, why it failed) and
+google.rpc.ErrorInfo: reason = the name of one of these values, domain = "sluice", metadata = {"object": what it is
+about, "hint": what helps}, each left out when empty. Message, object and hint have at most 2000 characters each.
+The same names are printed by the command line (`--json`: field "reason") and stored in the agent's state. Names
+and numbers never change.
+
+Any call to the control plane may also fail for reasons of its own: LIMIT_EXCEEDED (too many calls wait for its
+database), DISK_FULL, IO_FAILED, STORE_CORRUPT (its database), INTERNAL. A request message over 2 MiB is refused by
+gRPC itself (RESOURCE_EXHAUSTED), without a reason.
 """
 
 from google.protobuf import descriptor as descriptor
@@ -29,8 +34,10 @@ class _ErrorReason:
 class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReason.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
+    """No failure; never sent as the reason of one."""
     MODEL_FILE_TRUNCATED: _ErrorReason.ValueType  # 1
     """1-19: model files and manifests.
+
     A model file ends before its own structure says it should.
     """
     MODEL_FILE_INVALID: _ErrorReason.ValueType  # 2
@@ -46,17 +53,18 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     VERSION_RETIRED: _ErrorReason.ValueType  # 7
     """The version exists but may no longer be rolled out."""
     FILE_UNKNOWN: _ErrorReason.ValueType  # 8
-    """No file with this digest in the store."""
+    """No file or delta with this digest in the store."""
     FILE_DIGEST_MISMATCH: _ErrorReason.ValueType  # 9
     """The bytes received do not have the digest announced."""
     NO_COMPATIBLE_VARIANT: _ErrorReason.ValueType  # 10
-    """No variant of the version fits what this box can run."""
+    """No variant fits what this box can run, or has the name asked for."""
     ALIAS_UNKNOWN: _ErrorReason.ValueType  # 11
     """No alias of this name on the model."""
     VERSION_CONFLICT: _ErrorReason.ValueType  # 12
     """The version number exists already with other content."""
     DELTA_INVALID: _ErrorReason.ValueType  # 20
     """20-39: deltas.
+
     Not a delta, or its structure is broken.
     """
     DELTA_TRUNCATED: _ErrorReason.ValueType  # 21
@@ -72,23 +80,25 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     DELTA_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 26
     """A length in the delta is over the decoder's limit."""
     DELTA_NOT_READY: _ErrorReason.ValueType  # 27
-    """The delta is still being computed; ask again."""
+    """The delta is being computed, or building it failed lately; ask again."""
     DELTA_PROOF_FAILED: _ErrorReason.ValueType  # 28
     """The server could not reproduce the target; the delta is not offered."""
     DISK_FULL: _ErrorReason.ValueType  # 40
     """40-59: storage and resources.
+
     No room for the file and its reserve.
     """
     STORE_CORRUPT: _ErrorReason.ValueType  # 41
-    """A stored file no longer has its digest."""
+    """A stored file no longer has its digest, or a database is damaged."""
     IO_FAILED: _ErrorReason.ValueType  # 42
     """The operating system refused a read or write."""
     LIMIT_EXCEEDED: _ErrorReason.ValueType  # 43
-    """A request is larger than a named limit."""
+    """A request, or what waits with it, is over a named limit."""
     STATE_LOCKED: _ErrorReason.ValueType  # 44
-    """Another process holds the state directory."""
+    """Another process or stream holds it: a data directory, an upload, a device."""
     MODEL_LOAD_FAILED: _ErrorReason.ValueType  # 60
     """60-79: running models.
+
     The runtime refused the model, or the worker died while loading it.
     """
     RUNTIME_UNAVAILABLE: _ErrorReason.ValueType  # 61
@@ -104,17 +114,18 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     INPUT_INVALID: _ErrorReason.ValueType  # 66
     """A request's tensors do not fit the model."""
     MODEL_NOT_SERVING: _ErrorReason.ValueType  # 67
-    """The box holds no active version of this model."""
+    """The box has no active version of this model, or its worker is down."""
     NO_PREVIOUS_VERSION: _ErrorReason.ValueType  # 68
     """There is nothing to go back to."""
     DEVICE_UNKNOWN: _ErrorReason.ValueType  # 80
     """80-99: fleet.
+
     No device of this id.
     """
     DEVICE_ID_INVALID: _ErrorReason.ValueType  # 81
     """A device id breaks the naming rule."""
     DEVICE_SILENT: _ErrorReason.ValueType  # 82
-    """The device did not report before the deadline."""
+    """The device did not report, or did not finish, before the deadline."""
     ROLLOUT_UNKNOWN: _ErrorReason.ValueType  # 83
     """No rollout of this id."""
     ROLLOUT_STATE: _ErrorReason.ValueType  # 84
@@ -122,7 +133,7 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     ROLLOUT_EMPTY: _ErrorReason.ValueType  # 85
     """The selector matches no device."""
     CONTROL_UNREACHABLE: _ErrorReason.ValueType  # 86
-    """The control plane cannot be reached."""
+    """The control plane cannot be reached, or stops."""
     REQUEST_INVALID: _ErrorReason.ValueType  # 87
     """A field is missing, malformed or out of range."""
     AGENT_UNREACHABLE: _ErrorReason.ValueType  # 88
@@ -132,11 +143,14 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     INTERNAL: _ErrorReason.ValueType  # 99
     """A defect in sluice: report it."""
 
-class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
+class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
+    """The codes, in ranges by what they are about."""
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
+"""No failure; never sent as the reason of one."""
 MODEL_FILE_TRUNCATED: ErrorReason.ValueType  # 1
 """1-19: model files and manifests.
+
 A model file ends before its own structure says it should.
 """
 MODEL_FILE_INVALID: ErrorReason.ValueType  # 2
@@ -152,17 +166,18 @@ VERSION_UNKNOWN: ErrorReason.ValueType  # 6
 VERSION_RETIRED: ErrorReason.ValueType  # 7
 """The version exists but may no longer be rolled out."""
 FILE_UNKNOWN: ErrorReason.ValueType  # 8
-"""No file with this digest in the store."""
+"""No file or delta with this digest in the store."""
 FILE_DIGEST_MISMATCH: ErrorReason.ValueType  # 9
 """The bytes received do not have the digest announced."""
 NO_COMPATIBLE_VARIANT: ErrorReason.ValueType  # 10
-"""No variant of the version fits what this box can run."""
+"""No variant fits what this box can run, or has the name asked for."""
 ALIAS_UNKNOWN: ErrorReason.ValueType  # 11
 """No alias of this name on the model."""
 VERSION_CONFLICT: ErrorReason.ValueType  # 12
 """The version number exists already with other content."""
 DELTA_INVALID: ErrorReason.ValueType  # 20
 """20-39: deltas.
+
 Not a delta, or its structure is broken.
 """
 DELTA_TRUNCATED: ErrorReason.ValueType  # 21
@@ -178,23 +193,25 @@ DELTA_UNSUPPORTED: ErrorReason.ValueType  # 25
 DELTA_LIMIT_EXCEEDED: ErrorReason.ValueType  # 26
 """A length in the delta is over the decoder's limit."""
 DELTA_NOT_READY: ErrorReason.ValueType  # 27
-"""The delta is still being computed; ask again."""
+"""The delta is being computed, or building it failed lately; ask again."""
 DELTA_PROOF_FAILED: ErrorReason.ValueType  # 28
 """The server could not reproduce the target; the delta is not offered."""
 DISK_FULL: ErrorReason.ValueType  # 40
 """40-59: storage and resources.
+
 No room for the file and its reserve.
 """
 STORE_CORRUPT: ErrorReason.ValueType  # 41
-"""A stored file no longer has its digest."""
+"""A stored file no longer has its digest, or a database is damaged."""
 IO_FAILED: ErrorReason.ValueType  # 42
 """The operating system refused a read or write."""
 LIMIT_EXCEEDED: ErrorReason.ValueType  # 43
-"""A request is larger than a named limit."""
+"""A request, or what waits with it, is over a named limit."""
 STATE_LOCKED: ErrorReason.ValueType  # 44
-"""Another process holds the state directory."""
+"""Another process or stream holds it: a data directory, an upload, a device."""
 MODEL_LOAD_FAILED: ErrorReason.ValueType  # 60
 """60-79: running models.
+
 The runtime refused the model, or the worker died while loading it.
 """
 RUNTIME_UNAVAILABLE: ErrorReason.ValueType  # 61
@@ -210,17 +227,18 @@ WARM_UP_FAILED: ErrorReason.ValueType  # 65
 INPUT_INVALID: ErrorReason.ValueType  # 66
 """A request's tensors do not fit the model."""
 MODEL_NOT_SERVING: ErrorReason.ValueType  # 67
-"""The box holds no active version of this model."""
+"""The box has no active version of this model, or its worker is down."""
 NO_PREVIOUS_VERSION: ErrorReason.ValueType  # 68
 """There is nothing to go back to."""
 DEVICE_UNKNOWN: ErrorReason.ValueType  # 80
 """80-99: fleet.
+
 No device of this id.
 """
 DEVICE_ID_INVALID: ErrorReason.ValueType  # 81
 """A device id breaks the naming rule."""
 DEVICE_SILENT: ErrorReason.ValueType  # 82
-"""The device did not report before the deadline."""
+"""The device did not report, or did not finish, before the deadline."""
 ROLLOUT_UNKNOWN: ErrorReason.ValueType  # 83
 """No rollout of this id."""
 ROLLOUT_STATE: ErrorReason.ValueType  # 84
@@ -228,7 +246,7 @@ ROLLOUT_STATE: ErrorReason.ValueType  # 84
 ROLLOUT_EMPTY: ErrorReason.ValueType  # 85
 """The selector matches no device."""
 CONTROL_UNREACHABLE: ErrorReason.ValueType  # 86
-"""The control plane cannot be reached."""
+"""The control plane cannot be reached, or stops."""
 REQUEST_INVALID: ErrorReason.ValueType  # 87
 """A field is missing, malformed or out of range."""
 AGENT_UNREACHABLE: ErrorReason.ValueType  # 88

@@ -3,10 +3,15 @@
 isort:skip_file
 Error reasons: the stable codes behind every error that sluice gives.
 
-A failed call carries a gRPC status code, google.rpc.ErrorInfo (reason = the name of one of these
-values, domain = "sluice", metadata = {"object": …}) and google.rpc.Help-like text in the status message:
-what was being done, to what, why it failed and what helps. The same names are printed by the command
-line (`--json`: field "reason") and stored in the agent's state. Names and numbers never change.
+A failed call carries a gRPC status code, a message for people (what was being done, to what, why it failed) and
+google.rpc.ErrorInfo: reason = the name of one of these values, domain = "sluice", metadata = {"object": what it is
+about, "hint": what helps}, each left out when empty. Message, object and hint have at most 2000 characters each.
+The same names are printed by the command line (`--json`: field "reason") and stored in the agent's state. Names
+and numbers never change.
+
+Any call to the control plane may also fail for reasons of its own: LIMIT_EXCEEDED (too many calls wait for its
+database), DISK_FULL, IO_FAILED, STORE_CORRUPT (its database), INTERNAL. A request message over 2 MiB is refused by
+gRPC itself (RESOURCE_EXHAUSTED), without a reason.
 """
 
 from collections import abc as _abc

@@ -5,6 +5,10 @@ Registry: models, their immutable versions, and the files that versions are made
 
 Publishing a version takes three steps: GetModel tells the next number; UploadFile brings each file that
 the store lacks; PublishVersion commits the manifest. Only the last step makes anything visible.
+
+Sizes and offsets are bytes. A digest is "sha256:" and 64 lower-case hex digits. A name (of a model, an alias or a
+variant) is 1 to 64 of a-z 0-9 - _ . starting with a letter or digit. A version's number is from 1 to 2^53 - 1. Any
+call may also fail for reasons of the control plane itself, see errors.proto.
 """
 
 from collections import abc as abc
@@ -25,6 +29,8 @@ DESCRIPTOR: descriptor.FileDescriptor
 
 @typing.final
 class UploadFileRequest(message.Message):
+    """One message of an upload."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: builtins.int
@@ -51,13 +57,15 @@ class UploadFileRequest(message.Message):
 
 @typing.final
 class UploadHeader(message.Message):
+    """Which file comes, and from where on."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DIGEST_FIELD_NUMBER: builtins.int
     SIZE_FIELD_NUMBER: builtins.int
     OFFSET_FIELD_NUMBER: builtins.int
     digest: builtins.str
-    """"sha256:" and 64 lower-case hex digits."""
+    """Of the whole file."""
     size: builtins.int
     """Whole file, bytes; at most 16 GiB."""
     offset: builtins.int
@@ -77,12 +85,14 @@ class UploadHeader(message.Message):
 
 @typing.final
 class UploadFileResponse(message.Message):
+    """What is held once the stream has ended; less than the announced size when it ended early."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DIGEST_FIELD_NUMBER: builtins.int
     COMMITTED_BYTES_FIELD_NUMBER: builtins.int
     digest: builtins.str
-    """As announced, and as computed."""
+    """As announced; as computed too, once all bytes have come."""
     committed_bytes: builtins.int
     """Bytes now held."""
     def __init__(
@@ -99,10 +109,13 @@ class UploadFileResponse(message.Message):
 
 @typing.final
 class GetUploadRequest(message.Message):
+    """Which file to ask about."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DIGEST_FIELD_NUMBER: builtins.int
     digest: builtins.str
+    """Required."""
     def __init__(
         self,
         *,
@@ -116,12 +129,14 @@ class GetUploadRequest(message.Message):
 
 @typing.final
 class GetUploadResponse(message.Message):
+    """How much of it is there. An unfinished upload is kept for 7 days after its last byte."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     COMMITTED_BYTES_FIELD_NUMBER: builtins.int
     COMPLETE_FIELD_NUMBER: builtins.int
     committed_bytes: builtins.int
-    """Bytes held of an unfinished or finished upload."""
+    """Bytes held of an unfinished or finished upload; 0 for an unknown file."""
     complete: builtins.bool
     """True when the file is in the store."""
     def __init__(
@@ -138,6 +153,8 @@ class GetUploadResponse(message.Message):
 
 @typing.final
 class PublishVersionRequest(message.Message):
+    """The manifest to publish."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     MANIFEST_FIELD_NUMBER: builtins.int
@@ -156,6 +173,8 @@ class PublishVersionRequest(message.Message):
 
 @typing.final
 class PublishVersionResponse(message.Message):
+    """The version that has this content now."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: builtins.int
@@ -163,7 +182,9 @@ class PublishVersionResponse(message.Message):
     created: builtins.bool
     """False when this content was already published."""
     @builtins.property
-    def version(self) -> Version: ...
+    def version(self) -> Version:
+        """With its manifest."""
+
     def __init__(
         self,
         *,
@@ -178,6 +199,8 @@ class PublishVersionResponse(message.Message):
 
 @typing.final
 class Model(message.Message):
+    """A name under which versions grow. It exists from its first version on."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     @typing.final
@@ -205,15 +228,17 @@ class Model(message.Message):
     ALIASES_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """1 to 64 of a-z 0-9 - _ . starting with a letter or digit."""
+    """See the naming rule above."""
     latest_version: builtins.int
-    """0 before the first."""
+    """The highest version number; from 1."""
     @builtins.property
     def aliases(self) -> containers.ScalarMap[builtins.str, builtins.int]:
         """Alias to version, at most 32."""
 
     @builtins.property
-    def create_time(self) -> timestamp_pb2.Timestamp: ...
+    def create_time(self) -> timestamp_pb2.Timestamp:
+        """Of its first version, the control plane's clock."""
+
     def __init__(
         self,
         *,
@@ -230,6 +255,8 @@ class Model(message.Message):
 
 @typing.final
 class Version(message.Message):
+    """One published version; nothing of it changes but `retired`."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
@@ -241,20 +268,24 @@ class Version(message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     VARIANTS_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """Its model's name."""
     version: builtins.int
-    """From 1, only growing."""
+    """From 1, growing by 1."""
     manifest: builtins.bytes
-    """Canonical JSON; empty in lists."""
+    """Canonical JSON, at most 1 MiB; empty in lists."""
     manifest_digest: builtins.str
-    """sha256 of the manifest's bytes."""
+    """Of the manifest's bytes."""
     retired: builtins.bool
+    """Barred from new rollouts."""
     size_bytes: builtins.int
-    """Sum of its distinct files."""
+    """Sum of its distinct files, all variants together, bytes."""
     @builtins.property
-    def create_time(self) -> timestamp_pb2.Timestamp: ...
+    def create_time(self) -> timestamp_pb2.Timestamp:
+        """When it was published, the control plane's clock."""
+
     @builtins.property
     def variants(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Variant names, in the manifest's order."""
+        """Variant names, in the manifest's order; 1 to 32."""
 
     def __init__(
         self,
@@ -276,14 +307,19 @@ class Version(message.Message):
 
 @typing.final
 class GetVersionRequest(message.Message):
+    """Which version to get."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     ALIAS_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """Required."""
     version: builtins.int
+    """0: the latest."""
     alias: builtins.str
+    """The version it points at now."""
     def __init__(
         self,
         *,
@@ -301,16 +337,19 @@ class GetVersionRequest(message.Message):
 
 @typing.final
 class ListVersionsRequest(message.Message):
+    """Whose versions to list."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """Required."""
     page_size: builtins.int
-    """0 means 100; at most 1000."""
+    """Versions; 0 means 100; at most 1000."""
     page_token: builtins.str
-    """From the previous response."""
+    """From the previous response; empty for the first page."""
     def __init__(
         self,
         *,
@@ -326,6 +365,8 @@ class ListVersionsRequest(message.Message):
 
 @typing.final
 class ListVersionsResponse(message.Message):
+    """One page."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     VERSIONS_FIELD_NUMBER: builtins.int
@@ -333,7 +374,9 @@ class ListVersionsResponse(message.Message):
     next_page_token: builtins.str
     """Empty at the end."""
     @builtins.property
-    def versions(self) -> containers.RepeatedCompositeFieldContainer[Version]: ...
+    def versions(self) -> containers.RepeatedCompositeFieldContainer[Version]:
+        """Newest first, without manifests."""
+
     def __init__(
         self,
         *,
@@ -348,10 +391,13 @@ class ListVersionsResponse(message.Message):
 
 @typing.final
 class GetModelRequest(message.Message):
+    """Which model to get."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
     name: builtins.str
+    """Required."""
     def __init__(
         self,
         *,
@@ -365,13 +411,16 @@ class GetModelRequest(message.Message):
 
 @typing.final
 class ListModelsRequest(message.Message):
+    """Which page of all models."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     page_size: builtins.int
-    """0 means 100; at most 1000."""
+    """Models; 0 means 100; at most 1000."""
     page_token: builtins.str
+    """From the previous response; empty for the first page; at most 128 characters."""
     def __init__(
         self,
         *,
@@ -386,13 +435,18 @@ class ListModelsRequest(message.Message):
 
 @typing.final
 class ListModelsResponse(message.Message):
+    """One page."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
+    """Empty at the end."""
     @builtins.property
-    def models(self) -> containers.RepeatedCompositeFieldContainer[Model]: ...
+    def models(self) -> containers.RepeatedCompositeFieldContainer[Model]:
+        """By name."""
+
     def __init__(
         self,
         *,
@@ -407,14 +461,17 @@ class ListModelsResponse(message.Message):
 
 @typing.final
 class SetAliasRequest(message.Message):
+    """Where an alias shall point."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
     ALIAS_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """Required."""
     alias: builtins.str
-    """Same rule as a model name."""
+    """Required; same rule as a model name."""
     version: builtins.int
     """0 removes the alias."""
     def __init__(
@@ -432,12 +489,16 @@ class SetAliasRequest(message.Message):
 
 @typing.final
 class RetireVersionRequest(message.Message):
+    """Which version to retire."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """Required."""
     version: builtins.int
+    """Required, not 0."""
     def __init__(
         self,
         *,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RegistryStub:
-    """Missing associated documentation comment in .proto file."""
+    """What publishers write and everybody reads.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -82,19 +83,24 @@ class RegistryStub:
 
 
 class RegistryServicer:
-    """Missing associated documentation comment in .proto file."""
+    """What publishers write and everybody reads.
+    """
 
     def UploadFile(self, request_iterator, context):
         """Receives one file: first message the header, then chunks in order. Resumable: GetUpload tells how many
         bytes are held, and the header's offset says where this stream goes on. The file becomes part of the
-        store only when its digest matches. Errors: FILE_DIGEST_MISMATCH, LIMIT_EXCEEDED, DISK_FULL.
+        store only when its digest matches. A file that the store has already is answered at once.
+        Errors: REQUEST_INVALID (no header first, or a second one; a malformed digest; an offset that is not what is
+        held; more bytes than announced; nothing sent for 60 s, what came is kept), LIMIT_EXCEEDED (file or chunk),
+        STATE_LOCKED (another stream uploads this file), FILE_DIGEST_MISMATCH (the bytes are dropped), DISK_FULL,
+        IO_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUpload(self, request, context):
-        """How much of a file the store holds.
+        """How much of a file the store holds. Errors: REQUEST_INVALID (a malformed digest), IO_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,7 +109,7 @@ class RegistryServicer:
     def PublishVersion(self, request, context):
         """Publishes a version from its canonical manifest. Idempotent: content equal to the latest version's makes
         nothing new and returns that version. Errors: MANIFEST_INVALID, VERSION_NOT_NEXT, VERSION_CONFLICT,
-        FILE_UNKNOWN, MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED.
+        FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, IO_FAILED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,7 +123,8 @@ class RegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListVersions(self, request, context):
-        """A model's versions, newest first.
+        """A model's versions, newest first, in pages. Errors: MODEL_UNKNOWN, REQUEST_INVALID (the page token),
+        LIMIT_EXCEEDED (the page size).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,21 +138,23 @@ class RegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """All models, by name.
+        """All models, by name, in pages. Errors: REQUEST_INVALID (the page token), LIMIT_EXCEEDED (the page size).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias (stable, canary, …) at a version. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, REQUEST_INVALID.
+        """Points an alias (stable, canary, …) at a version, or removes it. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN,
+        REQUEST_INVALID (not a name), LIMIT_EXCEEDED (too many aliases).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetireVersion(self, request, context):
-        """Bars a version from new rollouts; its files stay while a device may need them as a base.
+        """Bars a version from new rollouts; its files stay, because a device may need them as a base. May be repeated.
+        Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, REQUEST_INVALID (no version).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -208,7 +217,8 @@ def add_RegistryServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Registry:
-    """Missing associated documentation comment in .proto file."""
+    """What publishers write and everybody reads.
+    """
 
     @staticmethod
     def UploadFile(request_iterator,

@@ -5,6 +5,10 @@ Registry: models, their immutable versions, and the files that versions are made
 
 Publishing a version takes three steps: GetModel tells the next number; UploadFile brings each file that
 the store lacks; PublishVersion commits the manifest. Only the last step makes anything visible.
+
+Sizes and offsets are bytes. A digest is "sha256:" and 64 lower-case hex digits. A name (of a model, an alias or a
+variant) is 1 to 64 of a-z 0-9 - _ . starting with a letter or digit. A version's number is from 1 to 2^53 - 1. Any
+call may also fail for reasons of the control plane itself, see errors.proto.
 """
 
 from collections import abc as _abc
@@ -31,6 +35,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RegistryStub:
+    """What publishers write and everybody reads."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -38,57 +44,81 @@ class RegistryStub:
     UploadFile: _grpc.StreamUnaryMultiCallable[_registry_pb2.UploadFileRequest, _registry_pb2.UploadFileResponse]
     """Receives one file: first message the header, then chunks in order. Resumable: GetUpload tells how many
     bytes are held, and the header's offset says where this stream goes on. The file becomes part of the
-    store only when its digest matches. Errors: FILE_DIGEST_MISMATCH, LIMIT_EXCEEDED, DISK_FULL.
+    store only when its digest matches. A file that the store has already is answered at once.
+    Errors: REQUEST_INVALID (no header first, or a second one; a malformed digest; an offset that is not what is
+    held; more bytes than announced; nothing sent for 60 s, what came is kept), LIMIT_EXCEEDED (file or chunk),
+    STATE_LOCKED (another stream uploads this file), FILE_DIGEST_MISMATCH (the bytes are dropped), DISK_FULL,
+    IO_FAILED.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetUploadRequest, _registry_pb2.GetUploadResponse]
-    """How much of a file the store holds."""
+    """How much of a file the store holds. Errors: REQUEST_INVALID (a malformed digest), IO_FAILED."""
     PublishVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PublishVersionRequest, _registry_pb2.PublishVersionResponse]
     """Publishes a version from its canonical manifest. Idempotent: content equal to the latest version's makes
     nothing new and returns that version. Errors: MANIFEST_INVALID, VERSION_NOT_NEXT, VERSION_CONFLICT,
-    FILE_UNKNOWN, MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED.
+    FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, IO_FAILED.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.Version]
     """One version with its manifest. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, ALIAS_UNKNOWN."""
     ListVersions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListVersionsRequest, _registry_pb2.ListVersionsResponse]
-    """A model's versions, newest first."""
+    """A model's versions, newest first, in pages. Errors: MODEL_UNKNOWN, REQUEST_INVALID (the page token),
+    LIMIT_EXCEEDED (the page size).
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]
     """One model by name. Errors: MODEL_UNKNOWN."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]
-    """All models, by name."""
+    """All models, by name, in pages. Errors: REQUEST_INVALID (the page token), LIMIT_EXCEEDED (the page size)."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.Model]
-    """Points an alias (stable, canary, …) at a version. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, REQUEST_INVALID."""
+    """Points an alias (stable, canary, …) at a version, or removes it. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN,
+    REQUEST_INVALID (not a name), LIMIT_EXCEEDED (too many aliases).
+    """
     RetireVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RetireVersionRequest, _registry_pb2.Version]
-    """Bars a version from new rollouts; its files stay while a device may need them as a base."""
+    """Bars a version from new rollouts; its files stay, because a device may need them as a base. May be repeated.
+    Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, REQUEST_INVALID (no version).
+    """
 
 @_typing.type_check_only
 class RegistryAsyncStub(RegistryStub):
+    """What publishers write and everybody reads."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadFile: _aio.StreamUnaryMultiCallable[_registry_pb2.UploadFileRequest, _registry_pb2.UploadFileResponse]  # type: ignore[assignment]
     """Receives one file: first message the header, then chunks in order. Resumable: GetUpload tells how many
     bytes are held, and the header's offset says where this stream goes on. The file becomes part of the
-    store only when its digest matches. Errors: FILE_DIGEST_MISMATCH, LIMIT_EXCEEDED, DISK_FULL.
+    store only when its digest matches. A file that the store has already is answered at once.
+    Errors: REQUEST_INVALID (no header first, or a second one; a malformed digest; an offset that is not what is
+    held; more bytes than announced; nothing sent for 60 s, what came is kept), LIMIT_EXCEEDED (file or chunk),
+    STATE_LOCKED (another stream uploads this file), FILE_DIGEST_MISMATCH (the bytes are dropped), DISK_FULL,
+    IO_FAILED.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetUploadRequest, _registry_pb2.GetUploadResponse]  # type: ignore[assignment]
-    """How much of a file the store holds."""
+    """How much of a file the store holds. Errors: REQUEST_INVALID (a malformed digest), IO_FAILED."""
     PublishVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.PublishVersionRequest, _registry_pb2.PublishVersionResponse]  # type: ignore[assignment]
     """Publishes a version from its canonical manifest. Idempotent: content equal to the latest version's makes
     nothing new and returns that version. Errors: MANIFEST_INVALID, VERSION_NOT_NEXT, VERSION_CONFLICT,
-    FILE_UNKNOWN, MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED.
+    FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, IO_FAILED.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.Version]  # type: ignore[assignment]
     """One version with its manifest. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, ALIAS_UNKNOWN."""
     ListVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListVersionsRequest, _registry_pb2.ListVersionsResponse]  # type: ignore[assignment]
-    """A model's versions, newest first."""
+    """A model's versions, newest first, in pages. Errors: MODEL_UNKNOWN, REQUEST_INVALID (the page token),
+    LIMIT_EXCEEDED (the page size).
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
     """One model by name. Errors: MODEL_UNKNOWN."""
     ListModels: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelsRequest, _registry_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """All models, by name."""
+    """All models, by name, in pages. Errors: REQUEST_INVALID (the page token), LIMIT_EXCEEDED (the page size)."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.Model]  # type: ignore[assignment]
-    """Points an alias (stable, canary, …) at a version. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, REQUEST_INVALID."""
+    """Points an alias (stable, canary, …) at a version, or removes it. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN,
+    REQUEST_INVALID (not a name), LIMIT_EXCEEDED (too many aliases).
+    """
     RetireVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.RetireVersionRequest, _registry_pb2.Version]  # type: ignore[assignment]
-    """Bars a version from new rollouts; its files stay while a device may need them as a base."""
+    """Bars a version from new rollouts; its files stay, because a device may need them as a base. May be repeated.
+    Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, REQUEST_INVALID (no version).
+    """
 
 class RegistryServicer(metaclass=_abc_1.ABCMeta):
+    """What publishers write and everybody reads."""
+
     @_abc_1.abstractmethod
     def UploadFile(
         self,
@@ -97,7 +127,11 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_pb2.UploadFileResponse, _abc.Awaitable[_registry_pb2.UploadFileResponse]]:
         """Receives one file: first message the header, then chunks in order. Resumable: GetUpload tells how many
         bytes are held, and the header's offset says where this stream goes on. The file becomes part of the
-        store only when its digest matches. Errors: FILE_DIGEST_MISMATCH, LIMIT_EXCEEDED, DISK_FULL.
+        store only when its digest matches. A file that the store has already is answered at once.
+        Errors: REQUEST_INVALID (no header first, or a second one; a malformed digest; an offset that is not what is
+        held; more bytes than announced; nothing sent for 60 s, what came is kept), LIMIT_EXCEEDED (file or chunk),
+        STATE_LOCKED (another stream uploads this file), FILE_DIGEST_MISMATCH (the bytes are dropped), DISK_FULL,
+        IO_FAILED.
         """
 
     @_abc_1.abstractmethod
@@ -106,7 +140,7 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.GetUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.GetUploadResponse, _abc.Awaitable[_registry_pb2.GetUploadResponse]]:
-        """How much of a file the store holds."""
+        """How much of a file the store holds. Errors: REQUEST_INVALID (a malformed digest), IO_FAILED."""
 
     @_abc_1.abstractmethod
     def PublishVersion(
@@ -116,7 +150,7 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_pb2.PublishVersionResponse, _abc.Awaitable[_registry_pb2.PublishVersionResponse]]:
         """Publishes a version from its canonical manifest. Idempotent: content equal to the latest version's makes
         nothing new and returns that version. Errors: MANIFEST_INVALID, VERSION_NOT_NEXT, VERSION_CONFLICT,
-        FILE_UNKNOWN, MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED.
+        FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, IO_FAILED.
         """
 
     @_abc_1.abstractmethod
@@ -133,7 +167,9 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListVersionsResponse, _abc.Awaitable[_registry_pb2.ListVersionsResponse]]:
-        """A model's versions, newest first."""
+        """A model's versions, newest first, in pages. Errors: MODEL_UNKNOWN, REQUEST_INVALID (the page token),
+        LIMIT_EXCEEDED (the page size).
+        """
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -149,7 +185,7 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListModelsResponse, _abc.Awaitable[_registry_pb2.ListModelsResponse]]:
-        """All models, by name."""
+        """All models, by name, in pages. Errors: REQUEST_INVALID (the page token), LIMIT_EXCEEDED (the page size)."""
 
     @_abc_1.abstractmethod
     def SetAlias(
@@ -157,7 +193,9 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Model, _abc.Awaitable[_registry_pb2.Model]]:
-        """Points an alias (stable, canary, …) at a version. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, REQUEST_INVALID."""
+        """Points an alias (stable, canary, …) at a version, or removes it. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN,
+        REQUEST_INVALID (not a name), LIMIT_EXCEEDED (too many aliases).
+        """
 
     @_abc_1.abstractmethod
     def RetireVersion(
@@ -165,6 +203,8 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.RetireVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Version, _abc.Awaitable[_registry_pb2.Version]]:
-        """Bars a version from new rollouts; its files stay while a device may need them as a base."""
+        """Bars a version from new rollouts; its files stay, because a device may need them as a base. May be repeated.
+        Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, REQUEST_INVALID (no version).
+        """
 
 def add_RegistryServicer_to_server(servicer: RegistryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,6 +4,7 @@ isort:skip_file
 Rollouts: bringing a version to devices, in phases, with a verdict.
 
 At present a rollout has exactly one phase and the control plane refuses more; the messages hold the rest.
+Any call may also fail for reasons of the control plane itself, see errors.proto.
 """
 
 from collections import abc as abc
@@ -33,20 +34,33 @@ class _RolloutState:
 class _RolloutStateEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_RolloutState.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
     ROLLOUT_STATE_UNSPECIFIED: _RolloutState.ValueType  # 0
+    """Never sent."""
     ROLLOUT_STATE_RUNNING: _RolloutState.ValueType  # 1
+    """Devices are on their way."""
     ROLLOUT_STATE_PAUSED: _RolloutState.ValueType  # 2
+    """Waits for an operator between phases. Not given at present."""
     ROLLOUT_STATE_SUCCEEDED: _RolloutState.ValueType  # 3
+    """Every device ended, at least one is done, few enough failed."""
     ROLLOUT_STATE_FAILED: _RolloutState.ValueType  # 4
+    """Too many devices failed, or none is done."""
     ROLLOUT_STATE_ABORTED: _RolloutState.ValueType  # 5
+    """An operator ended it."""
 
-class RolloutState(_RolloutState, metaclass=_RolloutStateEnumTypeWrapper): ...
+class RolloutState(_RolloutState, metaclass=_RolloutStateEnumTypeWrapper):
+    """How a rollout stands."""
 
 ROLLOUT_STATE_UNSPECIFIED: RolloutState.ValueType  # 0
+"""Never sent."""
 ROLLOUT_STATE_RUNNING: RolloutState.ValueType  # 1
+"""Devices are on their way."""
 ROLLOUT_STATE_PAUSED: RolloutState.ValueType  # 2
+"""Waits for an operator between phases. Not given at present."""
 ROLLOUT_STATE_SUCCEEDED: RolloutState.ValueType  # 3
+"""Every device ended, at least one is done, few enough failed."""
 ROLLOUT_STATE_FAILED: RolloutState.ValueType  # 4
+"""Too many devices failed, or none is done."""
 ROLLOUT_STATE_ABORTED: RolloutState.ValueType  # 5
+"""An operator ended it."""
 
 class _RolloutDeviceState:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -55,40 +69,51 @@ class _RolloutDeviceState:
 class _RolloutDeviceStateEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_RolloutDeviceState.ValueType], builtins.type):
     DESCRIPTOR: descriptor.EnumDescriptor
     ROLLOUT_DEVICE_STATE_UNSPECIFIED: _RolloutDeviceState.ValueType  # 0
+    """Never sent."""
     ROLLOUT_DEVICE_STATE_WAITING: _RolloutDeviceState.ValueType  # 1
     """Desired state set, nothing heard."""
     ROLLOUT_DEVICE_STATE_UPDATING: _RolloutDeviceState.ValueType  # 2
-    """The device reports progress."""
+    """It has taken up the desired state and is not done."""
     ROLLOUT_DEVICE_STATE_DONE: _RolloutDeviceState.ValueType  # 3
-    """The version is loaded and healthy."""
+    """The version is loaded and healthy, by the device's own word."""
     ROLLOUT_DEVICE_STATE_FAILED: _RolloutDeviceState.ValueType  # 4
+    """It gave the version up, or was not done by the deadline."""
     ROLLOUT_DEVICE_STATE_ABORTED: _RolloutDeviceState.ValueType  # 5
+    """It was not done when the rollout ended."""
 
-class RolloutDeviceState(_RolloutDeviceState, metaclass=_RolloutDeviceStateEnumTypeWrapper): ...
+class RolloutDeviceState(_RolloutDeviceState, metaclass=_RolloutDeviceStateEnumTypeWrapper):
+    """How one device stands in a rollout."""
 
 ROLLOUT_DEVICE_STATE_UNSPECIFIED: RolloutDeviceState.ValueType  # 0
+"""Never sent."""
 ROLLOUT_DEVICE_STATE_WAITING: RolloutDeviceState.ValueType  # 1
 """Desired state set, nothing heard."""
 ROLLOUT_DEVICE_STATE_UPDATING: RolloutDeviceState.ValueType  # 2
-"""The device reports progress."""
+"""It has taken up the desired state and is not done."""
 ROLLOUT_DEVICE_STATE_DONE: RolloutDeviceState.ValueType  # 3
-"""The version is loaded and healthy."""
+"""The version is loaded and healthy, by the device's own word."""
 ROLLOUT_DEVICE_STATE_FAILED: RolloutDeviceState.ValueType  # 4
+"""It gave the version up, or was not done by the deadline."""
 ROLLOUT_DEVICE_STATE_ABORTED: RolloutDeviceState.ValueType  # 5
+"""It was not done when the rollout ended."""
 
 @typing.final
 class Phase(message.Message):
+    """One step of a rollout, over some of the devices."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     SELECTOR_FIELD_NUMBER: builtins.int
     DEADLINE_S_FIELD_NUMBER: builtins.int
     MAX_FAILED_PERCENT_FIELD_NUMBER: builtins.int
     deadline_s: builtins.int
-    """A device silent or unfinished for longer has failed; 0 means 3600."""
+    """Seconds; a device not done by then has failed. 0 means 3600; at most 2592000 (30 days)."""
     max_failed_percent: builtins.int
-    """More failures than this fail the rollout; 0 to 100."""
+    """Of the devices, 0 to 100; more failures than this fail the rollout."""
     @builtins.property
-    def selector(self) -> devices_pb2.Selector: ...
+    def selector(self) -> devices_pb2.Selector:
+        """Unset: every accepted device."""
+
     def __init__(
         self,
         *,
@@ -104,6 +129,8 @@ class Phase(message.Message):
 
 @typing.final
 class Rollout(message.Message):
+    """A rollout at one moment."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
@@ -116,19 +143,27 @@ class Rollout(message.Message):
     END_TIME_FIELD_NUMBER: builtins.int
     VERDICT_FIELD_NUMBER: builtins.int
     id: builtins.str
+    """16 hex digits, given by the control plane."""
     model: builtins.str
+    """That it moves devices to a version of."""
     version: builtins.int
+    """That it moves devices to; never 0."""
     state: RolloutState.ValueType
+    """Running, or how it ended."""
     verdict: builtins.str
-    """Why it ended, for people."""
+    """Why it ended, for people; empty while it runs."""
     @builtins.property
-    def phases(self) -> containers.RepeatedCompositeFieldContainer[Phase]: ...
-    @builtins.property
-    def devices(self) -> containers.RepeatedCompositeFieldContainer[RolloutDevice]:
-        """By id."""
+    def phases(self) -> containers.RepeatedCompositeFieldContainer[Phase]:
+        """Exactly 1 at present, with its defaults filled in."""
 
     @builtins.property
-    def create_time(self) -> timestamp_pb2.Timestamp: ...
+    def devices(self) -> containers.RepeatedCompositeFieldContainer[RolloutDevice]:
+        """By id; empty in lists."""
+
+    @builtins.property
+    def create_time(self) -> timestamp_pb2.Timestamp:
+        """The control plane's clock; deadline_s counts from here."""
+
     @builtins.property
     def end_time(self) -> timestamp_pb2.Timestamp:
         """Unset while it runs."""
@@ -154,6 +189,8 @@ class Rollout(message.Message):
 
 @typing.final
 class RolloutDevice(message.Message):
+    """One device's part in a rollout."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DEVICE_ID_FIELD_NUMBER: builtins.int
@@ -166,18 +203,25 @@ class RolloutDevice(message.Message):
     MESSAGE_FIELD_NUMBER: builtins.int
     END_TIME_FIELD_NUMBER: builtins.int
     device_id: builtins.str
+    """Its id."""
     state: RolloutDeviceState.ValueType
+    """As judged from its reports and the deadline."""
     step: sync_pb2.UpdateStep.ValueType
     """As last reported."""
     from_version: builtins.int
     """What it ran when the rollout began; 0 when nothing."""
     fetched_bytes: builtins.int
+    """Delta bytes received, as last reported."""
     fetch_total_bytes: builtins.int
+    """Delta bytes in all, as last reported; 0 until it has a plan."""
     reason: errors_pb2.ErrorReason.ValueType
-    """Of a failure."""
+    """Of its failure, or of its last attempt while it is not done; unspecified when none."""
     message: builtins.str
+    """For people, with the reason; at most 2000 characters."""
     @builtins.property
-    def end_time(self) -> timestamp_pb2.Timestamp: ...
+    def end_time(self) -> timestamp_pb2.Timestamp:
+        """When it was done, failed or aborted; unset before."""
+
     def __init__(
         self,
         *,
@@ -199,12 +243,15 @@ class RolloutDevice(message.Message):
 
 @typing.final
 class CreateRolloutRequest(message.Message):
+    """What to roll out, and to whom."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     PHASES_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """Required."""
     version: builtins.int
     """0: the latest."""
     @builtins.property
@@ -226,10 +273,13 @@ class CreateRolloutRequest(message.Message):
 
 @typing.final
 class GetRolloutRequest(message.Message):
+    """Which rollout to get."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
     id: builtins.str
+    """Required."""
     def __init__(
         self,
         *,
@@ -243,6 +293,8 @@ class GetRolloutRequest(message.Message):
 
 @typing.final
 class ListRolloutsRequest(message.Message):
+    """Which rollouts to list."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
@@ -251,8 +303,9 @@ class ListRolloutsRequest(message.Message):
     model: builtins.str
     """Empty: all."""
     page_size: builtins.int
-    """0 means 100; at most 1000."""
+    """Rollouts; 0 means 100; at most 1000."""
     page_token: builtins.str
+    """From the previous response; empty for the first page."""
     def __init__(
         self,
         *,
@@ -268,14 +321,17 @@ class ListRolloutsRequest(message.Message):
 
 @typing.final
 class ListRolloutsResponse(message.Message):
+    """One page."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     ROLLOUTS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
+    """Empty at the end."""
     @builtins.property
     def rollouts(self) -> containers.RepeatedCompositeFieldContainer[Rollout]:
-        """Without devices."""
+        """Newest first, without devices."""
 
     def __init__(
         self,
@@ -291,10 +347,13 @@ class ListRolloutsResponse(message.Message):
 
 @typing.final
 class WatchRolloutRequest(message.Message):
+    """Which rollout to watch."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
     id: builtins.str
+    """Required."""
     def __init__(
         self,
         *,
@@ -308,15 +367,19 @@ class WatchRolloutRequest(message.Message):
 
 @typing.final
 class AbortRolloutRequest(message.Message):
+    """Which rollout to end, and how."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
     REVERT_FIELD_NUMBER: builtins.int
     WHY_FIELD_NUMBER: builtins.int
     id: builtins.str
+    """Required."""
     revert: builtins.bool
+    """Send back also the devices that are done."""
     why: builtins.str
-    """Kept in the verdict, at most 500 characters."""
+    """Kept in the verdict; at most 500 characters, may be empty."""
     def __init__(
         self,
         *,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RolloutsStub:
-    """Missing associated documentation comment in .proto file."""
+    """What an operator may do with rollouts.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -62,40 +63,44 @@ class RolloutsStub:
 
 
 class RolloutsServicer:
-    """Missing associated documentation comment in .proto file."""
+    """What an operator may do with rollouts.
+    """
 
     def CreateRollout(self, request, context):
-        """Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, VERSION_RETIRED, ROLLOUT_EMPTY, REQUEST_INVALID,
-        ROLLOUT_STATE (another rollout of this model is running).
+        """Starts a rollout: sets the version as the desired one of every accepted device that the selector matches now;
+        devices that register later are not part of it.
+        Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, VERSION_RETIRED, ROLLOUT_EMPTY, REQUEST_INVALID (a field out of range, an
+        unknown device), LIMIT_EXCEEDED (the selector), ROLLOUT_STATE (another rollout of this model is running).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRollout(self, request, context):
-        """Errors: ROLLOUT_UNKNOWN.
+        """One rollout with its devices. Errors: ROLLOUT_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRollouts(self, request, context):
-        """Newest first.
+        """Newest first, in pages. Errors: REQUEST_INVALID (the page token), LIMIT_EXCEEDED (the page size).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchRollout(self, request, context):
-        """The rollout now, then again at each change, until it ends or the caller leaves.
+        """The rollout now, then again after each change, at most every 200 ms, until it ends or the caller leaves.
+        Errors: ROLLOUT_UNKNOWN, CONTROL_UNREACHABLE (the control plane stops; the rollout goes on when it is back).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AbortRollout(self, request, context):
-        """Ends a running rollout. With revert, devices it moved are sent back to the version they had.
-        Errors: ROLLOUT_UNKNOWN, ROLLOUT_STATE.
+        """Ends a running rollout. Devices that are not done are sent back to the version they had; with revert, those that
+        are done too. Errors: ROLLOUT_UNKNOWN, ROLLOUT_STATE (it has ended), LIMIT_EXCEEDED (`why` is too long).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +143,8 @@ def add_RolloutsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Rollouts:
-    """Missing associated documentation comment in .proto file."""
+    """What an operator may do with rollouts.
+    """
 
     @staticmethod
     def CreateRollout(request,

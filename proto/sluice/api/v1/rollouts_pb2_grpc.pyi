@@ -4,6 +4,7 @@ isort:skip_file
 Rollouts: bringing a version to devices, in phases, with a verdict.
 
 At present a rollout has exactly one phase and the control plane refuses more; the messages hold the rest.
+Any call may also fail for reasons of the control plane itself, see errors.proto.
 """
 
 from collections import abc as _abc
@@ -30,52 +31,68 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RolloutsStub:
+    """What an operator may do with rollouts."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RolloutsAsyncStub: ...
     CreateRollout: _grpc.UnaryUnaryMultiCallable[_rollouts_pb2.CreateRolloutRequest, _rollouts_pb2.Rollout]
-    """Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, VERSION_RETIRED, ROLLOUT_EMPTY, REQUEST_INVALID,
-    ROLLOUT_STATE (another rollout of this model is running).
+    """Starts a rollout: sets the version as the desired one of every accepted device that the selector matches now;
+    devices that register later are not part of it.
+    Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, VERSION_RETIRED, ROLLOUT_EMPTY, REQUEST_INVALID (a field out of range, an
+    unknown device), LIMIT_EXCEEDED (the selector), ROLLOUT_STATE (another rollout of this model is running).
     """
     GetRollout: _grpc.UnaryUnaryMultiCallable[_rollouts_pb2.GetRolloutRequest, _rollouts_pb2.Rollout]
-    """Errors: ROLLOUT_UNKNOWN."""
+    """One rollout with its devices. Errors: ROLLOUT_UNKNOWN."""
     ListRollouts: _grpc.UnaryUnaryMultiCallable[_rollouts_pb2.ListRolloutsRequest, _rollouts_pb2.ListRolloutsResponse]
-    """Newest first."""
+    """Newest first, in pages. Errors: REQUEST_INVALID (the page token), LIMIT_EXCEEDED (the page size)."""
     WatchRollout: _grpc.UnaryStreamMultiCallable[_rollouts_pb2.WatchRolloutRequest, _rollouts_pb2.Rollout]
-    """The rollout now, then again at each change, until it ends or the caller leaves."""
+    """The rollout now, then again after each change, at most every 200 ms, until it ends or the caller leaves.
+    Errors: ROLLOUT_UNKNOWN, CONTROL_UNREACHABLE (the control plane stops; the rollout goes on when it is back).
+    """
     AbortRollout: _grpc.UnaryUnaryMultiCallable[_rollouts_pb2.AbortRolloutRequest, _rollouts_pb2.Rollout]
-    """Ends a running rollout. With revert, devices it moved are sent back to the version they had.
-    Errors: ROLLOUT_UNKNOWN, ROLLOUT_STATE.
+    """Ends a running rollout. Devices that are not done are sent back to the version they had; with revert, those that
+    are done too. Errors: ROLLOUT_UNKNOWN, ROLLOUT_STATE (it has ended), LIMIT_EXCEEDED (`why` is too long).
     """
 
 @_typing.type_check_only
 class RolloutsAsyncStub(RolloutsStub):
+    """What an operator may do with rollouts."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateRollout: _aio.UnaryUnaryMultiCallable[_rollouts_pb2.CreateRolloutRequest, _rollouts_pb2.Rollout]  # type: ignore[assignment]
-    """Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, VERSION_RETIRED, ROLLOUT_EMPTY, REQUEST_INVALID,
-    ROLLOUT_STATE (another rollout of this model is running).
+    """Starts a rollout: sets the version as the desired one of every accepted device that the selector matches now;
+    devices that register later are not part of it.
+    Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, VERSION_RETIRED, ROLLOUT_EMPTY, REQUEST_INVALID (a field out of range, an
+    unknown device), LIMIT_EXCEEDED (the selector), ROLLOUT_STATE (another rollout of this model is running).
     """
     GetRollout: _aio.UnaryUnaryMultiCallable[_rollouts_pb2.GetRolloutRequest, _rollouts_pb2.Rollout]  # type: ignore[assignment]
-    """Errors: ROLLOUT_UNKNOWN."""
+    """One rollout with its devices. Errors: ROLLOUT_UNKNOWN."""
     ListRollouts: _aio.UnaryUnaryMultiCallable[_rollouts_pb2.ListRolloutsRequest, _rollouts_pb2.ListRolloutsResponse]  # type: ignore[assignment]
-    """Newest first."""
+    """Newest first, in pages. Errors: REQUEST_INVALID (the page token), LIMIT_EXCEEDED (the page size)."""
     WatchRollout: _aio.UnaryStreamMultiCallable[_rollouts_pb2.WatchRolloutRequest, _rollouts_pb2.Rollout]  # type: ignore[assignment]
-    """The rollout now, then again at each change, until it ends or the caller leaves."""
+    """The rollout now, then again after each change, at most every 200 ms, until it ends or the caller leaves.
+    Errors: ROLLOUT_UNKNOWN, CONTROL_UNREACHABLE (the control plane stops; the rollout goes on when it is back).
+    """
     AbortRollout: _aio.UnaryUnaryMultiCallable[_rollouts_pb2.AbortRolloutRequest, _rollouts_pb2.Rollout]  # type: ignore[assignment]
-    """Ends a running rollout. With revert, devices it moved are sent back to the version they had.
-    Errors: ROLLOUT_UNKNOWN, ROLLOUT_STATE.
+    """Ends a running rollout. Devices that are not done are sent back to the version they had; with revert, those that
+    are done too. Errors: ROLLOUT_UNKNOWN, ROLLOUT_STATE (it has ended), LIMIT_EXCEEDED (`why` is too long).
     """
 
 class RolloutsServicer(metaclass=_abc_1.ABCMeta):
+    """What an operator may do with rollouts."""
+
     @_abc_1.abstractmethod
     def CreateRollout(
         self,
         request: _rollouts_pb2.CreateRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollouts_pb2.Rollout, _abc.Awaitable[_rollouts_pb2.Rollout]]:
-        """Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, VERSION_RETIRED, ROLLOUT_EMPTY, REQUEST_INVALID,
-        ROLLOUT_STATE (another rollout of this model is running).
+        """Starts a rollout: sets the version as the desired one of every accepted device that the selector matches now;
+        devices that register later are not part of it.
+        Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, VERSION_RETIRED, ROLLOUT_EMPTY, REQUEST_INVALID (a field out of range, an
+        unknown device), LIMIT_EXCEEDED (the selector), ROLLOUT_STATE (another rollout of this model is running).
         """
 
     @_abc_1.abstractmethod
@@ -84,7 +101,7 @@ class RolloutsServicer(metaclass=_abc_1.ABCMeta):
         request: _rollouts_pb2.GetRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollouts_pb2.Rollout, _abc.Awaitable[_rollouts_pb2.Rollout]]:
-        """Errors: ROLLOUT_UNKNOWN."""
+        """One rollout with its devices. Errors: ROLLOUT_UNKNOWN."""
 
     @_abc_1.abstractmethod
     def ListRollouts(
@@ -92,7 +109,7 @@ class RolloutsServicer(metaclass=_abc_1.ABCMeta):
         request: _rollouts_pb2.ListRolloutsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollouts_pb2.ListRolloutsResponse, _abc.Awaitable[_rollouts_pb2.ListRolloutsResponse]]:
-        """Newest first."""
+        """Newest first, in pages. Errors: REQUEST_INVALID (the page token), LIMIT_EXCEEDED (the page size)."""
 
     @_abc_1.abstractmethod
     def WatchRollout(
@@ -100,7 +117,9 @@ class RolloutsServicer(metaclass=_abc_1.ABCMeta):
         request: _rollouts_pb2.WatchRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_rollouts_pb2.Rollout], _abc.AsyncIterator[_rollouts_pb2.Rollout]]:
-        """The rollout now, then again at each change, until it ends or the caller leaves."""
+        """The rollout now, then again after each change, at most every 200 ms, until it ends or the caller leaves.
+        Errors: ROLLOUT_UNKNOWN, CONTROL_UNREACHABLE (the control plane stops; the rollout goes on when it is back).
+        """
 
     @_abc_1.abstractmethod
     def AbortRollout(
@@ -108,8 +127,8 @@ class RolloutsServicer(metaclass=_abc_1.ABCMeta):
         request: _rollouts_pb2.AbortRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollouts_pb2.Rollout, _abc.Awaitable[_rollouts_pb2.Rollout]]:
-        """Ends a running rollout. With revert, devices it moved are sent back to the version they had.
-        Errors: ROLLOUT_UNKNOWN, ROLLOUT_STATE.
+        """Ends a running rollout. Devices that are not done are sent back to the version they had; with revert, those that
+        are done too. Errors: ROLLOUT_UNKNOWN, ROLLOUT_STATE (it has ended), LIMIT_EXCEEDED (`why` is too long).
         """
 
 def add_RolloutsServicer_to_server(servicer: RolloutsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,6 +6,9 @@ Sync: one bidirectional stream per device. Desired state goes down, reported sta
 The device opens the stream with Hello; the control plane answers with Welcome and the desired state, and
 sends the desired state again whenever it changes. State is always sent whole, so a lost or repeated
 message does no harm. Poll does the same in one call for links that do not keep streams.
+
+A digest is "sha256:" and 64 lower-case hex digits. Any call may also fail for reasons of the control plane itself,
+see errors.proto.
 """
 
 from collections import abc as abc
@@ -35,46 +38,69 @@ class _UpdateStepEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_UpdateStep.
     UPDATE_STEP_UNSPECIFIED: _UpdateStep.ValueType  # 0
     """Idle."""
     UPDATE_STEP_PLANNING: _UpdateStep.ValueType  # 1
+    """Asking for the manifest and what to fetch, or waiting for deltas."""
     UPDATE_STEP_FETCHING: _UpdateStep.ValueType  # 2
     """Fetching and applying, one stream."""
     UPDATE_STEP_VERIFYING: _UpdateStep.ValueType  # 3
+    """Hashing every file again before a worker loads it."""
     UPDATE_STEP_STAGING: _UpdateStep.ValueType  # 4
+    """Laying out the files under their names."""
     UPDATE_STEP_WARMING_UP: _UpdateStep.ValueType  # 5
     """Worker started, first inference, golden inputs."""
     UPDATE_STEP_SHADOWING: _UpdateStep.ValueType  # 6
+    """Answering live requests beside the active version. Not reported at present."""
     UPDATE_STEP_ACTIVATING: _UpdateStep.ValueType  # 7
+    """Committing the version and turning requests to it."""
     UPDATE_STEP_SOAKING: _UpdateStep.ValueType  # 8
+    """It answers, and must stay healthy for the soak time."""
     UPDATE_STEP_COMMITTED: _UpdateStep.ValueType  # 9
+    """It answers and has proven itself."""
     UPDATE_STEP_REVERTED: _UpdateStep.ValueType  # 10
+    """The box went back to the previous version."""
     UPDATE_STEP_FAILED: _UpdateStep.ValueType  # 11
+    """The version was given up; what served before serves."""
 
-class UpdateStep(_UpdateStep, metaclass=_UpdateStepEnumTypeWrapper): ...
+class UpdateStep(_UpdateStep, metaclass=_UpdateStepEnumTypeWrapper):
+    """How far an update is. It goes through planning, fetching, staging, verifying, warming up, activating and soaking;
+    a new attempt begins at planning.
+    """
 
 UPDATE_STEP_UNSPECIFIED: UpdateStep.ValueType  # 0
 """Idle."""
 UPDATE_STEP_PLANNING: UpdateStep.ValueType  # 1
+"""Asking for the manifest and what to fetch, or waiting for deltas."""
 UPDATE_STEP_FETCHING: UpdateStep.ValueType  # 2
 """Fetching and applying, one stream."""
 UPDATE_STEP_VERIFYING: UpdateStep.ValueType  # 3
+"""Hashing every file again before a worker loads it."""
 UPDATE_STEP_STAGING: UpdateStep.ValueType  # 4
+"""Laying out the files under their names."""
 UPDATE_STEP_WARMING_UP: UpdateStep.ValueType  # 5
 """Worker started, first inference, golden inputs."""
 UPDATE_STEP_SHADOWING: UpdateStep.ValueType  # 6
+"""Answering live requests beside the active version. Not reported at present."""
 UPDATE_STEP_ACTIVATING: UpdateStep.ValueType  # 7
+"""Committing the version and turning requests to it."""
 UPDATE_STEP_SOAKING: UpdateStep.ValueType  # 8
+"""It answers, and must stay healthy for the soak time."""
 UPDATE_STEP_COMMITTED: UpdateStep.ValueType  # 9
+"""It answers and has proven itself."""
 UPDATE_STEP_REVERTED: UpdateStep.ValueType  # 10
+"""The box went back to the previous version."""
 UPDATE_STEP_FAILED: UpdateStep.ValueType  # 11
+"""The version was given up; what served before serves."""
 
 @typing.final
 class ConnectRequest(message.Message):
+    """What a device says on the stream."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     HELLO_FIELD_NUMBER: builtins.int
     REPORTED_FIELD_NUMBER: builtins.int
     @builtins.property
     def hello(self) -> Hello:
-        """First message only."""
+        """First message only, within 10 s."""
 
     @builtins.property
     def reported(self) -> ReportedState:
@@ -96,6 +122,8 @@ class ConnectRequest(message.Message):
 
 @typing.final
 class ConnectResponse(message.Message):
+    """What the control plane says on the stream."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     WELCOME_FIELD_NUMBER: builtins.int
@@ -105,7 +133,9 @@ class ConnectResponse(message.Message):
         """First message only."""
 
     @builtins.property
-    def desired(self) -> DesiredState: ...
+    def desired(self) -> DesiredState:
+        """Second message, and again after each change."""
+
     def __init__(
         self,
         *,
@@ -122,6 +152,8 @@ class ConnectResponse(message.Message):
 
 @typing.final
 class Hello(message.Message):
+    """How a device introduces itself. Every text of it and of its capabilities has at most 256 characters."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     @typing.final
@@ -155,16 +187,18 @@ class Hello(message.Message):
     agent_version: builtins.str
     """Of the sluice package."""
     boot_id: builtins.str
-    """The kernel's; a new one tells of a reboot."""
+    """The kernel's; a new one tells of a reboot. Empty where the kernel hides it."""
     desired_generation: builtins.int
-    """The newest generation of the desired state that the device has taken up. A control plane that lost its data goes
-    on above it, so that what it sends is not taken for stale.
+    """The newest generation of the desired state that the device has taken up; 0 before the first; at most 2^62. A
+    control plane that lost its data goes on above it, so that what it sends is not taken for stale.
     """
     @builtins.property
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """Of the box, as probed when the agent started."""
+
     @builtins.property
     def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]:
-        """From the agent's configuration, at most 32."""
+        """From the agent's configuration: at most 32, keys of 1 to 128, values of 0 to 128 characters."""
 
     def __init__(
         self,
@@ -197,14 +231,18 @@ class Capabilities(message.Message):
     architecture: builtins.str
     """uname -m: aarch64, x86_64."""
     board: builtins.str
-    """Device-tree model, or "generic"."""
+    """Device-tree model, at most 128 characters, or "generic"."""
     cpu_count: builtins.int
+    """Logical CPUs; at least 1."""
     memory_bytes: builtins.int
+    """Physical memory, bytes."""
     @builtins.property
-    def runtimes(self) -> containers.RepeatedCompositeFieldContainer[RuntimeCapability]: ...
+    def runtimes(self) -> containers.RepeatedCompositeFieldContainer[RuntimeCapability]:
+        """Those that passed a real inference; at most 16."""
+
     @builtins.property
     def delta_features(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What its decoder understands."""
+        """What its decoder understands; at most 256."""
 
     def __init__(
         self,
@@ -224,6 +262,8 @@ class Capabilities(message.Message):
 
 @typing.final
 class RuntimeCapability(message.Message):
+    """One inference runtime that works on the box."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
@@ -233,6 +273,7 @@ class RuntimeCapability(message.Message):
     name: builtins.str
     """onnxruntime, litert, tflite-runtime."""
     version: builtins.str
+    """As the runtime's package gives it."""
     @builtins.property
     def formats(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """onnx, tflite."""
@@ -257,17 +298,23 @@ class RuntimeCapability(message.Message):
 
 @typing.final
 class Welcome(message.Message):
+    """How the control plane wants to hear from the device."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: builtins.int
     POLL_INTERVAL_MS_FIELD_NUMBER: builtins.int
     SERVER_TIME_FIELD_NUMBER: builtins.int
     heartbeat_interval_ms: builtins.int
-    """The device reports at least this often."""
+    """Milliseconds; the device reports at least this often. 0 means 30000; the device keeps it within 100 and 3600000."""
     poll_interval_ms: builtins.int
-    """How often to Poll while no stream stands."""
+    """Milliseconds between two Polls while no stream stands. 0 leaves it to the device, which keeps it within 100 and
+    86400000.
+    """
     @builtins.property
-    def server_time(self) -> timestamp_pb2.Timestamp: ...
+    def server_time(self) -> timestamp_pb2.Timestamp:
+        """The control plane's clock."""
+
     def __init__(
         self,
         *,
@@ -283,15 +330,17 @@ class Welcome(message.Message):
 
 @typing.final
 class DesiredState(message.Message):
+    """What the device shall run, whole."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     GENERATION_FIELD_NUMBER: builtins.int
     MODELS_FIELD_NUMBER: builtins.int
     generation: builtins.int
-    """Grows with each change for this device; a lower one is stale."""
+    """Grows with each change for this device; a lower one is stale. 0: nothing was ever wanted."""
     @builtins.property
     def models(self) -> containers.RepeatedCompositeFieldContainer[DesiredModel]:
-        """Models not listed are left as they are."""
+        """Models not listed are left as they are. The device refuses more than 256."""
 
     def __init__(
         self,
@@ -307,6 +356,8 @@ class DesiredState(message.Message):
 
 @typing.final
 class DesiredModel(message.Message):
+    """What one model shall be at."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
@@ -314,8 +365,11 @@ class DesiredModel(message.Message):
     MANIFEST_DIGEST_FIELD_NUMBER: builtins.int
     ROLLOUT_ID_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """1 to 64 of a-z 0-9 - _ . starting with a letter or digit."""
     version: builtins.int
+    """From 1."""
     manifest_digest: builtins.str
+    """Of the version's manifest; another one is another version."""
     rollout_id: builtins.str
     """Empty when set otherwise."""
     def __init__(
@@ -334,16 +388,18 @@ class DesiredModel(message.Message):
 
 @typing.final
 class ReportedState(message.Message):
+    """What the device runs and does, whole; at most 1 MiB."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DESIRED_GENERATION_FIELD_NUMBER: builtins.int
     MODELS_FIELD_NUMBER: builtins.int
     TIME_FIELD_NUMBER: builtins.int
     desired_generation: builtins.int
-    """The newest desired state that the device has taken up."""
+    """The newest desired state that the device has taken up; 0 before the first."""
     @builtins.property
     def models(self) -> containers.RepeatedCompositeFieldContainer[ReportedModel]:
-        """At most 256."""
+        """At most 256, each model once."""
 
     @builtins.property
     def time(self) -> timestamp_pb2.Timestamp:
@@ -364,6 +420,8 @@ class ReportedState(message.Message):
 
 @typing.final
 class ReportedModel(message.Message):
+    """What one model is at."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
@@ -380,10 +438,13 @@ class ReportedModel(message.Message):
     FETCH_TOTAL_BYTES_FIELD_NUMBER: builtins.int
     PINNED_VERSION_FIELD_NUMBER: builtins.int
     model: builtins.str
+    """Its name."""
     active_version: builtins.int
     """What answers requests now; 0 when nothing does."""
     active_manifest_digest: builtins.str
+    """Of that version; empty when nothing is active."""
     variant: builtins.str
+    """Of that version, as chosen on the box; empty when nothing is active."""
     healthy: builtins.bool
     """The serving worker answers."""
     previous_version: builtins.int
@@ -391,19 +452,20 @@ class ReportedModel(message.Message):
     target_version: builtins.int
     """What the device is moving to; 0 when nothing."""
     step: UpdateStep.ValueType
+    """Where the running update is, or how the last one ended."""
     fetched_bytes: builtins.int
     """Of the running or last update: delta bytes received."""
     fetch_total_bytes: builtins.int
-    """Of the running or last update: delta bytes in all."""
+    """Of the running or last update: delta bytes in all; 0 until it has a plan."""
     pinned_version: builtins.int
     """Not 0: an administrator on the box holds it here."""
     @builtins.property
     def loaded_digests(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Files that the serving worker has loaded, as verified at its start."""
+        """Files of the serving worker, as verified at its start; at most 256."""
 
     @builtins.property
     def failure(self) -> UpdateFailure:
-        """Of the last attempt, while it is not overcome."""
+        """Of the last attempt, while it is not overcome; else unset."""
 
     def __init__(
         self,
@@ -430,6 +492,8 @@ class ReportedModel(message.Message):
 
 @typing.final
 class UpdateFailure(message.Message):
+    """Why the last attempt failed."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: builtins.int
@@ -440,9 +504,11 @@ class UpdateFailure(message.Message):
     version: builtins.int
     """The version that failed."""
     reason: errors_pb2.ErrorReason.ValueType
+    """What failed."""
     message: builtins.str
     """For people, at most 2000 characters."""
     attempts: builtins.int
+    """At this version so far."""
     final: builtins.bool
     """The device will not try this version again by itself."""
     def __init__(
@@ -462,14 +528,20 @@ class UpdateFailure(message.Message):
 
 @typing.final
 class PollRequest(message.Message):
+    """One exchange without a stream."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     HELLO_FIELD_NUMBER: builtins.int
     REPORTED_FIELD_NUMBER: builtins.int
     @builtins.property
-    def hello(self) -> Hello: ...
+    def hello(self) -> Hello:
+        """Required."""
+
     @builtins.property
-    def reported(self) -> ReportedState: ...
+    def reported(self) -> ReportedState:
+        """Unset: nothing is stored."""
+
     def __init__(
         self,
         *,
@@ -484,14 +556,20 @@ class PollRequest(message.Message):
 
 @typing.final
 class PollResponse(message.Message):
+    """The answer to one exchange."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     WELCOME_FIELD_NUMBER: builtins.int
     DESIRED_FIELD_NUMBER: builtins.int
     @builtins.property
-    def welcome(self) -> Welcome: ...
+    def welcome(self) -> Welcome:
+        """Always set."""
+
     @builtins.property
-    def desired(self) -> DesiredState: ...
+    def desired(self) -> DesiredState:
+        """Always set."""
+
     def __init__(
         self,
         *,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class SyncStub:
-    """Missing associated documentation comment in .proto file."""
+    """What keeps a device and the control plane in step.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,17 +48,22 @@ class SyncStub:
 
 
 class SyncServicer:
-    """Missing associated documentation comment in .proto file."""
+    """What keeps a device and the control plane in step.
+    """
 
     def Connect(self, request_iterator, context):
-        """Errors: DEVICE_ID_INVALID, REQUEST_INVALID (first message not Hello).
+        """The stream; one for each device.
+        Errors: DEVICE_ID_INVALID, REQUEST_INVALID (no Hello within 10 s, anything but reported states after it, a model
+        reported twice, an empty label key), LIMIT_EXCEEDED, DEVICE_SILENT (nothing said for 3 heartbeat intervals),
+        STATE_LOCKED (a newer stream of this device took over), CONTROL_UNREACHABLE (the control plane stops).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Poll(self, request, context):
-        """Reported state up, desired state down, once.
+        """Reported state up, desired state down, once; the report is stored before the answer comes.
+        Errors: DEVICE_ID_INVALID, REQUEST_INVALID (a model reported twice, an empty label key), LIMIT_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,7 +91,8 @@ def add_SyncServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Sync:
-    """Missing associated documentation comment in .proto file."""
+    """What keeps a device and the control plane in step.
+    """
 
     @staticmethod
     def Connect(request_iterator,

@@ -6,6 +6,9 @@ Sync: one bidirectional stream per device. Desired state goes down, reported sta
 The device opens the stream with Hello; the control plane answers with Welcome and the desired state, and
 sends the desired state again whenever it changes. State is always sent whole, so a lost or repeated
 message does no harm. Poll does the same in one call for links that do not keep streams.
+
+A digest is "sha256:" and 64 lower-case hex digits. Any call may also fail for reasons of the control plane itself,
+see errors.proto.
 """
 
 from collections import abc as _abc
@@ -32,31 +35,53 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SyncStub:
+    """What keeps a device and the control plane in step."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SyncAsyncStub: ...
     Connect: _grpc.StreamStreamMultiCallable[_sync_pb2.ConnectRequest, _sync_pb2.ConnectResponse]
-    """Errors: DEVICE_ID_INVALID, REQUEST_INVALID (first message not Hello)."""
+    """The stream; one for each device.
+    Errors: DEVICE_ID_INVALID, REQUEST_INVALID (no Hello within 10 s, anything but reported states after it, a model
+    reported twice, an empty label key), LIMIT_EXCEEDED, DEVICE_SILENT (nothing said for 3 heartbeat intervals),
+    STATE_LOCKED (a newer stream of this device took over), CONTROL_UNREACHABLE (the control plane stops).
+    """
     Poll: _grpc.UnaryUnaryMultiCallable[_sync_pb2.PollRequest, _sync_pb2.PollResponse]
-    """Reported state up, desired state down, once."""
+    """Reported state up, desired state down, once; the report is stored before the answer comes.
+    Errors: DEVICE_ID_INVALID, REQUEST_INVALID (a model reported twice, an empty label key), LIMIT_EXCEEDED.
+    """
 
 @_typing.type_check_only
 class SyncAsyncStub(SyncStub):
+    """What keeps a device and the control plane in step."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Connect: _aio.StreamStreamMultiCallable[_sync_pb2.ConnectRequest, _sync_pb2.ConnectResponse]  # type: ignore[assignment]
-    """Errors: DEVICE_ID_INVALID, REQUEST_INVALID (first message not Hello)."""
+    """The stream; one for each device.
+    Errors: DEVICE_ID_INVALID, REQUEST_INVALID (no Hello within 10 s, anything but reported states after it, a model
+    reported twice, an empty label key), LIMIT_EXCEEDED, DEVICE_SILENT (nothing said for 3 heartbeat intervals),
+    STATE_LOCKED (a newer stream of this device took over), CONTROL_UNREACHABLE (the control plane stops).
+    """
     Poll: _aio.UnaryUnaryMultiCallable[_sync_pb2.PollRequest, _sync_pb2.PollResponse]  # type: ignore[assignment]
-    """Reported state up, desired state down, once."""
+    """Reported state up, desired state down, once; the report is stored before the answer comes.
+    Errors: DEVICE_ID_INVALID, REQUEST_INVALID (a model reported twice, an empty label key), LIMIT_EXCEEDED.
+    """
 
 class SyncServicer(metaclass=_abc_1.ABCMeta):
+    """What keeps a device and the control plane in step."""
+
     @_abc_1.abstractmethod
     def Connect(
         self,
         request_iterator: _MaybeAsyncIterator[_sync_pb2.ConnectRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_sync_pb2.ConnectResponse], _abc.AsyncIterator[_sync_pb2.ConnectResponse]]:
-        """Errors: DEVICE_ID_INVALID, REQUEST_INVALID (first message not Hello)."""
+        """The stream; one for each device.
+        Errors: DEVICE_ID_INVALID, REQUEST_INVALID (no Hello within 10 s, anything but reported states after it, a model
+        reported twice, an empty label key), LIMIT_EXCEEDED, DEVICE_SILENT (nothing said for 3 heartbeat intervals),
+        STATE_LOCKED (a newer stream of this device took over), CONTROL_UNREACHABLE (the control plane stops).
+        """
 
     @_abc_1.abstractmethod
     def Poll(
@@ -64,6 +89,8 @@ class SyncServicer(metaclass=_abc_1.ABCMeta):
         request: _sync_pb2.PollRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sync_pb2.PollResponse, _abc.Awaitable[_sync_pb2.PollResponse]]:
-        """Reported state up, desired state down, once."""
+        """Reported state up, desired state down, once; the report is stored before the answer comes.
+        Errors: DEVICE_ID_INVALID, REQUEST_INVALID (a model reported twice, an empty label key), LIMIT_EXCEEDED.
+        """
 
 def add_SyncServicer_to_server(servicer: SyncServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,7 +5,9 @@ Telemetry: measurements from devices, in numbered batches, each counted once.
 
 A device numbers its batches from 1 within an epoch (a random id made when its outbox is created) and keeps
 each until it is acknowledged. The control plane stores a batch and its number in one transaction, so a
-repeated batch changes nothing.
+repeated batch changes nothing. It keeps points for 14 days, and about the newest 5000000 of the whole fleet.
+
+Any call may also fail for reasons of the control plane itself, see errors.proto.
 """
 
 from collections import abc as abc
@@ -26,14 +28,17 @@ DESCRIPTOR: descriptor.FileDescriptor
 
 @typing.final
 class ReportRequest(message.Message):
+    """The oldest batches of one outbox."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DEVICE_ID_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
     BATCHES_FIELD_NUMBER: builtins.int
     device_id: builtins.str
+    """Required: 1 to 64 of a-z A-Z 0-9 - _ . starting with a letter or digit."""
     epoch: builtins.str
-    """32 hex digits."""
+    """Required: 32 lower-case hex digits."""
     @builtins.property
     def batches(self) -> containers.RepeatedCompositeFieldContainer[Batch]:
         """Ascending sequence, at most 64 batches."""
@@ -53,12 +58,14 @@ class ReportRequest(message.Message):
 
 @typing.final
 class Batch(message.Message):
+    """What was measured at one time, under a number."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     SEQUENCE_FIELD_NUMBER: builtins.int
     METRICS_FIELD_NUMBER: builtins.int
     sequence: builtins.int
-    """From 1."""
+    """From 1 to 2^63 - 1."""
     @builtins.property
     def metrics(self) -> containers.RepeatedCompositeFieldContainer[Metric]:
         """At most 512."""
@@ -77,6 +84,8 @@ class Batch(message.Message):
 
 @typing.final
 class Metric(message.Message):
+    """One measurement."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     @typing.final
@@ -105,18 +114,18 @@ class Metric(message.Message):
     ATTRIBUTES_FIELD_NUMBER: builtins.int
     TIME_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """OpenTelemetry name: system.cpu.utilization, hw.temperature, …"""
+    """OpenTelemetry name: system.cpu.utilization, hw.temperature, …; 1 to 128 characters."""
     value: builtins.float
-    """In the base unit that `unit` names."""
+    """In the base unit that `unit` names; not NaN."""
     unit: builtins.str
-    """UCUM: 1, By, s, Cel, W."""
+    """UCUM: 1, By, s, Cel, W; at most 32 characters."""
     @builtins.property
     def attributes(self) -> containers.ScalarMap[builtins.str, builtins.str]:
-        """At most 16."""
+        """At most 16; keys and values of at most 128 characters."""
 
     @builtins.property
     def time(self) -> timestamp_pb2.Timestamp:
-        """The device's clock."""
+        """The device's clock; unset: when it reaches the control plane."""
 
     def __init__(
         self,
@@ -135,11 +144,13 @@ class Metric(message.Message):
 
 @typing.final
 class ReportResponse(message.Message):
+    """How far the outbox is stored."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     ACKED_SEQUENCE_FIELD_NUMBER: builtins.int
     acked_sequence: builtins.int
-    """Everything up to here is stored and may be dropped."""
+    """Everything up to here is stored and may be dropped; 0 when nothing is."""
     def __init__(
         self,
         *,
@@ -153,6 +164,8 @@ class ReportResponse(message.Message):
 
 @typing.final
 class QueryMetricsRequest(message.Message):
+    """Which points to give."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     DEVICE_ID_FIELD_NUMBER: builtins.int
@@ -160,11 +173,15 @@ class QueryMetricsRequest(message.Message):
     SINCE_FIELD_NUMBER: builtins.int
     LIMIT_FIELD_NUMBER: builtins.int
     device_id: builtins.str
+    """Required."""
     name: builtins.str
+    """Required: the metric's."""
     limit: builtins.int
-    """0 means 1000; at most 10000. The newest are returned."""
+    """Points; 0 means 1000; at most 10000. The newest are returned."""
     @builtins.property
-    def since(self) -> timestamp_pb2.Timestamp: ...
+    def since(self) -> timestamp_pb2.Timestamp:
+        """Only points of this time and later; unset: all."""
+
     def __init__(
         self,
         *,
@@ -181,11 +198,15 @@ class QueryMetricsRequest(message.Message):
 
 @typing.final
 class QueryMetricsResponse(message.Message):
+    """The points found."""
+
     DESCRIPTOR: descriptor.Descriptor
 
     METRICS_FIELD_NUMBER: builtins.int
     @builtins.property
-    def metrics(self) -> containers.RepeatedCompositeFieldContainer[Metric]: ...
+    def metrics(self) -> containers.RepeatedCompositeFieldContainer[Metric]:
+        """Oldest first."""
+
     def __init__(
         self,
         *,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class TelemetryStub:
-    """Missing associated documentation comment in .proto file."""
+    """Intake of measurements, and a way to read them back.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,17 +48,20 @@ class TelemetryStub:
 
 
 class TelemetryServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Intake of measurements, and a way to read them back.
+    """
 
     def Report(self, request, context):
-        """Errors: DEVICE_ID_INVALID, LIMIT_EXCEEDED, REQUEST_INVALID (numbers not ascending).
+        """Stores the batches that are new. A gap in the numbers is accepted: a full outbox drops its oldest batches.
+        Errors: DEVICE_ID_INVALID, LIMIT_EXCEEDED, REQUEST_INVALID (a malformed epoch, numbers not ascending, a metric
+        without a name or with one too long, a value that is not a number); nothing of the report is then stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def QueryMetrics(self, request, context):
-        """Points of one metric, oldest first.
+        """Points of one metric, oldest first; none for a device or metric that is not known. Errors: LIMIT_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,7 +89,8 @@ def add_TelemetryServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Telemetry:
-    """Missing associated documentation comment in .proto file."""
+    """Intake of measurements, and a way to read them back.
+    """
 
     @staticmethod
     def Report(request,

@@ -5,7 +5,9 @@ Telemetry: measurements from devices, in numbered batches, each counted once.
 
 A device numbers its batches from 1 within an epoch (a random id made when its outbox is created) and keeps
 each until it is acknowledged. The control plane stores a batch and its number in one transaction, so a
-repeated batch changes nothing.
+repeated batch changes nothing. It keeps points for 14 days, and about the newest 5000000 of the whole fleet.
+
+Any call may also fail for reasons of the control plane itself, see errors.proto.
 """
 
 from collections import abc as _abc
@@ -32,31 +34,46 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TelemetryStub:
+    """Intake of measurements, and a way to read them back."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TelemetryAsyncStub: ...
     Report: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ReportRequest, _telemetry_pb2.ReportResponse]
-    """Errors: DEVICE_ID_INVALID, LIMIT_EXCEEDED, REQUEST_INVALID (numbers not ascending)."""
+    """Stores the batches that are new. A gap in the numbers is accepted: a full outbox drops its oldest batches.
+    Errors: DEVICE_ID_INVALID, LIMIT_EXCEEDED, REQUEST_INVALID (a malformed epoch, numbers not ascending, a metric
+    without a name or with one too long, a value that is not a number); nothing of the report is then stored.
+    """
     QueryMetrics: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.QueryMetricsRequest, _telemetry_pb2.QueryMetricsResponse]
-    """Points of one metric, oldest first."""
+    """Points of one metric, oldest first; none for a device or metric that is not known. Errors: LIMIT_EXCEEDED."""
 
 @_typing.type_check_only
 class TelemetryAsyncStub(TelemetryStub):
+    """Intake of measurements, and a way to read them back."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     Report: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ReportRequest, _telemetry_pb2.ReportResponse]  # type: ignore[assignment]
-    """Errors: DEVICE_ID_INVALID, LIMIT_EXCEEDED, REQUEST_INVALID (numbers not ascending)."""
+    """Stores the batches that are new. A gap in the numbers is accepted: a full outbox drops its oldest batches.
+    Errors: DEVICE_ID_INVALID, LIMIT_EXCEEDED, REQUEST_INVALID (a malformed epoch, numbers not ascending, a metric
+    without a name or with one too long, a value that is not a number); nothing of the report is then stored.
+    """
     QueryMetrics: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.QueryMetricsRequest, _telemetry_pb2.QueryMetricsResponse]  # type: ignore[assignment]
-    """Points of one metric, oldest first."""
+    """Points of one metric, oldest first; none for a device or metric that is not known. Errors: LIMIT_EXCEEDED."""
 
 class TelemetryServicer(metaclass=_abc_1.ABCMeta):
+    """Intake of measurements, and a way to read them back."""
+
     @_abc_1.abstractmethod
     def Report(
         self,
         request: _telemetry_pb2.ReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_telemetry_pb2.ReportResponse, _abc.Awaitable[_telemetry_pb2.ReportResponse]]:
-        """Errors: DEVICE_ID_INVALID, LIMIT_EXCEEDED, REQUEST_INVALID (numbers not ascending)."""
+        """Stores the batches that are new. A gap in the numbers is accepted: a full outbox drops its oldest batches.
+        Errors: DEVICE_ID_INVALID, LIMIT_EXCEEDED, REQUEST_INVALID (a malformed epoch, numbers not ascending, a metric
+        without a name or with one too long, a value that is not a number); nothing of the report is then stored.
+        """
 
     @_abc_1.abstractmethod
     def QueryMetrics(
@@ -64,6 +81,6 @@ class TelemetryServicer(metaclass=_abc_1.ABCMeta):
         request: _telemetry_pb2.QueryMetricsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_telemetry_pb2.QueryMetricsResponse, _abc.Awaitable[_telemetry_pb2.QueryMetricsResponse]]:
-        """Points of one metric, oldest first."""
+        """Points of one metric, oldest first; none for a device or metric that is not known. Errors: LIMIT_EXCEEDED."""
 
 def add_TelemetryServicer_to_server(servicer: TelemetryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
