@@ -27,6 +27,8 @@ from runtimes.interface import Model, RuntimeFailure, RuntimeUnavailable, Tensor
 from sluice.api.v1 import errors_pb2
 from updater import delta
 from updater.approximate import (
+    EXACT,
+    ROUNDINGS,
     Layer,
     Method,
     Rounding,
@@ -139,7 +141,9 @@ def find_approximate(
                 hint=f"push {target} itself: nothing need be approximated",
                 obj=str(target),
             )
-        search = Search(method.most, method.guess, budget, bench.attempt, bench.foresee)
+        # 8-bit codes are integers already: rounding would measure the same file again.
+        roundings = ROUNDINGS if any(layer.is_float for layer in method.layers) else (EXACT,)
+        search = Search(method.most, method.guess, budget, bench.attempt, bench.foresee, roundings)
         best = search.run()
     return Outcome(
         method_name,

@@ -54,6 +54,7 @@ class Search:
         budget: bytes.
         attempt: builds and measures one approximate target.
         foresee: what share of the change an amount would explain; makes no delta.
+        roundings: that differ for this model, EXACT among them.
     """
 
     most: int
@@ -61,6 +62,7 @@ class Search:
     budget: int
     attempt: Callable[[int, Rounding], Trial]
     foresee: Callable[[int, Rounding], float]
+    roundings: Sequence[Rounding] = ROUNDINGS
     trials: list[Trial] = field(default_factory=list)
 
     def run(self) -> Trial:
@@ -114,7 +116,9 @@ class Search:
 
     def _roundings(self) -> Sequence[Rounding]:
         """EXACT if it codes about as small as any, else the ways whose offsets suit the codec best."""
-        rounded = [rounding for rounding in ROUNDINGS if rounding.bits is not None]
+        rounded = [rounding for rounding in self.roundings if rounding.bits is not None]
+        if not rounded:
+            return [EXACT]
         finest = max(rounding.bits or 0 for rounding in rounded)
         found = [self._try(self.guess, rounding) for rounding in rounded if rounding.bits == finest]
         suits = min(found, key=lambda trial: trial.delta_size).rounding

@@ -100,3 +100,12 @@ def test_what_is_worse_than_no_update_is_never_taken() -> None:
     with pytest.raises(SluiceError) as error:
         found.run()
     assert error.value.reason == errors_pb2.LIMIT_EXCEEDED
+
+
+def test_a_model_that_cannot_be_rounded_is_measured_once_an_amount() -> None:
+    found = search(lambda amount, _: 100 + amount, 5000)
+    found.roundings = (EXACT,)
+    assert 0.97 * 5000 <= found.run().delta_size <= 5000
+    assert {trial.rounding for trial in found.trials} == {EXACT}
+    amounts = [trial.amount for trial in found.trials]
+    assert len(amounts) == len(set(amounts))

@@ -18,8 +18,12 @@ from edge_tests.demo.onnx_export import export_float
 from edge_tests.demo.tflite_export import export as export_int8
 from edge_tests.harness.command import sluice
 from edge_tests.harness.models import golden, tiny_onnx
+from fleet.approximate import Outcome
+from fleet.approximate_search import Trial
+from fleet.cli.approximate_plot import plot_svg
 from runtimes import registry
 from updater import delta
+from updater.approximate import EXACT, LayerFigures, Tally
 
 ROOT = Path(__file__).parents[3]
 METHODS = ("sign", "topk", "threshold", "lowrank")
@@ -247,3 +251,15 @@ def test_without_a_runtime_the_error_says_what_to_install(tmp_path: Path, traine
     assert "RUNTIME_UNAVAILABLE" in done.stderr
     assert "pip install 'sluice[onnx]'" in done.stderr
     assert not out.exists()
+
+
+def test_names_from_a_file_are_text_in_the_plot() -> None:
+    hostile = "</title><script>alert(1)</script>\"'&\x00\u202e"
+    figures = LayerFigures(hostile, "float32", 100, 10, 1e-4, 0.9, 0.5, 1.0, 2.0)
+    best = Trial(5, EXACT, 1000, Tally((figures,)), 0.99, (900,))
+    outcome = Outcome("topk", "weights", 100, best, (best,), 9999, 5000, 0.9, (), (), ())
+    picture = ElementTree.fromstring(plot_svg(outcome, 1200, hostile))
+    space = "{http://www.w3.org/2000/svg}"
+    assert not list(picture.iter(f"{space}script"))
+    shown = hostile.replace("\x00", "\ufffd").replace("\u202e", "\ufffd")
+    assert shown in [element.text for element in picture.iter(f"{space}text")]
