@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, and_, delete, func, insert, select, upda
 
 from fleet import tables
 from fleet.clock import now_us, to_timestamp
-from fleet.limits import MAX_ALIASES
+from fleet.limits import MAX_ALIASES, MAX_STORED_INTEGER
 from sluice.api.v1 import errors_pb2, registry_pb2
 from updater.errors import SluiceError
 from updater.manifest import NAME_RULE, Manifest, is_name
@@ -66,9 +66,8 @@ def version_row(connection: Connection, name: str, number: int) -> Row[Any]:
     """A version's row; number 0 means the latest. Raises SluiceError(MODEL_UNKNOWN | VERSION_UNKNOWN)."""
     wanted = number or latest_number(connection, name)
     columns = tables.versions.c
-    row = connection.execute(
-        select(tables.versions).where(columns.model == name, columns.version == wanted)
-    ).one_or_none()
+    query = select(tables.versions).where(columns.model == name, columns.version == wanted)
+    row = connection.execute(query).one_or_none() if wanted <= MAX_STORED_INTEGER else None
     if row is None:
         latest = model(connection, name).latest_version
         raise SluiceError(

@@ -164,6 +164,10 @@ class Conductor:
             live.reports = reports | live.reports
             await asyncio.sleep(TICK_S)
             live.wake.set()
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not stop a rollout for every device
+            # The reports are not kept: one of them may be what fails. Devices report again at each heartbeat.
+            log.warning("rollout_defect", error, rollout=live.rollout.id, devices=sorted(reports))
+            await asyncio.sleep(TICK_S)
 
     async def _apply(self, live: _Live, outcome: Outcome) -> None:
         desired = await self._database.write(lambda c: rollout_rows.save(c, outcome))

@@ -59,6 +59,7 @@ RETRY_AFTER_MS = 1000  # what a device with a pending file is told
 OFFER_HOLD_S = 600.0  # an offered delta is not evicted for so long after its last use
 
 # Devices and Sync.
+MAX_STORED_INTEGER = (1 << 63) - 1  # what SQLite holds; the wire's uint64 goes further
 MAX_GENERATION = 1 << 62  # of a device's desired state; SQLite's integers end at 2^63
 MAX_DEVICES = 200_000  # registered; twice the fleet that one control plane is made for
 MAX_LABELS = 32

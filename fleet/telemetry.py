@@ -26,6 +26,7 @@ from fleet.limits import (
     MAX_METRIC_NAME_CHARACTERS,
     MAX_METRICS,
     MAX_POINTS,
+    MAX_STORED_INTEGER,
     MAX_UNIT_CHARACTERS,
     TELEMETRY_KEEP_ROWS,
     TELEMETRY_KEEP_S,
@@ -35,7 +36,6 @@ from sluice.api.v1 import errors_pb2, telemetry_pb2
 from updater.errors import SluiceError
 
 _EPOCH_CHARACTERS = 32
-_MAX_SEQUENCE = (1 << 63) - 1  # SQLite's largest integer
 
 
 def check_report(request: telemetry_pb2.ReportRequest) -> None:
@@ -46,7 +46,7 @@ def check_report(request: telemetry_pb2.ReportRequest) -> None:
         raise _over("batches in one report", len(request.batches), MAX_BATCHES)
     before = 0
     for batch in request.batches:
-        if not before < batch.sequence <= _MAX_SEQUENCE:
+        if not before < batch.sequence <= MAX_STORED_INTEGER:
             raise _invalid(f"batch {batch.sequence} comes after {before}: numbers must ascend", "sequence")
         before = batch.sequence
         if len(batch.metrics) > MAX_METRICS:

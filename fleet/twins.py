@@ -11,6 +11,8 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 
+from google.protobuf.message import Message
+
 from fleet import devices, log
 from fleet.clock import now_us
 from fleet.database import Database
@@ -19,6 +21,7 @@ from fleet.limits import (
     MAX_LOADED_DIGESTS,
     MAX_MODEL_REPORT_BYTES,
     MAX_REPORTED_MODELS,
+    MAX_STORED_INTEGER,
     TWIN_FLUSH_S,
 )
 from sluice.api.v1 import errors_pb2, sync_pb2
@@ -100,7 +103,10 @@ def check_reported(reported: sync_pb2.ReportedState) -> None:
     if reported.ByteSize() > MAX_MODEL_REPORT_BYTES:
         raise _over("bytes of reported state", reported.ByteSize(), MAX_MODEL_REPORT_BYTES)
     names = set()
+    _check_integers(reported)
     for entry in reported.models:
+        _check_integers(entry)
+        _check_integers(entry.failure)
         if entry.model in names:
             raise SluiceError(
                 errors_pb2.REQUEST_INVALID, f"{entry.model[:80]!r} is reported twice", obj=entry.model[:80]
@@ -110,6 +116,13 @@ def check_reported(reported: sync_pb2.ReportedState) -> None:
             raise _over("loaded digests of one model", len(entry.loaded_digests), MAX_LOADED_DIGESTS)
         if len(entry.failure.message) > MAX_FAILURE_CHARACTERS:
             raise _over("characters in a failure", len(entry.failure.message), MAX_FAILURE_CHARACTERS)
+
+
+def _check_integers(message: Message) -> None:
+    """The wire's integers reach further than the database's."""
+    for field, value in message.ListFields():
+        if isinstance(value, int) and value > MAX_STORED_INTEGER:
+            raise _over(f"is reported as {field.name}", value, MAX_STORED_INTEGER)
 
 
 def _essence(reported: sync_pb2.ReportedState) -> bytes:

@@ -216,7 +216,8 @@ def test_unknown_models_versions_and_aliases_have_their_codes(operator: Operator
         ).code
 
     assert code(model="letters") == "MODEL_UNKNOWN"
-    assert code(model="digits", version=2) == "VERSION_UNKNOWN"
+    for version in (2, 1 << 63, (1 << 64) - 1):
+        assert code(model="digits", version=version) == "VERSION_UNKNOWN"
     assert code(model="digits", alias="stable") == "ALIAS_UNKNOWN"
     assert code(model="letters", alias="stable") == "MODEL_UNKNOWN"
 

@@ -158,3 +158,18 @@ def test_generations_go_on_above_what_a_device_has_seen(operator: Operator) -> N
     assert generation("box-2", 9) == 10
     hello = sync_pb2.Hello(device_id="box-3", desired_generation=1 << 63)
     assert failing(lambda: operator.sync.Poll(sync_pb2.PollRequest(hello=hello))).code == "LIMIT_EXCEEDED"
+
+
+def test_integers_beyond_the_database_are_refused(operator: Operator) -> None:
+    """The wire's uint64 reaches further than SQLite; one such report must not trouble anybody else."""
+    hello = sync_pb2.Hello(device_id="box-1")
+    for entry in (
+        sync_pb2.ReportedModel(model="m", active_version=1 << 63),
+        sync_pb2.ReportedModel(model="m", fetched_bytes=1 << 63),
+        sync_pb2.ReportedModel(model="m", failure=sync_pb2.UpdateFailure(version=(1 << 64) - 1)),
+    ):
+        request = sync_pb2.PollRequest(hello=hello, reported=sync_pb2.ReportedState(models=[entry]))
+        assert failing(lambda request=request: operator.sync.Poll(request)).code == "LIMIT_EXCEEDED"  # type: ignore[misc]
+    most = sync_pb2.ReportedModel(model="m", active_version=(1 << 63) - 1)
+    operator.sync.Poll(sync_pb2.PollRequest(hello=hello, reported=sync_pb2.ReportedState(models=[most])))
+    assert get(operator, "box-1").reported.models[0].active_version == (1 << 63) - 1
