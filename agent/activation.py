@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from agent import golden
 from agent import slots as moves
 from agent.installer import Installer, Prepared
-from agent.limits import DRAIN_S
+from agent.limits import DRAIN_S, MAX_NAME_CHARACTERS
 from agent.reporter import Loaded
 from agent.retry import Cause, cause_of
 from agent.router import Router
@@ -192,6 +192,7 @@ class Activator:
         except BaseException:
             worker.close(0)
             raise
+        worker.checked()
         return worker
 
     def boot(self, model: str) -> None:
@@ -277,9 +278,12 @@ class Activator:
             why: the failure that it answers; empty when an administrator asked.
             only_version: do nothing unless this version is active still; 0 for any.
 
-        Raises SluiceError(MODEL_NOT_SERVING | NO_PREVIOUS_VERSION), or why the previous version cannot be
-        loaded; the active version then stays.
+        Raises SluiceError(MODEL_UNKNOWN | MODEL_NOT_SERVING | NO_PREVIOUS_VERSION), or why the previous
+        version cannot be loaded; the active version then stays.
         """
+        known = self._state.models()
+        if model not in known:
+            raise _unknown(model, sorted(known))
         with self._lock(model):
             slots = self._state.slots(model)
             after = moves.revert(slots, pin=pin)
@@ -308,7 +312,8 @@ class Activator:
             left = self._router.drop_previous(model)
         if left is not None:
             left.close(DRAIN_S)
-        log.warning("went back from %s@%d to version %d %s", model, leaving.version, taking.version, why)
+        because = why or "an administrator asked"
+        log.warning("went back from %s@%d to version %d: %s", model, leaving.version, taking.version, because)
         self._changed()
         return leaving.version, taking.version
 
@@ -347,6 +352,16 @@ class Activator:
         until = time.monotonic() + timeout_s
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
+
+
+def _unknown(model: str, known: list[str]) -> SluiceError:
+    name = model[:MAX_NAME_CHARACTERS]
+    return SluiceError(
+        errors_pb2.MODEL_UNKNOWN,
+        f"this box has no model {name!r}",
+        hint=f"it has {', '.join(known)}" if known else "no version was rolled out to it yet",
+        obj=name,
+    )
 
 
 def _failed_update(state: State, slots: Slots, installed: Installed, error: SluiceError) -> Update:

@@ -109,7 +109,7 @@ class AdminClient:
             raise self._failed(error, "asking for its status") from error
 
     def revert(self, model: str) -> admin_pb2.RevertResponse:
-        """Raises SluiceError(AGENT_UNREACHABLE | MODEL_NOT_SERVING | NO_PREVIOUS_VERSION | ...)."""
+        """Raises SluiceError(AGENT_UNREACHABLE | MODEL_UNKNOWN | NO_PREVIOUS_VERSION | ...)."""
         request = admin_pb2.RevertRequest(model=model)
         try:
             return self._stub.Revert(request, timeout=limits.ADMIN_REVERT_TIMEOUT_S)
@@ -121,8 +121,8 @@ class AdminClient:
         if failure.reason == errors_pb2.CONTROL_UNREACHABLE:
             return SluiceError(
                 errors_pb2.AGENT_UNREACHABLE,
-                f"no agent answers on {self._socket} ({doing})",
-                hint="is it running (systemctl status sluice-agent), and may you read its socket? try sudo",
+                f"no agent answers on {self._socket}",
+                hint="`systemctl status sluice-agent` shows whether it runs; use `sudo -u sluice` to ask it",
                 obj=str(self._socket),
             )
         return failure

@@ -1,6 +1,7 @@
 """`sluice-agent doctor`: looks at everything that a box needs and says what to do about each fault.
 
-Every check stands alone and ends in a `Finding`; none changes anything, so the doctor may run beside a
+Every check stands alone and ends in a `Finding`: OK, FAULT, or ABSENT for what this box lacks and does not
+need, such as a second runtime. None changes anything, so the doctor may run beside a
 live agent. The order goes from the box outwards: configuration, clock, disk, store, runtimes, agent, control
 plane.
 """
@@ -28,28 +29,31 @@ from updater.store import Store
 _EARLIEST = datetime(2025, 1, 1, tzinfo=timezone.utc)
 
 
+OK, FAULT, ABSENT = "ok", "fault", "absent"
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one check found.
 
     Attributes:
         check: its name.
-        ok: nothing to do.
+        state: OK, FAULT or ABSENT.
         detail: what was found.
-        advice: what helps; empty when ok.
+        hint: what helps; empty unless it is a fault.
         error: the fault, if it has a code.
     """
 
     check: str
-    ok: bool
+    state: str
     detail: str
-    advice: str = ""
+    hint: str = ""
     error: SluiceError | None = None
 
 
 def examine(config: AgentConfig) -> Iterator[Finding]:
     """Runs the checks one by one."""
-    yield Finding("configuration", ok=True, detail=f"device {config.device_id}, sluice {agent_version()}")
+    yield Finding("configuration", state=OK, detail=f"device {config.device_id}, sluice {agent_version()}")
     checks: tuple[tuple[str, Callable[[AgentConfig], Finding]], ...] = (
         ("clock", _clock),
         ("state directory", _state_directory),
@@ -67,9 +71,9 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except SluiceError as error:
-        return Finding(name, ok=False, detail=error.message, advice=error.hint, error=error)
+        return Finding(name, state=FAULT, detail=error.message, hint=error.hint, error=error)
     except OSError as error:
-        return Finding(name, ok=False, detail=str(error), advice="check the path and its permissions")
+        return Finding(name, state=FAULT, detail=str(error), hint="check the path and its permissions")
 
 
 def _clock(config: AgentConfig) -> Finding:
@@ -79,11 +83,11 @@ def _clock(config: AgentConfig) -> Finding:
     if now < _EARLIEST:
         return Finding(
             "clock",
-            ok=False,
+            state=FAULT,
             detail=text,
-            advice="set it, or let systemd-timesyncd; serving works regardless",
+            hint="set it, or let systemd-timesyncd; serving works regardless",
         )
-    return Finding("clock", ok=True, detail=text)
+    return Finding("clock", state=OK, detail=text)
 
 
 def _state_directory(config: AgentConfig) -> Finding:
@@ -91,18 +95,18 @@ def _state_directory(config: AgentConfig) -> Finding:
     if not directory.is_dir():
         return Finding(
             "state directory",
-            ok=False,
+            state=FAULT,
             detail=f"{directory} does not exist",
-            advice="start the agent once: it makes it (`systemctl start sluice-agent`)",
+            hint="start the agent once: it makes it (`systemctl start sluice-agent`)",
         )
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         return Finding(
             "state directory",
-            ok=False,
+            state=FAULT,
             detail=f"{directory} cannot be written by this user",
-            advice=f"run as the agent's user, or `chown -R sluice {directory}`",
+            hint=f"run as the agent's user, or `chown -R sluice {directory}`",
         )
-    return Finding("state directory", ok=True, detail=f"{directory} is writable")
+    return Finding("state directory", state=OK, detail=f"{directory} is writable")
 
 
 def _disk(config: AgentConfig) -> Finding:
@@ -110,8 +114,8 @@ def _disk(config: AgentConfig) -> Finding:
     free = shutil.disk_usage(place).free
     detail = f"{size(free)} free at {place}, {size(config.reserve_bytes)} of it reserved"
     if free <= config.reserve_bytes:
-        return Finding("disk", ok=False, detail=detail, advice="free space there, or no update can begin")
-    return Finding("disk", ok=True, detail=detail)
+        return Finding("disk", state=FAULT, detail=detail, hint="free space there, or no update can begin")
+    return Finding("disk", state=OK, detail=detail)
 
 
 def _existing(path: Path) -> Path:
@@ -123,18 +127,18 @@ def _existing(path: Path) -> Path:
 def _store(config: AgentConfig) -> Finding:
     root = config.state_dir / "store"
     if not root.is_dir():
-        return Finding("store", ok=True, detail="empty")
+        return Finding("store", state=OK, detail="empty")
     store = Store(root)
     digests = list(store.digests())
     damaged = [digest for digest in digests if digest_file(store.path(digest)) != digest]
     if damaged:
         return Finding(
             "store",
-            ok=False,
+            state=FAULT,
             detail=f"{len(damaged)} of {len(digests)} files are damaged, the first is {damaged[0]}",
-            advice="check the disk or SD card; restart the agent, which fetches what it needs again",
+            hint="check the disk or SD card; restart the agent, which fetches what it needs again",
         )
-    return Finding("store", ok=True, detail=f"{len(digests)} files, {size(store.size_bytes())}, all sound")
+    return Finding("store", state=OK, detail=f"{len(digests)} files, {size(store.size_bytes())}, all sound")
 
 
 def _runtimes(config: AgentConfig) -> Iterator[Finding]:
@@ -143,17 +147,15 @@ def _runtimes(config: AgentConfig) -> Iterator[Finding]:
     for probe in allowed:
         if probe.usable:
             detail = f"{probe.version} reads {', '.join(probe.formats)} on {', '.join(probe.accelerators)}"
-            yield Finding(f"runtime {probe.runtime}", ok=True, detail=detail)
+            yield Finding(f"runtime {probe.runtime}", state=OK, detail=detail)
         else:
             # One that is simply not installed is no fault while another works.
             needed = not any(other.usable for other in allowed) or probe.runtime in config.runtimes
             yield Finding(
                 f"runtime {probe.runtime}",
-                ok=not needed,
-                detail=f"not usable: {probe.error}",
-                advice="install sluice[onnx] or sluice[tflite] into the agent's environment"
-                if needed
-                else "",
+                FAULT if needed else ABSENT,
+                probe.error,
+                hint=(probe.hint or "install it into the agent's environment again") if needed else "",
             )
 
 
@@ -169,8 +171,8 @@ def _agent(config: AgentConfig) -> Finding:
     down = [item.model for item in status.reported.models if item.active_version and not item.healthy]
     detail = f"process {status.process_id} serves {served or 'nothing yet'}"
     if down:
-        return Finding("agent", ok=False, detail=f"{detail}; down: {', '.join(down)}", advice="see its log")
-    return Finding("agent", ok=True, detail=detail)
+        return Finding("agent", state=FAULT, detail=f"{detail}; down: {', '.join(down)}", hint="see its log")
+    return Finding("agent", state=OK, detail=detail)
 
 
 def _control(config: AgentConfig) -> Finding:
@@ -179,4 +181,4 @@ def _control(config: AgentConfig) -> Finding:
         control.check()
     finally:
         control.close()
-    return Finding("control plane", ok=True, detail=f"{config.control_address} answers")
+    return Finding("control plane", state=OK, detail=f"{config.control_address} answers")

@@ -15,6 +15,7 @@ There is no authentication: listen on loopback or a unix socket.
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -174,7 +175,7 @@ class InferenceServer:
         """Binds and begins to answer; `addresses` then holds what was bound, with the real ports.
 
         Raises:
-            SluiceError: IO_FAILED when an address cannot be bound.
+            SluiceError: CONFIG_INVALID when an address cannot be bound.
         """
         self.addresses = tuple(self._bind(address) for address in self._wanted)
         self._server.start()
@@ -188,18 +189,30 @@ class InferenceServer:
     def _bind(self, address: str) -> str:
         try:
             port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            port, why = 0, str(error)
-        else:
-            why = "the system refused"
+        except RuntimeError:
+            port = 0
         if not port:
             raise SluiceError(
-                errors_pb2.IO_FAILED,
-                f"cannot serve inference on {address}: {why}",
-                hint="is another agent running, or the port taken? set inference.address",
-                obj=address,
+                errors_pb2.CONFIG_INVALID,
+                f"inference.address: cannot listen on {address}{_why_not(address)}",
+                hint="end what listens there (`ss -ltnp` lists it), or set another inference.address",
+                obj="inference.address",
             )
         return address if address.startswith("unix") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _why_not(address: str) -> str:
+    """The system's reason why the address cannot be bound, which gRPC keeps to itself; "" if it is gone."""
+    if address.startswith("unix"):
+        return ""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+        try:
+            trial.bind((host, int(port)))
+        except OSError as error:
+            return f": {error.strerror or error}"
+    return ""
 
 
 def _answer(context: grpc.ServicerContext, call: Callable[[], Response]) -> Response:

@@ -104,7 +104,10 @@ def revert(slots: Slots, *, pin: bool) -> Slots:
     """
     if slots.active is None:
         raise SluiceError(
-            errors_pb2.MODEL_NOT_SERVING, f"this box has no active version of {slots.model}", obj=slots.model
+            errors_pb2.MODEL_NOT_SERVING,
+            f"this box has no active version of {slots.model}",
+            hint="its first version is not installed yet: `sluice-agent status` shows how far it is",
+            obj=slots.model,
         )
     if slots.previous is None:
         raise SluiceError(
@@ -119,8 +122,3 @@ def revert(slots: Slots, *, pin: bool) -> Slots:
 def unpin(slots: Slots) -> Slots:
     """The desired version changed: the administrator's hold ends."""
     return replace(slots, pinned=False)
-
-
-def forget_previous(slots: Slots) -> Slots:
-    """The previous version cannot be loaded any more (damaged files): do not promise it."""
-    return replace(slots, previous=None)

@@ -8,16 +8,18 @@ from sluice.api.v1 import admin_pb2, sync_pb2
 from sluice.api.v1.errors_pb2 import ErrorReason
 
 WIDTH = 80
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def size(count: float) -> str:
-    """A number of bytes for people: "512 B", "3.4 MiB"."""
-    for unit in _UNITS:
-        if count < 1024 or unit == _UNITS[-1]:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("the last unit takes everything")
+def size(count: int) -> str:
+    """Bytes for people, decimal as in `sluice`: "999 B", "1.0 kB", "22.8 MB"."""
+    if count < 1000:
+        return f"{count} B"
+    value = count / 1000
+    units = ["TB", "GB", "MB", "kB"]
+    while value >= 999.95 and len(units) > 1:
+        value /= 1000
+        units.pop()
+    return f"{value:.1f} {units[-1]}"
 
 
 def duration(seconds: int) -> str:
@@ -42,7 +44,7 @@ def render(status: admin_pb2.GetStatusResponse) -> str:
         f"control     {status.control_address}   {link}",
         f"inference   {status.inference_address or 'not yet'}",
         f"disk        store {size(status.store_bytes)}, free {size(status.disk_free_bytes)}",
-        f"telemetry   {status.outbox_batches} batches wait to be sent",
+        f"telemetry   {_count(status.outbox_batches, 'batch', 'batches')} to be sent",
     ]
     if status.control_error and not status.control_connected:
         lines += _wrap(status.control_error, "            ")
@@ -57,7 +59,11 @@ def render(status: admin_pb2.GetStatusResponse) -> str:
     for model in status.reported.models:
         if model.HasField("failure"):
             failure = model.failure
-            fate = "given up" if failure.final else f"{failure.attempts} attempts, trying on"
+            fate = (
+                "given up"
+                if failure.final
+                else f"{_count(failure.attempts, 'attempt', 'attempts')}, trying on"
+            )
             head = f"{model.model}@{failure.version} {ErrorReason.Name(failure.reason)} ({fate}): "
             lines += ["", *_wrap(head + failure.message, "")]
     if status.workers:
@@ -78,6 +84,10 @@ def render(status: admin_pb2.GetStatusResponse) -> str:
             ],
         )
     return "\n".join(line[:WIDTH].rstrip() for line in lines) + "\n"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _model_row(model: sync_pb2.ReportedModel) -> tuple[str, ...]:

@@ -108,7 +108,6 @@ class Supervisor:
         self._lock = threading.Lock()
         self._histories: dict[str, tuple[int, History]] = {}  # model -> version, its history
         self._threads: set[threading.Thread] = set()
-        self.restarts = 0
         router.watch(self._died)
 
     def stop(self, timeout_s: float) -> None:
@@ -170,7 +169,6 @@ class Supervisor:
         if self._stopping.is_set() or not self._router.replace(dead, fresh):
             fresh.close(0)
         else:
-            self.restarts += 1
             log.warning("worker %s was started again (process %d)", fresh.spec, fresh.pid)
         return True
 

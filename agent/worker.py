@@ -151,13 +151,17 @@ class Worker:
 
     @property
     def requests(self) -> int:
-        """Requests sent to the process since it started."""
+        """Clients' requests sent to the process: those before `checked` do not count."""
         return self._requests
 
     @property
     def failures(self) -> int:
         """Those of them that it did not answer, or whose inputs made the model fail."""
         return self._failures
+
+    def checked(self) -> None:
+        """What it was asked so far, warm-up and golden inputs, was no client's: counts from here."""
+        self._requests = self._failures = 0
 
     def resident_bytes(self) -> int:
         """Physical memory that the process uses; 0 when it has ended."""
@@ -298,7 +302,10 @@ class Worker:
         else:
             reason, hint = errors_pb2.MODEL_LOAD_FAILED, "try the file with the runtime on another machine"
         return SluiceError(
-            reason, f"cannot load {self.spec}: {header.get('message', header)}", hint=hint, obj=str(self.spec)
+            reason,
+            f"cannot load {self.spec}: {header.get('message', header)}",
+            hint=header.get("hint") or hint,  # the runtime knows better
+            obj=str(self.spec),
         )
 
     # One request.
@@ -377,7 +384,8 @@ class Worker:
         what = (
             "" if answer.header.get("kind") == worker_process.INPUT else "the model failed on these inputs: "
         )
-        raise self._input_invalid(what + str(answer.header.get("message", answer.header)), "")
+        why = what + str(answer.header.get("message", answer.header))
+        raise self._input_invalid(why, str(answer.header.get("hint", "")))
 
     def _idle(self) -> None:
         self._unanswered, self._busy_since = False, None

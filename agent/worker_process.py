@@ -24,7 +24,14 @@ from typing import Any
 
 from agent.limits import MAX_ERROR_CHARACTERS, OOM_SCORE_ADJUST
 from agent.transport import Channel, ChannelClosed, Message, MessageTooLarge
-from runtimes.interface import InputInvalid, LoadOptions, Model, RuntimeUnavailable, TensorSpec
+from runtimes.interface import (
+    InputInvalid,
+    LoadOptions,
+    Model,
+    RuntimeFailure,
+    RuntimeUnavailable,
+    TensorSpec,
+)
 from runtimes.registry import load
 
 # Kinds of an "error" answer.
@@ -113,8 +120,16 @@ def _answer(channel: Channel, model: Model, request: Message) -> None:
 
 
 def _refuse(channel: Channel, kind: str, error: Exception) -> None:
-    text = str(error).strip() or type(error).__name__
-    channel.send({"op": "error", "kind": kind, "message": text[:MAX_ERROR_CHARACTERS]})
+    text, hint = (error.message, error.hint) if isinstance(error, RuntimeFailure) else (str(error), "")
+    text = text.strip() or type(error).__name__
+    channel.send(
+        {
+            "op": "error",
+            "kind": kind,
+            "message": text[:MAX_ERROR_CHARACTERS],
+            "hint": hint[:MAX_ERROR_CHARACTERS],
+        }
+    )
 
 
 def _spec(spec: TensorSpec) -> list[Any]:

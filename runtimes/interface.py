@@ -106,7 +106,8 @@ class Probe:
         version: the library's version; empty if it could not be imported.
         formats: the model formats it loads.
         accelerators: those on which the inference gave the right answer; empty if none did.
-        error: why it cannot be used, with what helps; empty if it can.
+        error: why it cannot be used; empty if it can.
+        hint: what helps then; may be empty.
     """
 
     runtime: str
@@ -114,6 +115,7 @@ class Probe:
     formats: tuple[str, ...]
     accelerators: tuple[str, ...]
     error: str = ""
+    hint: str = ""
 
     @property
     def usable(self) -> bool:

@@ -33,7 +33,7 @@ def probe(name: str) -> Probe:
     try:
         return runtime.probe()
     except RuntimeUnavailable as error:
-        return Probe(runtime.name, "", runtime.formats, (), str(error))
+        return Probe(runtime.name, "", runtime.formats, (), error.message, error.hint)
 
 
 def probe_all() -> list[Probe]:
@@ -69,8 +69,12 @@ def select(format: str, preferred: str = "") -> Runtime:  # noqa: A002 (the word
         result = probe(runtime.name)
         if result.usable:
             return runtime
-        failures.append(result.error)
-    raise RuntimeUnavailable(f"no runtime for {format} works here: {'; '.join(failures)}", obj=format)
+        failures.append(result)
+    raise RuntimeUnavailable(
+        f"no runtime for {format} works here: {'; '.join(failure.error for failure in failures)}",
+        hint=" or ".join(dict.fromkeys(failure.hint for failure in failures if failure.hint)),
+        obj=format,
+    )
 
 
 def load(

@@ -66,6 +66,7 @@ def _parse(runtime: Runtime, output: str) -> Probe:
             formats=tuple(fields["formats"]),
             accelerators=tuple(fields["accelerators"]),
             error=fields["error"],
+            hint=fields["hint"],
         )
     except (ValueError, KeyError, TypeError) as error:
         return _failed(runtime, f"its probe printed no result: {error}")

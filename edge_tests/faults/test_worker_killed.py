@@ -39,11 +39,13 @@ def test_killed_under_load_only_what_it_was_running_fails(tmp_path: Path) -> Non
             server.addresses[0], "tiny", models.samples(8), tmp_path, "--clients", str(clients)
         ) as load:
             serving.eventually(lambda: load.succeeded() > 100, "predictions came")
-            for kills in (1, 2):  # three within a minute would be a crash loop
+            for _ in range(2):  # three within a minute would be a crash loop
                 before = load.succeeded()
-                os.kill(router.models()[0].active.pid, signal.SIGKILL)
+                victim = router.models()[0].active
+                os.kill(victim.pid, signal.SIGKILL)
                 serving.eventually(
-                    lambda kills=kills: supervisor.restarts == kills, "the worker was started again"
+                    lambda victim=victim: router.models()[0].active is not victim,
+                    "the worker was started again",
                 )
                 serving.eventually(
                     lambda before=before: load.succeeded() > before + 100, "predictions came again"
@@ -72,16 +74,18 @@ def test_a_crash_loop_is_left_by_going_back(tmp_path: Path) -> None:
     router.activate("tiny", 1, good)
     router.activate("tiny", 2, bad)
     try:
+        seen = set()
         for _ in range(CRASH_LOOP_DEATHS):
             with router.acquire("tiny", wait_s=20) as worker:
                 assert worker.version == 2
+                seen.add(worker.pid)
             serving.kill(worker)
         serving.eventually(lambda: router.models()[0].active is good, "the box went back")
         with router.acquire("tiny") as worker:
             assert worker.infer(models.samples(1), 10)
         supervisor.stop(20)
         assert router.models()[0].active is good
-        assert supervisor.restarts == CRASH_LOOP_DEATHS - 1
+        assert len(seen) == CRASH_LOOP_DEATHS  # each death but the last was answered by a restart
     finally:
         for worker in router.remove("tiny"):
             worker.close(0)

@@ -129,9 +129,9 @@ def _device_text(found: devices_pb2.Device) -> list[RenderableType]:
     for entry in found.reported.models:
         if entry.HasField("failure"):
             failure = entry.failure
-            again = "it will not try again by itself" if failure.final else "it tries again"
-            told = f"{entry.model}@{failure.version}: {documents.reason(failure.reason)}: {failure.message}"
-            parts += [Text(), line(f"{told} (attempt {failure.attempts}; {again})", style="red")]
+            fate = "given up" if failure.final else f"attempt {failure.attempts}, trying on"
+            what = f"{entry.model}@{failure.version}: {documents.reason(failure.reason)} ({fate})"
+            parts += [Text(), line(f"{what}: {failure.message}", style="red")]
         if entry.pinned_version:
             parts += [Text(), line(f"{entry.model} is pinned to version {entry.pinned_version} on the box")]
     return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 _NEEDED = ("click", "rich", "yaml")
@@ -14,6 +15,8 @@ def main() -> None:
         found = ".".join(map(str, sys.version_info[:2]))
         print(f"sluice: this command needs Python 3.11 or newer, and runs on {found}", file=sys.stderr)  # noqa: T201
         sys.exit(_EXIT_FAILED)
+    # gRPC reads this once, at import; what it would print reaches people as the error of a call.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from fleet.cli.app import cli
     except ModuleNotFoundError as error:

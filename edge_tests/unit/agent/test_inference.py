@@ -286,9 +286,10 @@ def test_many_clients(front: Front) -> None:
 
 def test_a_port_is_not_shared(front: Front) -> None:
     other = InferenceServer(Router(), front.server.addresses)
-    with pytest.raises(SluiceError, match="cannot serve inference on") as caught:
+    with pytest.raises(SluiceError, match=r"cannot listen on .*: Address already in use") as caught:
         other.start()
-    assert caught.value.reason == errors_pb2.IO_FAILED
+    assert caught.value.reason == errors_pb2.CONFIG_INVALID
+    assert caught.value.exit_code == 3
     other.stop(0)
 
 

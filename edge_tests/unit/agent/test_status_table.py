@@ -19,7 +19,7 @@ def full_status() -> admin_pb2.GetStatusResponse:
         agent_version="0.1.0",
         control_address="control.example:8470",
         control_error="CONTROL_UNREACHABLE: " + "no answer " * 30,
-        store_bytes=5 << 30,
+        store_bytes=5_000_000_000,
     )
     for number in range(3):
         status.reported.models.append(
@@ -55,7 +55,7 @@ def test_fits_80_columns() -> None:
         "DISK_FULL (3 attempts, trying on)",
         "NO",
         "123457",
-        "5.0 GiB",
+        "5.0 GB",
     ):
         assert part in text
 
@@ -67,7 +67,7 @@ def test_empty_box() -> None:
 
 
 def test_figures_for_people() -> None:
-    assert [size(value) for value in (0, 1023, 1536, 3 << 20)] == ["0 B", "1023 B", "1.5 KiB", "3.0 MiB"]
+    assert [size(value) for value in (0, 999, 1500, 22_800_000)] == ["0 B", "999 B", "1.5 kB", "22.8 MB"]
     assert [duration(value) for value in (59, 60, 3700, 400_000)] == [
         "59 s",
         "1 min",

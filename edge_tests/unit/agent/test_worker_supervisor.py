@@ -93,7 +93,7 @@ def test_a_dead_worker_is_replaced_and_its_version_kept(box: Box) -> None:
         assert worker is not box.first
         assert worker.spec == box.first.spec
         assert worker.infer(models.samples(1), 10)
-    serving.eventually(lambda: box.supervisor.restarts == 1, "the restart was counted")
+        assert worker is box.active
     assert box.loops == []
 
 
@@ -116,7 +116,6 @@ def test_turning_to_another_worker_ends_the_restarts(box: Box, tmp_path: Path) -
     box.supervisor.stop(20)
     assert box.active is other
     assert other.alive
-    assert box.supervisor.restarts == 0
     assert box.loops == []
 
 
@@ -163,5 +162,4 @@ def test_nothing_is_started_after_stop(box: Box) -> None:
     box.supervisor.stop(10)
     kill_active(box)
     assert not box.active.alive
-    assert box.supervisor.restarts == 0
     assert {child.pid for child in psutil.Process().children()} == before
