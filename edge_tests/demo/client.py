@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,12 +38,16 @@ class Tally:
 
 
 class PredictingClient:
-    """Predicts without stopping until `stop`; a thread of ours reads what it prints."""
+    """Predicts without stopping until `stop`; a thread of ours reads what it prints.
 
-    def __init__(self, address: str, model: str, samples: Path) -> None:
+    `wrapper` is a command line to put before the client's, e.g. to enter a network namespace.
+    """
+
+    def __init__(self, address: str, model: str, samples: Path, *, wrapper: Sequence[str] = ()) -> None:
         self.tally = Tally()
         self._process = subprocess.Popen(
             [
+                *wrapper,
                 *(sys.executable, "-m", "edge_tests.harness.triton_client", "--address", address),
                 *("--model", model, "--input", str(samples), "--until-stdin-closes", "--no-answers"),
                 *("--interval-s", str(PAUSE_S)),
