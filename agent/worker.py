@@ -268,7 +268,8 @@ class Worker:
             )
             answer = self._child.channel.receive(deadline - time.monotonic())
         except TimeoutError:
-            raise self._timeout(f"its worker did not load it within {deadline_s:g} s") from None
+            why = f"its worker did not load it within {deadline_s:g} s"
+            raise self._timeout(why, "raise update.load_deadline_s, or ship a smaller model") from None
         except (ChannelClosed, ChannelBroken) as error:
             raise self._died_while_starting(loading, error) from error
         if answer.header.get("op") != "ready":
@@ -431,13 +432,10 @@ class Worker:
         where = "it was running this request" if delivered else "it had not taken this request"
         return WorkerDied(f"{text} {where}", obj=str(self.spec), delivered=delivered)
 
-    def _timeout(self, why: str) -> SluiceError:
-        return SluiceError(
-            errors_pb2.WORKER_TIMEOUT,
-            f"{self.spec}: {why}",
-            hint="allow more time, or send fewer requests at a time",
-            obj=str(self.spec),
-        )
+    def _timeout(
+        self, why: str, hint: str = "allow more time, or send fewer requests at a time"
+    ) -> SluiceError:
+        return SluiceError(errors_pb2.WORKER_TIMEOUT, f"{self.spec}: {why}", hint=hint, obj=str(self.spec))
 
     def _input_invalid(self, why: str, hint: str) -> SluiceError:
         return SluiceError(errors_pb2.INPUT_INVALID, f"{self.spec}: {why}", hint=hint, obj=str(self.spec))

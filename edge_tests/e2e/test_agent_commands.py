@@ -10,7 +10,7 @@ import pytest
 
 from agent import cli
 from edge_tests.harness.agent import AgentProcess
-from edge_tests.harness.world import World
+from edge_tests.harness.world import MODEL, World
 from sluice.api.v1 import telemetry_pb2, telemetry_pb2_grpc
 
 
@@ -26,6 +26,34 @@ def test_errors_have_stable_codes(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert "control.adress is not a key" in capsys.readouterr().err
     assert cli.main(["dance"]) == 2
     assert "sluice-agent: USAGE: " in capsys.readouterr().err
+
+
+@pytest.mark.e2e
+def test_revert_names_the_models_of_the_box(tmp_path: Path) -> None:
+    with World(tmp_path) as world, AgentProcess(tmp_path / "a", world.address, "box") as agent:
+        world.wait_for_devices("box")
+        nothing = json.loads(agent.command("revert", "detector", "--json").stdout)["error"]
+        assert nothing["reason"] == "MODEL_UNKNOWN"
+        assert nothing["hint"] == "no version was rolled out to it yet"
+        for version, change in ((1, 0.0), (2, 0.001)):
+            world.publish_tiny(change=change)
+            world.wait_for_end(world.roll_out(version))
+            agent.wait_for_version(MODEL, version)
+        refused = agent.command("revert", "detector")
+        assert refused.returncode == 4
+        assert refused.stderr == (
+            f"sluice-agent: MODEL_UNKNOWN: this box has no model 'detector'\n  help: it has {MODEL}\n"
+        )
+        done = agent.command("revert", MODEL, "--json")
+        assert json.loads(done.stdout) == {"model": MODEL, "from_version": 2, "to_version": 1}
+        assert agent.command("revert", MODEL).returncode == 5
+        (reported,) = json.loads(agent.command("status", "--json").stdout)["reported"]
+        assert (reported["active_version"], reported["pinned_version"], reported["step"]) == (
+            1,
+            1,
+            "reverted",
+        )
+        assert "went back from tiny@2 to version 1: an administrator asked" in agent.tail()
 
 
 @pytest.mark.e2e

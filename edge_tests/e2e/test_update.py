@@ -8,7 +8,7 @@ import pytest
 
 from edge_tests.harness.agent import AgentProcess
 from edge_tests.harness.models import samples
-from edge_tests.harness.serving import TritonLoad
+from edge_tests.harness.serving import TritonLoad, eventually
 from edge_tests.harness.world import MODEL, World
 from sluice.api.v1 import rollouts_pb2, sync_pb2
 from updater.digests import digest_file
@@ -58,6 +58,8 @@ def test_full_then_delta_while_clients_predict(tmp_path: Path) -> None:
         for agent in (onnx, lite):
             status = agent.status()
             assert [worker.version for worker in status.workers] == [2]
+            load = to_onnx if agent is onnx else to_lite
+            assert status.workers[0].requests == load.summary["versions"]["2"], "checks are not counted"
             assert status.control_connected
             names = sorted(entry.name for entry in (agent.state_dir / "slots" / MODEL / "2").iterdir())
             assert names == sorted([".manifest", ".version", "golden.npz", _model_name(agent)])
@@ -65,6 +67,41 @@ def test_full_then_delta_while_clients_predict(tmp_path: Path) -> None:
 
 def _model_name(agent: AgentProcess) -> str:
     return "model.onnx" if agent.device_id == "box-onnx" else "model.tflite"
+
+
+def test_a_box_that_was_away_when_the_rollout_began_takes_the_version_when_it_returns(
+    tmp_path: Path,
+) -> None:
+    with (
+        World(tmp_path) as world,
+        AgentProcess(tmp_path / "a", world.address, "here") as here,
+        AgentProcess(tmp_path / "b", world.address, "away") as away,
+    ):
+        world.wait_for_devices("here", "away")
+        world.publish_tiny()
+        world.wait_for_end(world.roll_out(1))
+        away.stop()
+        world.publish_tiny(change=0.001)
+        rollout = world.roll_out(2)
+        here.wait_for_version(MODEL, 2)
+
+        def states() -> dict[str, int]:
+            return {item.device_id: item.state for item in world.client.get_rollout(rollout).devices}
+
+        eventually(lambda: states()["here"] == rollouts_pb2.ROLLOUT_DEVICE_STATE_DONE, "one is done")
+        assert states()["away"] in (
+            rollouts_pb2.ROLLOUT_DEVICE_STATE_WAITING,
+            rollouts_pb2.ROLLOUT_DEVICE_STATE_UPDATING,
+        )
+        assert world.client.get_rollout(rollout).state == rollouts_pb2.ROLLOUT_STATE_RUNNING
+        away.start()
+        report = away.wait_for_version(MODEL, 2)
+        assert report.previous_version == 1
+        ended = world.wait_for_end(rollout)
+        assert ended.state == rollouts_pb2.ROLLOUT_STATE_SUCCEEDED, ended
+        assert states() == dict.fromkeys(("here", "away"), rollouts_pb2.ROLLOUT_DEVICE_STATE_DONE)
+        held = away.state_dir / "slots" / MODEL / "2" / "model.onnx"
+        assert digest_file(held) == digest_file(world.models[2])
 
 
 def test_the_box_holds_the_published_bytes(tmp_path: Path) -> None:
@@ -76,4 +113,5 @@ def test_the_box_holds_the_published_bytes(tmp_path: Path) -> None:
             agent.wait_for_version(MODEL, version)
             held = agent.state_dir / "slots" / MODEL / str(version) / "model.onnx"
             assert digest_file(held) == digest_file(world.models[version])
+            assert {worker.requests for worker in agent.status().workers} == {0}
             world.wait_for_end(world.client.list_rollouts(MODEL).__next__().id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,9 @@ from edge_tests.harness.link import Link
 from edge_tests.harness.models import samples
 from edge_tests.harness.serving import TritonCommands
 from edge_tests.harness.world import MODEL, World
-from sluice.api.v1 import diff_pb2, diff_pb2_grpc, errors_pb2, sync_pb2
+from sluice.api.v1 import diff_pb2, diff_pb2_grpc, errors_pb2, rollouts_pb2, sync_pb2
 from updater.delta import FEATURES
-from updater.digests import PREFIX
+from updater.digests import PREFIX, digest_file
 
 pytestmark = pytest.mark.e2e
 
@@ -46,15 +48,26 @@ def flip(path: Path, offset: int) -> None:
     path.chmod(mode)
 
 
-def tamper_delta(world: World, base: str, target: str, variant: str) -> str:
-    """Damages the delta between two files in the control plane's cache; returns its digest."""
+def offered_delta(world: World, version: int, base: str, target: str, variant: str) -> diff_pb2.Offer:
+    """Has the control plane build the delta between two files."""
     with world.control.channel() as channel:
         request = diff_pb2.PlanRequest(
-            model=MODEL, version=2, variant=variant, base_digests=[base], wait_ms=20_000, features=FEATURES
+            model=MODEL,
+            version=version,
+            variant=variant,
+            base_digests=[base],
+            wait_ms=20_000,
+            features=FEATURES,
         )
         plan = diff_pb2_grpc.DiffModelStub(channel).Plan(request, timeout=30)
     offer = next(item.delta for item in plan.files if item.digest == target)
     assert offer.base_digest == base, plan
+    return offer
+
+
+def tamper_delta(world: World, base: str, target: str, variant: str) -> str:
+    """Damages the delta between two files in the control plane's cache; returns its digest."""
+    offer = offered_delta(world, 2, base, target, variant)
     digits = offer.digest[len(PREFIX) :]
     found = [path for path in world.control.data.rglob("*") if path.is_file() and digits[2:] in path.name]
     assert found, f"no file for {offer.digest} below {world.control.data}"
@@ -78,6 +91,43 @@ def test_delta_damaged_on_the_server_is_found_and_replaced_by_a_full_copy(
         assert "next attempt" in log
         assert not agent.model(MODEL).HasField("failure")
         answers(agent, 2)
+
+
+def test_delta_made_for_another_base_is_refused_and_replaced_by_a_full_copy(
+    world: World, tmp_path: Path
+) -> None:
+    """The control plane confuses two deltas: the one from version 2 is offered to a box on version 1."""
+    with AgentProcess(tmp_path / "a", world.address, "box") as agent:
+        world.wait_for_devices("box")
+        first, second, third = (
+            world.publish_tiny(change=change, with_golden=False).manifest.variants[0]
+            for change in (0.0, 0.001, 0.002)
+        )
+        world.wait_for_end(world.roll_out(1))
+        target = third.model_file.digest
+        right, wrong = (
+            offered_delta(world, 3, variant.model_file.digest, target, third.name)
+            for variant in (first, second)
+        )
+        assert right.digest != wrong.digest
+        world.control.stop()
+        with contextlib.closing(sqlite3.connect(world.control.data / "control.db")) as database, database:
+            changed = database.execute(
+                "UPDATE deltas SET digest = ?, size = ? WHERE base = ? AND target = ?",
+                (wrong.digest, wrong.size, first.model_file.digest, target),
+            ).rowcount
+        assert changed == 1
+        world.control.start()
+        rollout = world.roll_out(3)
+        agent.wait_for_version(MODEL, 3)
+        log = agent.tail()
+        assert "DELTA_WRONG_BASE" in log
+        assert first.model_file.digest in log
+        assert digest_file(agent.state_dir / "slots" / MODEL / "3" / "model.onnx") == target
+        assert not agent.model(MODEL).HasField("failure")
+        answers(agent, 3)
+        assert world.wait_for_end(rollout).state == rollouts_pb2.ROLLOUT_STATE_SUCCEEDED
+        assert not list((agent.state_dir / "store" / "staging").iterdir())
 
 
 def test_damaged_active_version_falls_back_and_is_mended(world: World, tmp_path: Path) -> None:

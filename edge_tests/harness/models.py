@@ -132,6 +132,34 @@ def hanging_onnx(path: Path) -> Path:
     )
 
 
+def slow_to_load_onnx(path: Path, products: int = 400) -> Path:
+    """Takes the runtime minutes to load: it folds a chain of constant matrix products, some 0.3 s each."""
+    size = 2048
+    nodes = [
+        helper.make_node(
+            "ConstantOfShape",
+            ["shape"],
+            ["product0"],
+            value=numpy_helper.from_array(np.array([1 / size], np.float32)),
+        )
+    ]
+    nodes += [
+        helper.make_node("MatMul", [f"product{index}", "product0"], [f"product{index + 1}"])
+        for index in range(products)
+    ]
+    nodes += [
+        helper.make_node("ReduceMean", [f"product{products}"], ["mean"], keepdims=0),
+        helper.make_node("Add", [INPUT, "mean"], [OUTPUT]),
+    ]
+    return write_onnx(
+        path,
+        nodes,
+        inputs={INPUT: (TensorProto.FLOAT, ["batch", FEATURES])},
+        outputs={OUTPUT: (TensorProto.FLOAT, ["batch", FEATURES])},
+        constants=[numpy_helper.from_array(np.array([size, size], np.int64), "shape")],
+    )
+
+
 def truncated(path: Path, source: Path, keep: float = 0.5) -> Path:
     """The first part of `source`, `keep` of its bytes."""
     data = source.read_bytes()
