@@ -61,9 +61,9 @@ class AdminServicer:
     def Revert(self, request, context):
         """Goes back to the previous version at once and stays there until the desired version changes. May take as long as
         loading a model.
-        Errors: MODEL_NOT_SERVING (no active version), NO_PREVIOUS_VERSION, or why the previous version cannot be loaded:
-        STORE_CORRUPT, FILE_UNKNOWN, MODEL_LOAD_FAILED, RUNTIME_UNAVAILABLE, WARM_UP_FAILED, GOLDEN_MISMATCH,
-        WORKER_DIED, WORKER_TIMEOUT, DISK_FULL, IO_FAILED; the active version then stays.
+        Errors: MODEL_UNKNOWN (not on this box), MODEL_NOT_SERVING (no active version), NO_PREVIOUS_VERSION, or why the
+        previous version cannot be loaded: STORE_CORRUPT, FILE_UNKNOWN, MODEL_LOAD_FAILED, RUNTIME_UNAVAILABLE,
+        WARM_UP_FAILED, GOLDEN_MISMATCH, WORKER_DIED, WORKER_TIMEOUT, DISK_FULL, IO_FAILED; the active version then stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,9 +42,9 @@ class AdminStub:
     Revert: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevertRequest, _admin_pb2.RevertResponse]
     """Goes back to the previous version at once and stays there until the desired version changes. May take as long as
     loading a model.
-    Errors: MODEL_NOT_SERVING (no active version), NO_PREVIOUS_VERSION, or why the previous version cannot be loaded:
-    STORE_CORRUPT, FILE_UNKNOWN, MODEL_LOAD_FAILED, RUNTIME_UNAVAILABLE, WARM_UP_FAILED, GOLDEN_MISMATCH,
-    WORKER_DIED, WORKER_TIMEOUT, DISK_FULL, IO_FAILED; the active version then stays.
+    Errors: MODEL_UNKNOWN (not on this box), MODEL_NOT_SERVING (no active version), NO_PREVIOUS_VERSION, or why the
+    previous version cannot be loaded: STORE_CORRUPT, FILE_UNKNOWN, MODEL_LOAD_FAILED, RUNTIME_UNAVAILABLE,
+    WARM_UP_FAILED, GOLDEN_MISMATCH, WORKER_DIED, WORKER_TIMEOUT, DISK_FULL, IO_FAILED; the active version then stays.
     """
 
 @_typing.type_check_only
@@ -57,9 +57,9 @@ class AdminAsyncStub(AdminStub):
     Revert: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevertRequest, _admin_pb2.RevertResponse]  # type: ignore[assignment]
     """Goes back to the previous version at once and stays there until the desired version changes. May take as long as
     loading a model.
-    Errors: MODEL_NOT_SERVING (no active version), NO_PREVIOUS_VERSION, or why the previous version cannot be loaded:
-    STORE_CORRUPT, FILE_UNKNOWN, MODEL_LOAD_FAILED, RUNTIME_UNAVAILABLE, WARM_UP_FAILED, GOLDEN_MISMATCH,
-    WORKER_DIED, WORKER_TIMEOUT, DISK_FULL, IO_FAILED; the active version then stays.
+    Errors: MODEL_UNKNOWN (not on this box), MODEL_NOT_SERVING (no active version), NO_PREVIOUS_VERSION, or why the
+    previous version cannot be loaded: STORE_CORRUPT, FILE_UNKNOWN, MODEL_LOAD_FAILED, RUNTIME_UNAVAILABLE,
+    WARM_UP_FAILED, GOLDEN_MISMATCH, WORKER_DIED, WORKER_TIMEOUT, DISK_FULL, IO_FAILED; the active version then stays.
     """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
@@ -81,9 +81,9 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.RevertResponse, _abc.Awaitable[_admin_pb2.RevertResponse]]:
         """Goes back to the previous version at once and stays there until the desired version changes. May take as long as
         loading a model.
-        Errors: MODEL_NOT_SERVING (no active version), NO_PREVIOUS_VERSION, or why the previous version cannot be loaded:
-        STORE_CORRUPT, FILE_UNKNOWN, MODEL_LOAD_FAILED, RUNTIME_UNAVAILABLE, WARM_UP_FAILED, GOLDEN_MISMATCH,
-        WORKER_DIED, WORKER_TIMEOUT, DISK_FULL, IO_FAILED; the active version then stays.
+        Errors: MODEL_UNKNOWN (not on this box), MODEL_NOT_SERVING (no active version), NO_PREVIOUS_VERSION, or why the
+        previous version cannot be loaded: STORE_CORRUPT, FILE_UNKNOWN, MODEL_LOAD_FAILED, RUNTIME_UNAVAILABLE,
+        WARM_UP_FAILED, GOLDEN_MISMATCH, WORKER_DIED, WORKER_TIMEOUT, DISK_FULL, IO_FAILED; the active version then stays.
         """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
