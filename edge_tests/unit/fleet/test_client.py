@@ -108,11 +108,13 @@ def test_what_must_not_happen_twice_is_sent_once(relay: Relay, operator: Operato
     with ControlClient(relay.address, patient) as client:
         with pytest.raises(SluiceError) as caught:
             client.create_rollout("m", 1)
-        assert relay.connections == 1
+        # gRPC itself may connect once more, for a call that never left; four attempts of ours would show.
+        assert relay.connections <= 2
         assert "unknown" in caught.value.hint
+        before = relay.connections
         with pytest.raises(SluiceError):
             client.get_model("m")
-        assert relay.connections > 2, "an idempotent call is tried again"
+        assert relay.connections > before + 1, "an idempotent call is tried again"
 
 
 def test_pages_are_put_together(
@@ -152,7 +154,9 @@ def test_an_empty_file_can_be_uploaded(client: ControlClient, tmp_path: Path) ->
 def test_an_upload_goes_on_after_every_cut(relay: Relay, tmp_path: Path) -> None:
     path, digest, size = noise(tmp_path / "f", 4_000_000)
     relay.cut_after(900_000)
-    with ControlClient(relay.address, quick()) as client:
+    # On a busy machine several cuts in a row may bring nothing; only going on matters here.
+    patient = ClientLimits(retry=RetryPolicy(attempts=40, first_s=0.02, longest_s=0.2))
+    with ControlClient(relay.address, patient) as client:
         assert client.upload_file(path, digest, size) == size
         assert client.get_upload(digest).complete
     assert relay.connections > 4, "no connection lived long enough for the whole file"
