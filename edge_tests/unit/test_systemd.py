@@ -71,6 +71,9 @@ def test_units_notify_restart_and_watch() -> None:
     assert [unit.name for unit in SERVICES] == ["sluice-agent.service", "sluice-control.service"]
     for unit in SERVICES:
         text = unit.read_text("utf-8")
-        for line in ("Type=notify", "WatchdogSec=60s", "NoNewPrivileges=yes", "ProtectSystem=strict"):
+        for line in (
+            *("Type=notify", "WatchdogSec=60s", "StartLimitIntervalSec=0"),
+            *("NoNewPrivileges=yes", "ProtectSystem=strict"),
+        ):
             assert f"\n{line}\n" in text, f"{unit.name} lacks {line}"
         assert "\nRestart=" in text
