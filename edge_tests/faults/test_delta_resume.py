@@ -33,7 +33,7 @@ class Case:
         self.target = new.tobytes()
         self.base.write_bytes(old.tobytes())
         (directory / "target").write_bytes(self.target)
-        options = delta.EncodeOptions(level=3, block_size=BLOCK)
+        options = delta.EncodeOptions(level=3, block_size=BLOCK, effort="fast")
         delta.create(self.base, directory / "target", self.delta, options=options)
         self.data = self.delta.read_bytes()
 
@@ -231,7 +231,7 @@ def test_another_delta_or_base_starts_over(case: Case, tmp_path: Path) -> None:
 
 
 def test_bytes_of_another_delta_after_a_resume_are_noticed(case: Case, tmp_path: Path) -> None:
-    options = delta.EncodeOptions(level=1, block_size=BLOCK // 2)
+    options = delta.EncodeOptions(level=1, block_size=BLOCK // 2, effort="fast")
     delta.create(case.base, tmp_path / "target", tmp_path / "delta2", options=options)
     half_done(case)
     with case.applier() as applier, pytest.raises(SluiceError, match="DELTA_"):

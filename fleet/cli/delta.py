@@ -66,8 +66,15 @@ def delta() -> None:
     metavar="DELTA",
     help="The delta to write.",
 )
+@click.option(
+    "--effort",
+    type=click.Choice(engine.EFFORTS),
+    default="default",
+    show_default=True,
+    help="How long to look for a smaller delta.",
+)
 @click.pass_obj
-def create(session: Session, paths: tuple[Path, ...], full: bool, output: Path) -> None:
+def create(session: Session, paths: tuple[Path, ...], full: bool, output: Path, effort: str) -> None:
     """Write the delta that turns BASE into TARGET.
 
     Tensors of ONNX, TFLite and safetensors files are predicted from the base's; all else is coded as bytes.
@@ -77,7 +84,11 @@ def create(session: Session, paths: tuple[Path, ...], full: bool, output: Path) 
     check_output(output, base, target)
     with interruptible("nothing was written: run the same command again"), progress_bar() as step:
         summary = engine.create(
-            base, target, output, progress=lambda done, total: step("encoding", done, total)
+            base,
+            target,
+            output,
+            options=engine.EncodeOptions(effort=effort),
+            progress=lambda done, total: step("encoding", done, total),
         )
     document = {
         "delta": str(output),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from updater import limits
 from updater.delta import instructions, streams
 from updater.delta.candidates import Candidate
-from updater.delta.instructions import Copy, Instruction, Literal, Tensor
+from updater.delta.instructions import Copy, Instruction, Literal, Program, Tensor
 from updater.delta.plan import Piece
 from updater.delta.streams import Ranges, Stream
 
@@ -155,3 +155,11 @@ def raw_block(data: bytes, block_offset: int) -> Encoded:
     table = [Stream(streams.RAW, len(listing), listing), Stream(streams.RAW, len(data), data)]
     payload = streams.encode_table(table, block_offset)
     return Encoded(payload, frozenset(), len(table), len(listing) + len(data), 1)
+
+
+def program_block(program: bytes, length: int, block_offset: int) -> Encoded:
+    """The payload of a block that a program writes."""
+    listing = instructions.encode([Program(1, len(program), length)], block_offset)
+    table = [Stream(streams.RAW, len(listing), listing), Stream(streams.RAW, len(program), program)]
+    payload = streams.encode_table(table, block_offset)
+    return Encoded(payload, frozenset({"program"}), len(table), len(listing) + len(program), 1)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from updater import limits
-from updater.delta import faults, streams, tensors
-from updater.delta.instructions import PLAIN, Copy, Decoder, Instruction, Literal
+from updater.delta import faults, program, streams, tensors
+from updater.delta.instructions import PLAIN, Copy, Decoder, Instruction, Literal, Program
 from updater.delta.streams import ReadBase, Stream
 from updater.delta.varint import Reader
 from updater.limits import DecodeLimits
@@ -93,6 +93,9 @@ def decode_block(
                 write(read_base(item.base_offset + start, length))
         elif isinstance(item, Literal):
             write(take(item.stream, item.length))
+        elif isinstance(item, Program):
+            offset = block.target_offset + block.target_length - left - item.length
+            write(program.run(read_base, take(item.stream, item.size), offset, item.length))
         else:
             base = None
             if item.predictor != PLAIN:

@@ -1,7 +1,8 @@
 """Codes one block of the target several ways and keeps the smallest.
 
-Ways: tensors each by their cheapest predictor, with planes in streams of their own or shared; the whole block
-as a patch; that with long runs as copies; the bytes as they are. What decoders would refuse is never kept.
+Ways: tensors each by their cheapest predictor, with planes in streams of their own or shared; the whole
+block as a patch; that with long runs as copies; a program for all of it; the bytes as they are. What
+decoders would refuse is never kept.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from updater.delta.contents import RUN_BYTES, ContentIndex
 from updater.delta.elements import BYTES
 from updater.delta.instructions import PLAIN
 from updater.delta.plan import Piece
+from updater.delta.program.encoder import ProgramEncoder
 
 Bytes = NDArray[np.uint8]
 
@@ -35,9 +37,13 @@ class BlockEncoder:
         base: the base's bytes.
         target: the target's bytes.
         level: zstd level.
+        programs: makes the programs of blocks; None to do without.
     """
 
-    def __init__(self, base: Bytes, target: Bytes, level: int) -> None:
+    def __init__(
+        self, base: Bytes, target: Bytes, level: int, programs: ProgramEncoder | None = None
+    ) -> None:
+        self._programs = programs
         self._base = base
         self._target = target
         self._level = level
@@ -70,6 +76,9 @@ class BlockEncoder:
             parts = self._split(whole)
             if len(parts) > 1:
                 found.append(self._assembled(parts))
+        program = self._programs.encode(offset, length) if self._programs is not None else None
+        if program is not None:
+            found.append(assembly.program_block(program, length, offset))
         return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))
 
     def _without_plain(self, coding: Coding) -> Coding:

@@ -33,6 +33,7 @@ from updater.delta.block_encoder import BlockEncoder
 from updater.delta.container import Header
 from updater.delta.matching import match_tensors
 from updater.delta.plan import Piece, make_blocks, make_pieces
+from updater.delta.program.encoder import ProgramEncoder
 from updater.delta.regions import Region, describe
 from updater.digests import digest_bytes, digest_file
 from updater.errors import SluiceError, os_errors
@@ -40,6 +41,7 @@ from updater.formats import read_model
 from updater.formats.span import TensorSpan
 
 Bytes = NDArray[np.uint8]
+_MAX_LEVEL = 22
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,16 @@ class EncodeOptions:
         level: zstd level, 1 to 22.
         block_size: the most target bytes that a block writes; decoders' memory follows from it.
         threads: blocks coded at a time; 0 for one for each CPU.
+        effort: "fast" does without programs; "default"; "max" also tries what takes long.
     """
 
     level: int = 19
     block_size: int = limits.DEFAULT_BLOCK_BYTES
     threads: int = 0
+    effort: str = "default"
+
+
+EFFORTS = ("fast", "default", "max")
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,12 @@ def create(
         blocks = make_blocks(make_pieces(old, new, matches), options.block_size)
         digests = (digest_bytes(old.data) if base is not None else None, digest_bytes(new.data))
         with os_errors("writing the delta", out), tempfile.TemporaryFile(dir=out.parent) as spool:
-            features, sizes = _encode(old, new, blocks, options, progress, spool)
+            programs = None
+            if options.effort != "fast":
+                level = _MAX_LEVEL if options.effort == "max" else options.level
+                programs = ProgramEncoder(old, old_spans, new, new_spans, level)
+            encoder = BlockEncoder(old, new, options.level, programs)
+            features, sizes = _encode(encoder, len(new), blocks, options.threads, progress, spool)
             header = Header(
                 digests[0],
                 len(old),
@@ -143,6 +155,12 @@ def _checked(options: EncodeOptions) -> EncodeOptions:
                 f"the option {name} is {value}; it may be {low} to {high}",
                 obj=name,
             )
+    if options.effort not in EFFORTS:
+        raise SluiceError(
+            errors_pb2.REQUEST_INVALID,
+            f"the option effort is {options.effort!r}; it may be {', '.join(EFFORTS)}",
+            obj="effort",
+        )
     return options
 
 
@@ -169,19 +187,18 @@ def _spans(path: Path) -> tuple[TensorSpan, ...]:
 
 
 def _encode(
-    base: Bytes,
-    target: Bytes,
+    encoder: BlockEncoder,
+    total: int,
     blocks: Sequence[Sequence[Piece]],
-    options: EncodeOptions,
+    threads: int,
     progress: Progress | None,
     spool: IO[bytes],
 ) -> tuple[set[str], list[tuple[int, int]]]:
     """Codes the blocks into `spool`; gives the features used and each block's (payload, target) length."""
-    encoder = BlockEncoder(base, target, options.level)
     features: set[str] = set()
     sizes: list[tuple[int, int]] = []
     done = 0
-    threads = options.threads or os.cpu_count() or 1
+    threads = threads or os.cpu_count() or 1
     running: deque[tuple[int, Future[Encoded]]] = deque()
 
     def collect() -> None:
@@ -193,7 +210,7 @@ def _encode(
         spool.write(block.payload)
         done += length
         if progress is not None:
-            progress(done, len(target))
+            progress(done, total)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="delta-encoder") as pool:
         for pieces in blocks:

@@ -15,7 +15,7 @@ from updater.delta import faults, varint
 from updater.delta.elements import ELEMENT_TYPES, ElementType
 from updater.delta.varint import Reader
 
-COPY, LITERAL, TENSOR = 0, 1, 2
+COPY, LITERAL, TENSOR, PROGRAM = 0, 1, 2, 3
 PLAIN, DIFFERENCE, REQUANTISE = 0, 1, 2
 PREDICTOR_NAMES = ("plain", "difference", "requantise")
 DENSE, SPARSE = 0, 1
@@ -93,7 +93,16 @@ class Tensor:
         return self.count * self.kind.width
 
 
-Instruction = Copy | Literal | Tensor
+@dataclass(frozen=True)
+class Program:
+    """Bytes that a program writes (updater.delta.program): `size` bytes of a stream; one in a block."""
+
+    stream: int
+    size: int
+    length: int
+
+
+Instruction = Copy | Literal | Tensor | Program
 
 
 def encode(instructions: Sequence[Instruction], block_offset: int) -> bytes:
@@ -108,6 +117,11 @@ def encode(instructions: Sequence[Instruction], block_offset: int) -> bytes:
         elif isinstance(item, Literal):
             out.append(LITERAL)
             out += varint.encode(item.stream) + varint.encode(item.length)
+            cursor += item.length
+        elif isinstance(item, Program):
+            out.append(PROGRAM)
+            for value in (item.stream, item.size, item.length):
+                out += varint.encode(value)
             cursor += item.length
         else:
             out += bytes([TENSOR, item.predictor, item.coding, item.kind.number]) + varint.encode(item.count)
@@ -162,6 +176,7 @@ class Decoder:
         self._streams = parameters
         self._features = features
         self._limit = max_instructions
+        self._programs = 0
 
     def __iter__(self) -> Iterator[Instruction]:
         """Raises SluiceError(DELTA_INVALID | DELTA_LIMIT_EXCEEDED | DELTA_UNSUPPORTED)."""
@@ -187,7 +202,19 @@ class Decoder:
             return Literal(stream, length)
         if opcode == TENSOR:
             return self._tensor()
+        if opcode == PROGRAM:
+            return self._program()
         raise faults.unsupported(f"the delta has an instruction {opcode} that this decoder lacks")
+
+    def _program(self) -> Program:
+        if "program" not in self._features:
+            raise faults.invalid("a block has a program, but the header does not name that feature")
+        if self._programs:
+            raise faults.invalid("a block has more than one program")
+        self._programs += 1
+        item = Program(self._stream(), self._positive("size of a program"), self._positive("length"))
+        self._cursor += item.length
+        return item
 
     def _tensor(self) -> Tensor:
         reader = self._reader

@@ -17,7 +17,8 @@ from updater.delta import container, faults, instructions, streams, varint
 from updater.delta.base import Base
 from updater.delta.block import Block, OpenBlock, open_block
 from updater.delta.container import Header
-from updater.delta.instructions import PLAIN, SPARSE, Copy, Literal, Tensor
+from updater.delta.instructions import PLAIN, SPARSE, Copy, Literal, Program, Tensor
+from updater.delta.program.outline import outline
 from updater.delta.tensors import GAP_ESCAPE
 from updater.errors import SluiceError, os_errors
 from updater.formats import read_model
@@ -34,8 +35,9 @@ class Region:
     Attributes:
         name: the tensor's name in the target.
         base_name: the name of the base's tensor that it is made from; "" if none.
-        instruction: "copy", "literal", "patch" or "tensor"; of several, the one that costs most.
-        predictor: "same", "plain", "difference" or "requantise"; "" for literal and patch.
+        instruction: "copy", "literal", "patch", "program" or "tensor"; of several, the one that costs most.
+        predictor: "same", "plain", "difference" or "requantise", or the operation of a program's record; ""
+            for literal and patch, and for what a program writes between its records.
         dtype, shape: of the tensor.
         target_offset: of the first byte in the target.
         target_length: bytes in the target.
@@ -157,6 +159,13 @@ def _block_steps(opened: OpenBlock, offset: int, payload_length: int) -> Iterato
             opened.readers[item.stream].take(item.length)
             name = streams.CODER_NAMES[opened.table[item.stream].coder]
             found.append(_Step(offset, item.length, name, "", None, item.length * rates[item.stream]))
+        elif isinstance(item, Program):
+            data = opened.readers[item.stream].take(item.size)
+            for part in outline(data, offset, item.length):
+                base_offset = part.base_offset if part.base_offset >= 0 else None
+                found.append(
+                    _Step(offset + part.at, part.length, "program", part.operation, base_offset, part.cost)
+                )
         else:
             cost = sum(taken * rates[stream] for stream, taken in _taken(item, opened))
             base_offset = None if item.predictor == PLAIN else item.base_offset

@@ -104,7 +104,7 @@ def test_a_decoder_that_lacks_a_needed_feature_is_told(operator: Operator) -> No
     assert how(operator.plan("digits", 2, [digest_bytes(OLD)])) == ["delta"]
     error = failing(lambda: operator.plan("digits", 2, [digest_bytes(OLD)], features=[]))
     assert error.code == "DELTA_UNSUPPORTED"
-    assert "tensor" in error.message
+    assert "program" in error.message
     assert error.hint == "update the agent on the device"
 
 
@@ -131,7 +131,9 @@ def test_describe_accounts_for_every_byte_of_the_target(operator: Operator) -> N
     assert sum(region.target_length for region in table.regions) == len(NEW)
     offsets = [region.target_offset for region in table.regions]
     assert offsets == sorted(offsets)
-    tensors = [region for region in table.regions if region.instruction == "tensor"]
+    tensors = [
+        region for region in table.regions if region.name and region.instruction in ("tensor", "program")
+    ]
     assert {region.dtype for region in tensors} == {"float32"}
 
 
@@ -185,7 +187,7 @@ def test_external_data_is_diffed_by_its_tensors(operator: Operator, tmp_path: Pa
     request = diff_pb2.DescribeRequest(base_digest=digest_bytes(old), target_digest=digest_bytes(new))
     described = operator.diff.Describe(request)
     assert [(region.name, region.instruction) for region in described.regions if region.name] == [
-        ("weights", "tensor")
+        ("weights", "program")
     ]
     base = tmp_path / "base"
     base.write_bytes(old)

@@ -34,7 +34,12 @@ class Sample:
 
 
 def make(
-    tmp: Path, base: bytes | None, target: bytes, dtype: str = "", scales: tuple[float, float] = (0, 0)
+    tmp: Path,
+    base: bytes | None,
+    target: bytes,
+    dtype: str = "",
+    scales: tuple[float, float] = (0, 0),
+    effort: str = "fast",
 ) -> Sample:
     (tmp / "t").write_bytes(target)
     if base is not None:
@@ -49,7 +54,7 @@ def make(
         tmp / "b" if base is not None else None,
         tmp / "t",
         tmp / "d",
-        options=delta.EncodeOptions(block_size=400),
+        options=delta.EncodeOptions(block_size=400 if effort == "fast" else 3000, effort=effort),
         base_spans=spans[0],
         target_spans=spans[1],
     )
@@ -66,12 +71,21 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     rescaled = np.clip(np.round((codes.astype(np.float64) - 1) * 1.5) + 1, -128, 127).astype(np.int8)
     halves = np.linspace(-2, 2, 300).astype(np.float16)
     moved = (halves * np.float16(1.01)).astype(np.float16)
+    random = np.random.default_rng(7)
+    numbers = random.normal(0, 0.1, 300).astype(np.float32)
+    tuned = (numbers, (numbers * 1.001).astype(np.float32))
+    many = random.integers(-90, 90, 1200).astype(np.int8)
+    dense = (many, (many + random.integers(-2, 3, 1200)).astype(np.int8))
+    text = (b"a name and its number 1234, " * 20, b"a name and its number 1235, " * 20 + b"and one more")
     found = [
         make(tmp, None, b"full copy " * 30),
         make(tmp, BASE, BASE[100:350] + b"between" + BASE[:300]),
         make(tmp, BASE, sparse.tobytes(), "int8"),
         make(tmp, BASE, rescaled.tobytes(), "int8", (0.3, 0.2)),
         make(tmp, halves.tobytes(), moved.tobytes(), "float16"),
+        make(tmp, tuned[0].tobytes(), tuned[1].tobytes(), "float32", effort="default"),
+        make(tmp, dense[0].tobytes(), dense[1].tobytes(), "int8", effort="default"),
+        make(tmp, text[0], text[1], effort="default"),
     ]
     features = {name for sample in found for name in read(sample.data)[0].features}
     assert features == set(delta.FEATURES)

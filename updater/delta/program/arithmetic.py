@@ -1,0 +1,144 @@
+"""A binary arithmetic coder whose bit models learn as they go, for what is small: tables, parameters,
+lengths.
+
+Plain Python, some microseconds a bit; whatever has more than some thousand values belongs into rans.py. One
+class codes in either direction: every call takes the value to write (ignored when reading) and gives the
+value
+back, so that writer and reader are the same statements and cannot drift apart.
+
+The coder is the carry-free range coder of lpaq (M. Mahoney): an interval [low, high] of 32 bits, split at
+low + (range >> 16) * p + ((range & 0xffff) * p >> 16) for p = P(1) * 2^16; equal top bytes are shifted out.
+Models hold p in 16 bits and move by (target - p) / (n + 1.5), n their visits so far up to a limit: integers
+only.
+"""
+
+from __future__ import annotations
+
+from updater import limits
+from updater.delta.program.operands import ProgramError
+
+_MASK = 0xFFFFFFFF
+_START = 1 << 15
+RATES = tuple((1 << 16) * 2 // (2 * n + 3) for n in range(256))  # 2^16 / (n + 1.5)
+DEFAULT_LIMIT = 60  # visits after which a model's rate stays
+MAX_INT_BITS = 64
+_MODELLED_BITS = 3  # of an integer below its top bit
+
+
+class CoderError(ProgramError):
+    """A stream that no encoder writes."""
+
+
+def decisions(length: int) -> int:
+    """The binary decisions that a block of `length` bytes may take for its records, or for its skeleton."""
+    return min(limits.MAX_CODED_DECISIONS, 32 * length + 4096)
+
+
+class Coder:
+    """Codes bits into bytes (`Coder()`) or out of them (`Coder(data)`).
+
+    Contexts name models: any hashable value; a model begins at one half. A stream makes at most `budget`
+    binary decisions, in either direction: each takes some microseconds, whatever it says.
+    """
+
+    def __init__(
+        self,
+        data: bytes | None = None,
+        limit: int = DEFAULT_LIMIT,
+        budget: int = limits.MAX_CODED_DECISIONS,
+    ) -> None:
+        self._left = budget
+        self.reading = data is not None
+        self._data = data or b""
+        self._at = 4
+        self._low, self._high = 0, _MASK
+        self._code = int.from_bytes(self._data[:4].ljust(4, b"\0"), "big")
+        self._out = bytearray()
+        self._models: dict[object, list[int]] = {}
+        self._limit = limit
+
+    def raw_bit(self, bit: int, probability: int) -> int:
+        """One bit whose P(1) is probability / 2^16, 1 to 65535."""
+        self._left -= 1
+        if self._left < 0:
+            raise CoderError("a stream takes more decisions than are allowed")
+        span = self._high - self._low
+        middle = self._low + (span >> 16) * probability + ((span & 0xFFFF) * probability >> 16)
+        if self.reading:
+            bit = int(self._code <= middle)
+        if bit:
+            self._high = middle
+        else:
+            self._low = middle + 1
+        while not (self._low ^ self._high) & 0xFF000000:
+            if self.reading:
+                following = self._data[self._at] if self._at < len(self._data) else 0
+                self._code = (self._code << 8 & _MASK) | following
+                self._at += 1
+                if self._at > len(self._data) + 4:
+                    raise CoderError("a stream ends before its values")
+            else:
+                self._out.append(self._high >> 24)
+            self._low = self._low << 8 & _MASK
+            self._high = (self._high << 8 & _MASK) | 0xFF
+        return bit
+
+    def bit(self, context: object, bit: int = 0) -> int:
+        """One bit with the model of a context."""
+        model = self._models.get(context)
+        if model is None:
+            model = self._models[context] = [_START, 0]
+        probability, visits = model
+        bit = self.raw_bit(bit, probability)
+        move = ((65535 if bit else 0) - probability) * RATES[visits] >> 16
+        model[0] = min(65535 - 32, max(32, probability + move))
+        if visits < self._limit:
+            model[1] = visits + 1
+        return bit
+
+    def bits(self, value: int, count: int) -> int:
+        """`count` equally likely bits, the highest first."""
+        out = 0
+        for shift in range(count - 1, -1, -1):
+            out = out << 1 | self.raw_bit(value >> shift & 1, 1 << 15)
+        return out
+
+    def unsigned(self, context: object, value: int = 0) -> int:
+        """An integer of up to 64 bits: its size in unary, then the bits below the top one (Elias,
+        modelled).
+        """
+        size = (value + 1).bit_length() - 1
+        length = 0
+        while self.bit((context, length), int(length < size)):
+            length += 1
+            if length > MAX_INT_BITS:
+                raise CoderError("an integer has more than 64 bits")
+        out = 1
+        for index in range(length):
+            bit = value + 1 >> (length - 1 - index) & 1
+            if index < _MODELLED_BITS:
+                bit = self.bit((context, length, out), bit)
+            else:
+                bit = self.raw_bit(bit, 1 << 15)
+            out = out << 1 | bit
+        return out - 1
+
+    def signed(self, context: object, value: int = 0) -> int:
+        """A signed integer: folded (0, -1, 1, -2, ...), then as `unsigned`."""
+        folded = self.unsigned(context, value << 1 if value >= 0 else (-value << 1) - 1)
+        return folded >> 1 if not folded & 1 else -(folded + 1 >> 1)
+
+    def finish(self) -> bytes:
+        """The bytes written: the shortest that lead the decoder, which reads zeros behind them, into the
+        interval.
+        """
+        # The shortest code in [low, high].
+        for count in range(5):
+            keep = 32 - 8 * count
+            code = ((self._low + (1 << keep) - 1) >> keep << keep) if keep < 32 else 0
+            if keep == 32 and self._low > 0:
+                continue
+            if self._low <= code <= self._high:
+                self._out += code.to_bytes(4, "big")[:count]
+                break
+        return bytes(self._out)

@@ -1,0 +1,41 @@
+"""The base as a block's program reads it: arrays at offsets, within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+ReadBase = Callable[[int, int], bytes]  # (offset, length); refuses what lies outside the base
+
+
+class ProgramError(ValueError):
+    """A program that no encoder writes, or that decoders would refuse."""
+
+
+class Operands:
+    """Reads arrays of the base.
+
+    Args:
+        read: gives bytes of the base.
+        budget: bytes that may be read in all; each array also at most as many.
+    """
+
+    def __init__(self, read: ReadBase, budget: int) -> None:
+        self._read = read
+        self._left = budget
+
+    def bytes(self, offset: int, length: int) -> bytes:
+        """`length` bytes at `offset`. Raises ProgramError beyond the budget."""
+        self._left -= length
+        if length < 0 or self._left < 0:
+            raise ProgramError("a program reads more of the base than its block allows")
+        return self._read(offset, length)
+
+    def array(self, dtype: np.dtype[Any] | str, count: int, offset: int) -> Array:
+        """`count` elements at byte `offset`; read-only."""
+        kind = np.dtype(dtype)
+        return np.frombuffer(self.bytes(offset, count * kind.itemsize), dtype=kind)

@@ -1,0 +1,464 @@
+"""Decides how each array of a target is made: the encoder's half, which alone understands model files.
+
+Order: list the arrays of both files (tensors, and TFLite's quantisation arrays); pair them by name, then by
+shape
+and likeness; try for each array what could predict it exactly, then what could predict it closely, compare by
+estimated bits; keep as records what is coded or referred to, and leave the rest to the skeleton.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from updater.delta.program import activity, predictors, residuals
+from updater.delta.program.operands import Operands
+from updater.delta.program.records import (
+    BF16,
+    CODES,
+    DTYPES,
+    EXACT,
+    EXCEPTIONS,
+    F16,
+    F32,
+    FLOAT,
+    GAIN_BITS,
+    I8,
+    I32,
+    I64,
+    PLAIN,
+    POOL,
+    PRUNED,
+    SPARSE,
+    U8,
+    Record,
+)  # fmt: skip
+from updater.errors import SluiceError
+from updater.formats import tflite_metadata
+from updater.formats.source import Source
+from updater.formats.span import Quantisation, TensorSpan
+
+Array = NDArray[Any]
+_KINDS = {
+    "float32": F32,
+    "int8": I8,
+    "uint8": U8,
+    "int32": I32,
+    "int64": I64,
+    "float16": F16,
+    "bfloat16": BF16,
+}
+LEFT = 64  # equal arrays below this many bytes stay in the skeleton
+_EXCEPTIONS = 0.02  # share of elements
+_MIN_PRUNED = 64
+_NEAR = 0.1  # share of a change below which a base surely helps
+SAMPLE = 1 << 17  # elements on which ways are compared
+_MAX_METADATA_BYTES = 256 << 20  # of a TFLite file that is read again for its quantisation arrays
+
+
+@dataclass(eq=False)
+class Item:
+    """An array of a file."""
+
+    role: str  # "data", "scale", "min", "max"
+    name: str
+    dtype: int
+    shape: tuple[int, ...]
+    at: int
+    value: Array
+    quantisation: Quantisation | None = None
+    owner: int = -1  # TFLite tensor
+    base: Item | None = None
+    record: Record | None = None
+    operands: list[Item] = field(default_factory=list)
+
+    @property
+    def content(self) -> bytes:
+        return self.value.tobytes()
+
+
+def items_of(
+    data: NDArray[np.uint8], spans: Sequence[TensorSpan]
+) -> tuple[list[Item], dict[int, tuple[int, int]]]:
+    """The arrays of a file by place, and for biases (by TFLite tensor) the tensors whose scales they
+    follow.
+    """
+    items = []
+    for span in spans:
+        if span.dtype in _KINDS:
+            kind = _KINDS[span.dtype]
+            count = span.length // DTYPES[kind].itemsize
+            if count:
+                value = np.frombuffer(data, DTYPES[kind], count=count, offset=span.offset)
+                items.append(Item("data", span.name, kind, span.shape, span.offset, value, span.quantisation))
+    follows = _metadata(data, items)
+    items.sort(key=lambda item: item.at)
+    kept: list[Item] = []
+    for item in items:  # flatbuffers may share arrays
+        if not kept or item.at >= kept[-1].at + kept[-1].value.nbytes:
+            kept.append(item)
+    return kept, follows
+
+
+def _metadata(data: NDArray[np.uint8], items: list[Item]) -> dict[int, tuple[int, int]]:
+    """Adds the quantisation arrays of a TFLite file; gives what biases follow."""
+    if data[4:8].tobytes() != b"TFL3" or len(data) > _MAX_METADATA_BYTES or not items:
+        return {}
+    try:
+        tensors, operators = tflite_metadata.read(Source(data.tobytes(), Path("model")))
+    except SluiceError:  # the arrays only help
+        return {}
+    owners = {}
+    for tensor in tensors:
+        if tensor.data.count:
+            owners[tensor.data.offset] = tensor.index
+    for item in items:
+        item.owner = owners.get(item.at, -1)
+    for tensor in tensors:
+        for role in ("scale", "min", "max"):
+            if role in tensor.arrays:
+                array = tensor.arrays[role]
+                value = np.frombuffer(data, "<f4", count=array.count, offset=array.offset)
+                items.append(
+                    Item(role, tensor.name, F32, (array.count,), array.offset, value, owner=tensor.index)
+                )
+    follows: dict[int, tuple[int, int]] = {}
+    for operator in operators:
+        if len(operator.inputs) >= 3 and min(operator.inputs[:3]) >= 0:
+            follows.setdefault(operator.inputs[2], (operator.inputs[0], operator.inputs[1]))
+    return follows
+
+
+def _likeness(one: Array, other: Array) -> float:
+    step = max(1, len(one) // 4096)
+    a, b = _finite(one[::step]), _finite(other[::step])
+    with np.errstate(all="ignore"):
+        a, b = a - a.mean(), b - b.mean()
+        score = float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+    return score if np.isfinite(score) else 0.0
+
+
+def _numbers(item: Item) -> Array:
+    return _as_float(item) if item.dtype in (F16, BF16) else item.value
+
+
+def pair(old: list[Item], new: list[Item]) -> None:
+    """Sets `base` of the new items: by role, name and size; then by shape and likeness, other types too."""
+    by_name: dict[tuple[str, str, int, int], list[Item]] = defaultdict(list)
+    for item in old:
+        by_name[item.role, item.name, item.dtype, len(item.value)].append(item)
+    taken: set[int] = set()
+    for item in new:
+        found = by_name.get((item.role, item.name, item.dtype, len(item.value)))
+        if found:
+            item.base = found.pop(0)
+            taken.add(id(item.base))
+    by_shape: dict[tuple[str, int], list[Item]] = defaultdict(list)
+    for item in old:
+        by_shape[item.role, len(item.value)].append(item)
+    for item in new:
+        if item.base is not None or item.role != "data" or len(item.value) < 4:
+            continue
+        best, least = None, 0.5
+        for other in by_shape.get((item.role, len(item.value)), [])[:64]:
+            if other.dtype != item.dtype and other.dtype != F32:
+                continue
+            score = _likeness(_numbers(other), _numbers(item)) - (0.01 if id(other) in taken else 0)
+            if score > least:
+                best, least = other, score
+        item.base = best
+        if best is not None:
+            taken.add(id(best))
+
+
+def _splits(shape: tuple[int, ...], count: int) -> list[int]:
+    """Numbers of rows that a tensor can sensibly be cut into."""
+    rows, product = {1}, 1
+    for size in shape[:-1]:
+        product *= size
+        rows.add(product)
+    if len(shape) == 2:
+        rows = {1, shape[0]}
+    return sorted(row for row in rows if 0 < row <= count and count % row == 0) or [1]
+
+
+def _gains(old: Array, new: Array, bits: int, spread: float) -> Array:
+    """Least-squares gains of rows, in units of 2^-bits; 1 where a gain of its own does not pay."""
+    energy = (old * old).sum(axis=1)
+    gain = np.divide((old * new).sum(axis=1), energy, out=np.ones(len(old)), where=energy > 0)
+    units = np.clip(np.rint(gain * (1 << bits)), -(1 << 20), 1 << 20)
+    gain = units / (1 << bits)
+    before = np.abs(new - old).mean(axis=1) + spread
+    after = np.abs(new - old * gain[:, None]).mean(axis=1) + spread
+    pays = old.shape[1] * np.log2(before / after) > 8
+    return np.where(pays, units, 1 << bits).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to predict a matrix from the base's: gains of least squares, given gains, or none."""
+
+    rows: int
+    digits: int = 0
+    by_rows: bool = True
+    given: Array | None = None
+
+    def gains(self, old: Array, new: Array, spread: float, step: int = 1) -> Array:
+        """Gains in units of 2^-digits for matrices of which every `step`th row was taken."""
+        if self.given is not None:
+            return self.given[::step] if self.by_rows and len(self.given) > 1 else self.given
+        if self.by_rows:
+            return _gains(old, new, self.digits, spread)
+        return _gains(old.T, new.T, self.digits, spread)
+
+    def change(self, old: Array, new: Array, gains: Array) -> Array:
+        """What the prediction misses."""
+        if not self.digits:
+            return new - old
+        scale = gains / float(1 << self.digits)
+        return new - old * (scale[:, None] if self.by_rows else scale[None, :])
+
+
+def _ways(shape: tuple[int, ...], count: int, ratio: Array | None) -> list[_Way]:
+    """What may be tried: `ratio` is old scales / new scales, if known."""
+    ways = []
+    for rows in _splits(shape, count):
+        ways.append(_Way(rows))
+        if rows == 1 and len(shape) > 1:
+            if ratio is not None and len(ratio) == 1:
+                ways.append(
+                    _Way(1, 14, True, np.clip(np.rint(ratio * (1 << 14)), 0, 1 << 20).astype(np.int64))
+                )
+            continue
+        for by_rows in (True, False):
+            size = rows if by_rows else count // rows
+            if size > max(1, count // 8) or count < 32:
+                continue
+            for digits in GAIN_BITS[1:]:
+                ways.append(_Way(rows, digits, by_rows))
+                if ratio is not None and len(ratio) in (1, size) and digits >= 9:
+                    units = np.clip(np.rint(ratio * (1 << digits)), 0, 1 << 20).astype(np.int64)
+                    ways.append(_Way(rows, digits, by_rows, np.broadcast_to(units, (size,)).copy()))
+    return ways
+
+
+def _best_way(ways: list[_Way], old: Array, new: Array, floor: float) -> tuple[float, _Way]:
+    """The way with the fewest estimated bits, tried on a sample of the rows; bits for the whole."""
+    count = len(old)
+    best: tuple[float, _Way] | None = None
+    for way in ways:
+        step = max(1, min(count // SAMPLE, way.rows // 64))
+        one, two = (values.reshape(way.rows, -1)[::step] for values in (old, new))
+        if step == 1 and count > 4 * SAMPLE:  # few long rows
+            one, two = one[:, : SAMPLE // way.rows + 1], two[:, : SAMPLE // way.rows + 1]
+        share = one.size / count
+        spread = float(np.abs(two - one).mean()) * 0.01 + floor + 1e-30
+        if way.given is not None and not way.by_rows and len(way.given) not in (1, one.shape[1]):
+            continue
+        gains = way.gains(one, two, spread, step)
+        if way.digits and (gains == 1 << way.digits).all():
+            continue
+        change = way.change(one, two, gains)
+        least = floor or max(1e-30, float(np.abs(change).mean()) * 0.05)
+        bits = activity.bits(change, activity.fit(change, least), least) / share
+        if way.digits:
+            bits += _gain_bits(gains, way.digits) * (step if way.by_rows else 1)
+        if best is None or bits < best[0]:
+            best = (bits, way)
+    assert best is not None
+    return best
+
+
+def plan_pruned(item: Item) -> None:
+    """PRUNED, if the item is its base with small numbers made zero, but for few exceptions."""
+    base = item.base
+    if base is None or base.dtype != F32 or len(item.value) < _MIN_PRUNED:
+        return
+    old, new = base.value.view("<u4"), item.value.view("<u4")
+    gone = (new & 0x7FFFFFFF == 0) & (old & 0x7FFFFFFF != 0)
+    kept = ~gone
+    if not gone.any() or not kept.any() or (old[kept] != new[kept]).mean() > 0.001:
+        return
+    magnitude = (old & 0x7FFFFFFF).astype(np.int64)
+    # The threshold between the largest gone and the smallest kept; few may lie on the wrong side.
+    edge = int(np.sort(magnitude)[int(gone.sum() + (magnitude == 0).sum())])
+    signed = bool((new[gone] >> 31).any())
+    record = Record(PRUNED, F32, item.at, len(old), base=base.at, zero=edge, base_zero=int(signed))
+    words = np.where(magnitude < edge, old & (0x80000000 if signed else 0), old)
+    settle(record, predictors.ordered(new, 32) - predictors.ordered(words, 32), [1])
+    if record.residual != POOL:
+        item.record = record
+
+
+def _finite(values: Array) -> Array:
+    out: Array = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    return out
+
+
+def plan_float(item: Item) -> None:
+    """FLOAT with the best gains, or PLAIN (32-bit only)."""
+    count, base = len(item.value), item.base
+    if base is not None and base.dtype != item.dtype:
+        base = None
+    if item.dtype != F32 and base is None:
+        return
+    new = _finite(item.value if item.dtype == F32 else _as_float(item))
+    old = new
+    if base is not None:
+        old = _finite(base.value if item.dtype == F32 else _as_float(base))
+    near = base is not None and np.abs(new - old).mean() < _NEAR * np.abs(new).mean()
+    best = _plain(item, new) if item.dtype == F32 and not near else None
+    if base is not None:
+        ways = _ways(item.shape, count, None)
+        if item.dtype != F32:
+            ways = [way for way in ways if not way.digits]
+        bits, way = _best_way(ways, old, new, 0.0)
+        finest = float((25.0 - np.frexp(np.maximum(np.abs(old), 1e-38))[1]).sum()) + count
+        if best is None or bits + finest < best[0]:
+            one, two = old.reshape(way.rows, -1), new.reshape(way.rows, -1)
+            gains = way.gains(one, two, float(np.abs(two - one).mean()) * 0.01 + 1e-30)
+            change = way.change(one, two, gains)
+            fitted = activity.fit(change, max(1e-30, float(np.abs(change).mean()) * 0.05))
+            record = Record(
+                FLOAT, item.dtype, item.at, count, way.rows, base.at, by_rows=way.by_rows,
+                gain_bits=way.digits, activity=fitted, residual=POOL,
+            )  # fmt: skip
+            if way.digits:
+                record.gains = gains
+            best = (bits + finest, record)
+    item.record = best[1] if best else None
+
+
+def _plain(item: Item, value: Array) -> tuple[float, Record]:
+    """The best PLAIN record and its bits."""
+    count = len(value)
+    best: tuple[float, Record, int] | None = None
+    place = -1 if item.base is None or item.base.dtype != F32 else item.base.at
+    words = item.value.view("<u4")
+    for rows in _splits(item.shape, count):
+        step = max(1, min(count // SAMPLE, rows // 64))
+        matrix = value.reshape(rows, -1)[::step]
+        part = words.reshape(rows, -1)[::step]
+        record = Record(PLAIN, F32, item.at, count, rows, place, residual=POOL)
+        sampled = Record(PLAIN, F32, item.at, part.size, len(part), place, residual=POOL)
+        for number, fitted in enumerate(_plain_fits(matrix)):
+            sampled.activity = fitted
+            bits = (residuals.plain_bits(sampled, part.reshape(-1)) + activity.sent_bits(fitted)) * step
+            if best is None or bits < best[0]:
+                best = (bits, record, number)
+    assert best is not None
+    bits, record, number = best
+    record.activity = _plain_fits(value.reshape(record.rows, -1))[number]
+    return bits, record
+
+
+def _plain_fits(matrix: Array) -> list[activity.Activity]:
+    by_mean = activity.fit(matrix, float(np.abs(matrix).mean()) * 0.05 + 1e-30)
+    return [by_mean, *activity.fits_of_logarithms(matrix)]
+
+
+def _gain_bits(gains: Array, digits: int) -> float:
+    """Bits that gains cost, about."""
+    away = np.abs(gains - (1 << digits))
+    return float((2 * np.log2(away + 1) + 1).clip(0, np.log2(away.mean() + 1) + 3).sum())
+
+
+def _as_float(item: Item) -> Array:
+    if item.dtype == BF16:
+        return (item.value.astype("<u4") << 16).view("<f4").astype(np.float64)
+    return item.value.view("<f2").astype(np.float64)
+
+
+def settle(record: Record, residual: Array, rows_options: list[int]) -> float:
+    """Chooses how an integer residual is coded; gives its estimated bits."""
+    places = np.flatnonzero(residual)
+    if not len(places):
+        record.residual = EXACT
+        return 1.0
+    if len(places) <= max(3, _EXCEPTIONS * len(residual)) and len(places) < 200:
+        record.residual = EXCEPTIONS
+        record.exceptions = [(int(place), int(residual[place])) for place in places]
+        return 12.0 * len(places)
+    best = None
+    for rows in rows_options:
+        change = residual.reshape(rows, -1)
+        fitted = activity.fit(change, 0.05)
+        bits = activity.bits(change, fitted, 0.05)
+        if best is None or bits < best[0]:
+            best = (bits, rows, fitted)
+    assert best is not None
+    record.residual, record.rows, record.activity = POOL, best[1], best[2]
+    return best[0] + 2.0 * len(residual)
+
+
+def _entropy(count: float, total: float) -> float:
+    share = count / max(total, 1)
+    if share <= 0 or share >= 1:
+        return 0.0
+    return float(-total * (share * np.log2(share) + (1 - share) * np.log2(1 - share)))
+
+
+def _sparse(record: Record, residual: Array, rows: int) -> None:
+    """Makes a codes record sparse."""
+    record.residual, record.rows = SPARSE, rows
+    record.changed = int(np.count_nonzero(residual))
+    used = residual.reshape(rows, -1).any(axis=1)
+    columns = len(residual) // rows
+    apart = _entropy(used.sum(), rows) + _entropy(record.changed, used.sum() * columns)
+    if apart + 100 < _entropy(record.changed, len(residual)):
+        record.used = np.asarray(used, dtype=bool)
+
+
+def plan_codes(item: Item) -> None:
+    """CODES: 8-bit codes from codes, with gains or rescaled; or without a base, by gains of 0."""
+    base, count = item.base, len(item.value)
+    zero = item.quantisation.zero_points[0] if item.quantisation else 0
+    new = item.value.astype(np.float64) - zero
+    best: tuple[float, Record] | None = None
+    if base is not None and base.dtype == item.dtype:
+        ratio, base_zero = None, zero
+        if base.quantisation and item.quantisation:
+            base_zero = base.quantisation.zero_points[0]
+            if len(base.quantisation.scales) == len(item.quantisation.scales):
+                ratio = np.array(base.quantisation.scales) / np.maximum(
+                    np.array(item.quantisation.scales), 1e-38
+                )
+        old = base.value.astype(np.float64) - base_zero
+        bits, way = _best_way(_ways(item.shape, count, ratio), old, new, 0.2)
+        record = Record(
+            CODES, item.dtype, item.at, count, way.rows, base.at, by_rows=way.by_rows, gain_bits=way.digits,
+            zero=zero, base_zero=base_zero,
+        )  # fmt: skip
+        if way.digits:
+            record.gains = way.gains(old.reshape(way.rows, -1), new.reshape(way.rows, -1), 0.3)
+        best = (bits, record)
+    bits, way = _best_way([_Way(rows) for rows in _splits(item.shape, count)], np.zeros(count), new, 0.2)
+    if best is None or bits < best[0]:
+        zeros = np.zeros(way.rows, dtype=np.int64)
+        best = (
+            bits,
+            Record(CODES, item.dtype, item.at, count, way.rows, 0, gain_bits=7, gains=zeros, zero=zero),
+        )
+    item.record = best[1]
+
+
+def finish_codes(item: Item, data: Operands) -> None:
+    """Settles the residual of a CODES record by its exact prediction."""
+    record = item.record
+    assert record is not None
+    guess, _ = predictors.codes(data, record)
+    residual = item.value.astype(np.int64) - guess.reshape(-1)
+    changed = np.count_nonzero(residual)
+    if 200 <= changed < 0.15 * len(residual):
+        rows = record.rows if record.rows > 1 else max(_splits(item.shape, len(residual)))
+        if record.gain_bits and record.by_rows and len(record.gains) not in (1, rows):
+            rows = record.rows
+        _sparse(record, residual, rows)
+        return
+    settle(record, residual, [record.rows] if record.gain_bits else _splits(item.shape, len(residual)))

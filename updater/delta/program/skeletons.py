@@ -1,0 +1,65 @@
+"""The bytes between records: as they are, by zstd against the base's, or by the byte model.
+
+The base's bytes are known in two ways: without the arrays that records read, and whole.
+"""
+
+from __future__ import annotations
+
+from updater import limits
+from updater.delta import streams
+from updater.delta.program import skeleton
+from updater.delta.program.arithmetic import Coder, CoderError, decisions
+from updater.delta.program.operands import ProgramError
+
+_RAW, _ZSTD, _ZSTD_WHOLE, _MODEL = range(4)
+_WORTH = 6 << 10  # beyond, as zstd codes it, plain Python takes boxes seconds
+_NOISE = 0.9  # share that zstd leaves of what nothing makes smaller
+_WORTH_THOROUGH = 16 << 10
+_VISITS = 250
+_THOROUGH_LEVEL = 22
+_WHOLE_BYTES = 4 << 20  # of a window that a skeleton is also tried against
+
+
+def _zstd(base: bytes, target: bytes, level: int) -> bytes:
+    return streams.compress_patch(target, base, ((0, len(base)),), level).coded
+
+
+def encode(base: bytes, whole: bytes, target: bytes, level: int) -> bytes:
+    """The smallest way; `base` is the base without the arrays that records read, `whole` all of it."""
+    if not target:
+        return bytes([_RAW])
+    ways = [bytes([_RAW]) + target]
+    if base:
+        ways.append(bytes([_ZSTD]) + _zstd(base, target, level))
+    if level == _THOROUGH_LEVEL and whole != base and len(whole) <= _WHOLE_BYTES:
+        ways.append(bytes([_ZSTD_WHOLE]) + _zstd(whole, target, level))
+    fits = len(target) <= limits.MAX_MODELLED_BYTES and len(base) <= limits.MAX_MODEL_WINDOW_BYTES
+    worth = _WORTH_THOROUGH if level == _THOROUGH_LEVEL else _WORTH
+    smallest = min(map(len, ways))
+    if base != target and fits and smallest <= worth and smallest < _NOISE * len(target):
+        coder = Coder(limit=_VISITS, budget=decisions(len(target)))
+        try:
+            skeleton.code(coder, base, len(target), target)
+            ways.append(bytes([_MODEL]) + coder.finish())
+        except CoderError:  # it would take decoders too long
+            pass
+    return min(ways, key=len)
+
+
+def decode(base: bytes, whole: bytes, frame: bytes, size: int) -> bytes:
+    """The inverse of `encode`: `size` bytes.
+
+    Raises ProgramError, SluiceError(DELTA_CORRUPT | DELTA_INVALID).
+    """
+    way, body = frame[:1], frame[1:]
+    if way == bytes([_RAW]):
+        return body
+    if way in (bytes([_ZSTD]), bytes([_ZSTD_WHOLE])):
+        known = base if way == bytes([_ZSTD]) else whole
+        stream = streams.Stream(streams.PATCH, size, body, ((0, len(known)),))
+        return streams.decode(stream, lambda offset, length: known[offset : offset + length])
+    if way != bytes([_MODEL]):
+        raise ProgramError("a skeleton is coded in a way that is not known")
+    if size > limits.MAX_MODELLED_BYTES or len(base) > limits.MAX_MODEL_WINDOW_BYTES:
+        raise ProgramError("a skeleton models more bytes than are allowed")
+    return skeleton.code(Coder(body, _VISITS, decisions(size)), base, size, None)

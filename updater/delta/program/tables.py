@@ -1,0 +1,252 @@
+"""Frequency tables: merged over contexts by what that saves, quantised, and sent in few bytes.
+
+Order: count symbols by context; merge the two classes whose union costs least more than the two apart, as
+long as
+the table saved is worth it; quantise the counts of each class to levels, a fixed number an octave; send the
+map
+from contexts to classes and the levels through the arithmetic coder; turn levels into 12-bit frequencies in
+integers, on both sides alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from updater.delta.program.arithmetic import Coder
+from updater.delta.program.rans import MAX_SYMBOLS, TOTAL, RansError, Tables
+
+Ints = NDArray[np.int64]
+Symbols = NDArray[Any]
+
+_OCTAVES = 16  # from the rarest to the most frequent symbol of a table
+_PRECISIONS = (1, 2, 4, 8)  # levels an octave
+# round(2^16 * 2^(i/8)), i = 0..7
+_FRACTIONS = (65536, 71468, 77936, 84990, 92682, 101070, 110218, 120194)
+MAX_CONTEXTS = 1 << 16
+_TABLE_BITS = 4.0  # what a level costs, about
+_PAIRWISE = 512  # classes above which only neighbours are merged
+
+
+@dataclass(frozen=True)
+class Model:
+    """What both sides need to code a stream of symbols.
+
+    Attributes:
+        classes: [contexts] the table of each context.
+        tables: the tables.
+    """
+
+    classes: NDArray[np.uint8]
+    tables: Tables
+
+
+def count(symbols: Symbols, contexts: Symbols, context_count: int, alphabet: int) -> Ints:
+    """[contexts, alphabet]: how often each symbol occurs in each context."""
+    index = contexts.astype(np.int64) * alphabet + symbols
+    counts = np.bincount(index, minlength=context_count * alphabet)
+    return counts.astype(np.int64).reshape(context_count, alphabet)
+
+
+def _cost(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Bits of the symbols at the entropy of each row (the last axis), and of the row's table."""
+    total = counts.sum(axis=-1)
+    positive = np.where(counts > 0, counts, 1).astype(np.float64)
+    data = total * np.log2(np.maximum(total, 1)) - (counts * np.log2(positive)).sum(axis=-1)
+    # A symbol cannot be rarer than 1 in 4096: what rare ones force costs too.
+    bits: NDArray[np.float64] = data + _TABLE_BITS * (counts > 0).sum(axis=-1) + 24
+    return bits
+
+
+def merge(counts: Ints, most: int = 255) -> NDArray[np.uint8]:
+    """The class of each context after greedy merging; classes count from 0 in the order of first contexts."""
+    contexts = len(counts)
+    used = np.flatnonzero(counts.sum(axis=1))
+    counts = counts[:, counts.any(axis=0)]
+    groups: list[list[int]] = [[int(context)] for context in used]
+    sums = [counts[context] for context in used]
+    while len(groups) > _PAIRWISE:
+        rows = np.stack(sums)
+        costs = _cost(rows)
+        gains = _cost(rows[:-1] + rows[1:]) - costs[:-1] - costs[1:]
+        # The best half of the neighbours at once, each group in one pair only.
+        taken = np.zeros(len(groups), dtype=bool)
+        left = max(1, min(len(groups) - _PAIRWISE, len(groups) // 4))
+        drop = []
+        improving = bool((gains < 0).sum() > 8)
+        for index in np.argsort(gains, kind="stable"):
+            if (
+                left
+                and (gains[index] < 0 or len(groups) > 4 * _PAIRWISE or not improving)
+                and not taken[index]
+                and not taken[index + 1]
+            ):
+                taken[index] = taken[index + 1] = True
+                groups[index] += groups[index + 1]
+                sums[index] = sums[index] + sums[index + 1]
+                drop.append(int(index) + 1)
+                left -= 1
+        for index in sorted(drop, reverse=True):
+            del groups[index], sums[index]
+    rows = np.stack(sums) if sums else np.zeros((0, counts.shape[1]), dtype=np.int64)
+    costs = _cost(rows)
+    gain = np.full((len(rows), len(rows)), np.inf)
+    for index in range(len(rows)):
+        gain[index, index + 1 :] = _cost(rows[index] + rows[index + 1 :]) - costs[index] - costs[index + 1 :]
+    alive = len(rows)
+    while alive > 1:
+        one, other = divmod(int(gain.argmin()), len(rows))
+        if gain[one, other] >= 0 and alive <= most:
+            break
+        rows[one] += rows[other]
+        groups[one] += groups[other]
+        groups[other] = []
+        costs[one] = _cost(rows[one])
+        gain[other, :] = gain[:, other] = np.inf
+        alive -= 1
+        live = np.array([bool(group) for group in groups])
+        fresh = np.where(live, _cost(rows + rows[one]) - costs - costs[one], np.inf)
+        gain[one, one + 1 :] = fresh[one + 1 :]
+        gain[:one, one] = fresh[:one]
+    classes = np.zeros(contexts, dtype=np.uint8)
+    for number, group in enumerate(sorted(filter(None, groups), key=min)):
+        classes[group] = number
+    busy = np.zeros(contexts, dtype=bool)
+    busy[used] = True
+    # What does not occur follows what stands before it: cheapest to send.
+    source = np.maximum.accumulate(np.where(busy, np.arange(contexts), 0))
+    followed: NDArray[np.uint8] = classes[source]
+    return followed
+
+
+def _levels(counts: Ints, precision: int) -> Ints:
+    """[classes, alphabet]: 0 for symbols that do not occur, else 1 + the logarithm above the rarest."""
+    total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    share = np.maximum(counts * float(TOTAL) / total, 0.35)
+    levels = np.rint(precision * (np.log2(share) + 1.5)).astype(np.int64) + 1
+    return np.where(counts > 0, np.clip(levels, 1, precision * _OCTAVES), 0)
+
+
+def frequencies(levels: Ints, precision: int) -> NDArray[np.uint32]:
+    """[classes, alphabet] 12-bit frequencies of levels: each at least 1 where the level is not 0."""
+    if levels.shape[1] > MAX_SYMBOLS or not (levels > 0).any(axis=1).all():
+        raise RansError("a table is empty or has more than 256 symbols")
+    if levels.max() > precision * _OCTAVES:
+        raise RansError("a level lies outside its range")
+    step = (levels - 1) * (8 // precision)
+    weight = np.where(levels > 0, np.array(_FRACTIONS)[step % 8] << np.maximum(step // 8, 0), 0).astype(
+        np.int64
+    )
+    total = weight.sum(axis=1, keepdims=True)
+    out = np.maximum(weight * TOTAL // total, levels > 0).astype(np.int64)
+    for row in out:
+        left = TOTAL - int(row.sum())
+        if left > 0:
+            row[row.argmax()] += left
+        while left < 0:
+            largest = int(row.argmax())
+            take = min(-left, max(1, int(row[largest]) // 2))
+            row[largest] -= take
+            left += take
+    table: NDArray[np.uint32] = out.astype(np.uint32)
+    return table
+
+
+def _code_levels(coder: Coder, levels: Ints) -> Ints:
+    """Sends levels: each predicted by the one before it and by the same place of the table before."""
+    classes, alphabet = levels.shape
+    out = np.zeros_like(levels)
+    for row in range(classes):
+        above = out[row - 1] if row else out[row]
+        for column in range(alphabet):
+            left = int(out[row, column - 1]) if column else 0
+            up = int(above[column]) if row else 0
+            corner = int(above[column - 1]) if row and column else 0
+            context = (bool(left), bool(up) if row else 2)
+            if not coder.bit(
+                ("used", context, bool(column > 1 and out[row, column - 2])), int(levels[row, column] > 0)
+            ):
+                continue
+            if left and up and corner:
+                low, high = min(left, up), max(left, up)
+                guess = min(high, max(low, left + up - corner)) if corner else (left + up) // 2
+                kind = 0
+            elif left and column > 1 and out[row, column - 2]:
+                guess, kind = left, 1
+            else:
+                guess, kind = (left or up or 1), 2
+            out[row, column] = guess + coder.signed(("level", kind), int(levels[row, column]) - guess)
+            if out[row, column] < 1 or out[row, column] > 8 * _OCTAVES:
+                raise RansError("a level lies outside its range")
+    return out
+
+
+def build(symbols: Symbols, contexts: Symbols, context_count: int, alphabet: int) -> tuple[Model, bytes]:
+    """The model for a stream and the bytes that send it."""
+    counts = count(symbols, contexts, context_count, alphabet)
+    return fit(counts)
+
+
+def fit(counts: Ints) -> tuple[Model, bytes]:
+    """The model for counts of [contexts, alphabet], and the bytes that send it."""
+    classes = merge(counts)
+    number = int(classes.max()) + 1 if len(classes) else 1
+    joined = np.zeros((number, counts.shape[1]), dtype=np.int64)
+    np.add.at(joined, classes, counts)
+    joined[joined.sum(axis=1) == 0, 0] = 1
+    best: tuple[float, int, Ints, NDArray[np.uint32]] | None = None
+    for precision in _PRECISIONS:
+        levels = _levels(joined, precision)
+        table = frequencies(levels, precision)
+        data = -(joined * np.log2(np.maximum(table, 1) / TOTAL)).sum() / 8
+        coder = Coder()
+        _code_levels(coder, levels)
+        size = data + len(coder.finish())
+        if best is None or size < best[0]:
+            best = (size, precision, levels, table)
+    assert best is not None
+    coder = Coder()
+    _code_model(coder, classes, len(counts), counts.shape[1], number, best[1], best[2])
+    return Model(classes, Tables(best[3])), coder.finish()
+
+
+def read(data: bytes, context_count: int, alphabet: int) -> Model:
+    """The model that `fit` sent. Raises RansError or CoderError."""
+    coder = Coder(data)
+    classes, precision, levels = _code_model(
+        coder, np.zeros(context_count, dtype=np.uint8), context_count, alphabet, 0, 0, None
+    )
+    return Model(classes, Tables(frequencies(levels, precision)))
+
+
+def _code_model(
+    coder: Coder,
+    classes: NDArray[np.uint8],
+    contexts: int,
+    alphabet: int,
+    number: int,
+    precision: int,
+    levels: Ints | None,
+) -> tuple[NDArray[np.uint8], int, Ints]:
+    number = coder.unsigned("number", number)
+    power = coder.bits(precision.bit_length() - 1 if precision else 0, 2)
+    if not 1 <= number <= 255:
+        raise RansError("a model has no table or more than 255")
+    out = np.zeros(contexts, dtype=np.uint8)
+    newest, last = 0, 0
+    for index in range(contexts if number > 1 else 0):
+        value = int(classes[index])
+        if coder.bit(("same", 0), int(value == last)):
+            out[index] = last
+            continue
+        fresh = newest + 1 < number and coder.bit(("new", 0), int(value == newest + 1))
+        value = newest + 1 if fresh else coder.bits(value, max(1, newest.bit_length()))
+        if value >= number:
+            raise RansError("a context names a table that is not there")
+        newest, last = max(newest, value), value
+        out[index] = value
+    empty = np.zeros((number, alphabet), dtype=np.int64)
+    return out, 1 << power, _code_levels(coder, empty if levels is None else levels)
