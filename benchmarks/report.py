@@ -16,12 +16,7 @@ import psutil
 import rich.table
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-HEAD = """# Benchmarks
-
-Every figure below was measured by the command named beside it, on the machine named beside it; none is
-carried over from elsewhere. Ratios hold between machines, seconds do not. A dash is a figure that was not
-measured in that run.
-"""
+HEAD = "# Benchmarks\n"
 
 
 @dataclass(frozen=True)

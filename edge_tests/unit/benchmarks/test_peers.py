@@ -14,6 +14,8 @@ from edge_tests.harness.models import tiny_onnx
 from updater import delta
 from updater.formats import read_model
 
+needs_zstd = pytest.mark.skipif(bool(XorPlanes().missing()), reason=XorPlanes().missing())
+
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
@@ -21,6 +23,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return tiny_onnx(old, hidden=4096), tiny_onnx(new, hidden=4096, change=1e-4)
 
 
+@needs_zstd
 def test_xor_of_planes_beats_the_file_on_tuned_floats(pair: tuple[Path, Path], tmp_path: Path) -> None:
     old, new = pair
     tensors = aligned_tensors(peers.spans(old), peers.spans(new))
@@ -29,6 +32,7 @@ def test_xor_of_planes_beats_the_file_on_tuned_floats(pair: tuple[Path, Path], t
     assert measured.patch_bytes < new.stat().st_size * 0.7
 
 
+@needs_zstd
 @pytest.mark.parametrize("sizes", [(0, 10), (10, 0), (5000, 70_000), (70_000, 5000)])
 def test_xor_of_planes_takes_any_two_files(tmp_path: Path, sizes: tuple[int, int]) -> None:
     random = np.random.default_rng(1)
