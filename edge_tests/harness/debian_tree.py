@@ -23,12 +23,17 @@ SUITE, PYTHON = "bookworm", "3.11"
 PACKAGES = ("libstdc++6", "python3-venv", "sudo", "systemd-sysv")
 EXTRAS = ("agent", "onnx", "tflite", "control")
 BUILD_S = 200.0  # for each step; most of it is downloads
-_CONFINED = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation=private")
+# In namespaces that end, with all their processes and mounts, when whoever started the command ends.
+CONFINED = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private"),
+)
 _PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
     "systemd-nspawn": "systemd-container",
     "nsenter": "util-linux",
     "setpriv": "util-linux",
+    "unshare": "util-linux",
     "ip": "iproute2",
 }
 _NOT_UNPACKED = ("doc", "locale", "man")
@@ -61,10 +66,10 @@ def tree() -> Path:
     return place
 
 
-def start_command(directory: Path) -> list[str]:
-    """`systemd-nspawn` on the directory, without network, ended when whoever started it ends."""
+def nspawn(directory: Path) -> list[str]:
+    """`systemd-nspawn` on the directory, without network."""
     options = ["--register=no", "--keep-unit", "--private-network"]
-    return ["setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "-q", "-D", str(directory), *options]
+    return ["systemd-nspawn", "-q", "-D", str(directory), *options]
 
 
 def _check_machine() -> None:
@@ -85,10 +90,10 @@ def _requirements() -> list[str]:
 def _make(directory: Path, requirements: list[str]) -> None:
     unpack = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _NOT_UNPACKED]
     _run(
-        *(*_CONFINED, "mmdebstrap", "--mode=root", "--variant=essential", f"--include={','.join(PACKAGES)}"),
+        *(*CONFINED, "mmdebstrap", "--mode=root", "--variant=essential", f"--include={','.join(PACKAGES)}"),
         *("--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Languages "none"', *unpack, SUITE, str(directory)),
     )
-    _run(*start_command(directory), "--pipe", "/bin/true")
+    _run(*CONFINED, *nspawn(directory), "--pipe", "/bin/true")
     platforms = [f"manylinux_2_{minor}_{platform.machine()}" for minor in (36, 34, 31, 28, 27, 24, 17)]
     platforms += [f"{name}_{platform.machine()}" for name in ("manylinux2014", "manylinux1")]
     _run(
@@ -102,7 +107,7 @@ def _make(directory: Path, requirements: list[str]) -> None:
     shutil.copy(ROOT / "constraints.txt", directory / "wheels" / "constraints.txt")
     install = '/opt/sluice/bin/pip install -q -c /wheels/constraints.txt "$@"'
     _run(
-        *(*start_command(directory), "--pipe", "/bin/sh", "-ec"),
+        *(*CONFINED, *nspawn(directory), "--pipe", "/bin/sh", "-ec"),
         *(f"python3 -m venv /opt/sluice && {install}", "sh", *requirements),
     )
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from edge_tests.harness.debian_tree import ROOT, start_command
+from edge_tests.harness.debian_tree import CONFINED, ROOT, nspawn
 
 BOOT_S = 60.0
 STOP_S = 90.0
@@ -65,9 +65,8 @@ class Container:
         with self._console.open("ab") as console:
             self._process = subprocess.Popen(
                 [
-                    *("unshare", "--mount", "--propagation=private", "sh", "-ec", _MOUNT_AND_RUN, "sh"),
-                    *(self._mount_options, str(self._place)),
-                    *(*start_command(self._place), "-b", "--console=pipe"),
+                    *(*CONFINED, "sh", "-ec", _MOUNT_AND_RUN, "sh", self._mount_options, str(self._place)),
+                    *(*nspawn(self._place), "-b", "--console=pipe"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -85,15 +84,18 @@ class Container:
     def power_off(self) -> None:
         """Stops the units and then the container. Raises AssertionError when that takes too long."""
         process, self._process = self._process, None
+        leader, self._leader = self._leader, 0
         if process is None:
             return
         try:
-            os.kill(self._leader, _POWER_OFF)
-            process.wait(STOP_S)
+            if leader:  # else it never came so far
+                os.kill(leader, _POWER_OFF)
+                process.wait(STOP_S)
         except (ProcessLookupError, subprocess.TimeoutExpired) as error:
+            raise AssertionError(f"the container did not power off: {error}\n{self.console()}") from error
+        finally:
             process.kill()
             process.wait()
-            raise AssertionError(f"the container did not power off: {error}\n{self.console()}") from error
 
     def run(self, script: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a shell script in the container, as root. With `check`, AssertionError when it fails."""
@@ -170,15 +172,16 @@ class Container:
         return ["nsenter", "-t", str(self._leader), *namespaces, "--"]
 
     def _find_leader(self) -> int:
-        """The process that is number 1 inside."""
+        """The process that is number 1 inside; 0 while there is none."""
         assert self._process is not None
-        starter = self._process.pid
-        for child in Path(f"/proc/{starter}/task/{starter}/children").read_text().split():
-            with contextlib.suppress(OSError):
-                lines = Path(f"/proc/{child}/status").read_text().splitlines()
-                numbers = next(line for line in lines if line.startswith("NSpid:")).split()[1:]
-                if len(numbers) > 1 and numbers[-1] == "1" and _is_systemd(child):
-                    return int(child)
+        descendants = [self._process.pid]
+        with contextlib.suppress(OSError):  # one of them ended meanwhile
+            for process in descendants:  # grows
+                entry = Path(f"/proc/{process}")
+                if (entry / "comm").read_text().strip() == "systemd":
+                    return process
+                children = (entry / "task" / str(process) / "children").read_text()
+                descendants += map(int, children.split())
         return 0
 
     def __enter__(self) -> Container:
@@ -192,7 +195,3 @@ class Container:
         finally:
             for path in self._layers:
                 shutil.rmtree(path)
-
-
-def _is_systemd(process: str) -> bool:
-    return Path(f"/proc/{process}/comm").read_text().strip() == "systemd"
