@@ -346,9 +346,9 @@ class Region(message.Message):
     base_name: builtins.str
     """The base's tensor that it is made from; empty when none."""
     instruction: builtins.str
-    """copy, literal, patch or tensor; of several, the one that costs most."""
+    """copy, literal, patch, tensor or program; of several, the one that costs most."""
     predictor: builtins.str
-    """same, plain, difference or requantise; empty for literal and patch."""
+    """same, plain, difference, requantise, or what a program did: quantised, cast, …; may be empty."""
     dtype: builtins.str
     """For tensors: float32, int8, …; else empty."""
     target_offset: builtins.int
