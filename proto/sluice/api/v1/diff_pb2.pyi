@@ -348,7 +348,7 @@ class Region(message.Message):
     instruction: builtins.str
     """copy, literal, patch, tensor or program; of several, the one that costs most."""
     predictor: builtins.str
-    """same, plain, difference, requantise, or what a program did: quantised, cast, …; may be empty."""
+    """same, plain, difference, requantise, or a program's (quantised, cast, …)."""
     dtype: builtins.str
     """For tensors: float32, int8, …; else empty."""
     target_offset: builtins.int
