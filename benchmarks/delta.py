@@ -158,9 +158,6 @@ def available(console: Console) -> tuple[list[Peer], list[str]]:
             console.print(notes[-1])
         else:
             tools.append(peer)
-    if not ours.has_effort():
-        notes.append("This encoder has no effort levels: both of our columns are the same encoder.")
-        console.print(notes[-1])
     return tools, notes
 
 

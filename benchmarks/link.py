@@ -31,6 +31,7 @@ import numpy as np
 from benchmarks import minilm, network, report
 from benchmarks.network import HERE, Link
 from benchmarks.report import Table
+from edge_tests.demo.__main__ import interruptible
 from edge_tests.demo.client import PredictingClient
 from edge_tests.harness.agent import AgentProcess
 from edge_tests.harness.control import ControlPlane
@@ -271,12 +272,14 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the figures into docs/benchmarks.md")
     arguments = parser.parse_args()
     if INSIDE in os.environ:
-        return inside(arguments.pair, arguments.runs, write=arguments.write)
+        with interruptible():
+            return inside(arguments.pair, arguments.runs, write=arguments.write)
     if why := network.missing():
         print(f"SKIPPED, nothing was measured: {why}")
         return 0
+    # In place of this process, so that whoever ends it ends the benchmark, which then removes what it made.
     command = ["unshare", "--net", sys.executable, "-m", "benchmarks.link", *sys.argv[1:]]
-    return subprocess.run(command, env=os.environ | {INSIDE: "1"}, check=False).returncode
+    return os.execvpe(command[0], command, os.environ | {INSIDE: "1"})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import cgroup, ours, report
+from benchmarks import cgroup, report
 from benchmarks.cgroup import MemoryLimit
 from benchmarks.decoding import decode
 from benchmarks.report import Table
@@ -96,7 +96,7 @@ def main() -> int:
         old, new, patch, out = (folder / part for part in ("old.safetensors", "new", "delta", "out"))
         write_models(old, new, arguments.bytes)
         start = time.perf_counter()
-        delta.create(old, new, patch, options=ours.options("default"))
+        delta.create(old, new, patch)
         encode_s = time.perf_counter() - start
         for path in (old, new, patch):
             drop_from_cache(path)

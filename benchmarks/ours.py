@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import filecmp
 import time
 from pathlib import Path
@@ -54,13 +53,4 @@ class Sluice(Peer):
         )
 
     def _encode(self, old: Path, new: Path, patch: Path) -> delta.DeltaSummary:
-        return delta.create(old, new, patch, options=options(self._effort))
-
-
-def has_effort() -> bool:
-    """Whether the encoder of this checkout knows effort levels."""
-    return "effort" in {field.name for field in dataclasses.fields(delta.EncodeOptions)}
-
-
-def options(effort: str) -> delta.EncodeOptions:
-    return delta.EncodeOptions(**({"effort": effort} if has_effort() else {}))
+        return delta.create(old, new, patch, options=delta.EncodeOptions(effort=self._effort))
