@@ -174,6 +174,9 @@ def test_stopped_in_the_middle_is_killed_at_the_hang_limit(tmp_path: Path) -> No
         assert caught.value.reason == errors_pb2.WORKER_TIMEOUT
         assert worker.alive
         serving.eventually(lambda: not psutil.pid_exists(worker.pid), "the hanging process was killed")
+        serving.eventually(
+            lambda: (now := router.serving("tiny")) is not None and now.active is not worker, "a new worker"
+        )
         with router.acquire("tiny", wait_s=20) as fresh:
             assert fresh.infer(models.samples(1), 10)
         assert (worker.requests, worker.failures) == (2, 1)

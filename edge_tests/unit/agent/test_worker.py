@@ -300,7 +300,7 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
         with pytest.raises(SluiceError):
             serving.start_worker(tmp_path / "missing.onnx")
     serving.eventually(lambda: threading.active_count() <= threads, "the watching threads ended")
-    assert open_descriptors() == before
+    assert open_descriptors() <= before  # fewer: something else in this process closed one meanwhile
 
 
 def test_death_is_told_once_also_to_late_listeners(tiny: Worker) -> None:
