@@ -52,6 +52,15 @@ class BlockEncoder:
         self._index: ContentIndex | None = None  # made when first needed: it costs time and memory
         self._index_lock = threading.Lock()
 
+    def _program(self, offset: int, length: int) -> bytes | None:
+        """A program for the block; None where there is none, for the other ways always serve."""
+        if self._programs is None:
+            return None
+        try:
+            return self._programs.encode(offset, length)
+        except (ArithmeticError, LookupError, ValueError):  # unusual tensors must not cost the whole delta
+            return None
+
     def encode(self, pieces: Sequence[Piece]) -> Encoded:
         """The smallest way found to code a block."""
         offset = pieces[0].offset
@@ -76,7 +85,7 @@ class BlockEncoder:
             parts = self._split(whole)
             if len(parts) > 1:
                 found.append(self._assembled(parts))
-        program = self._programs.encode(offset, length) if self._programs is not None else None
+        program = self._program(offset, length)
         if program is not None:
             found.append(assembly.program_block(program, length, offset))
         return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))

@@ -12,11 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edge_tests.harness import models
 from updater import delta
 from updater.delta import faults, varint
 from updater.delta.program import rans, records, run, tables, tokens
 from updater.delta.program.arithmetic import Coder, CoderError
 from updater.delta.program.encoder import ProgramEncoder
+from updater.digests import digest_file
 from updater.errors import SluiceError
 from updater.formats.span import Quantisation, TensorSpan
 
@@ -321,3 +323,11 @@ def test_scales_that_do_not_fit_their_record_are_refused_before_memory_is_taken(
         program = varint.encode(len(coded)) + bytes([0, 0, 0]) + coded + bytes([0]) + bytes(400_000)
     with pytest.raises(SluiceError, match="another number of scales"):
         run(lambda offset, length: bytes(length), program, 0, 400_000)
+
+
+def test_full_copies_of_models_need_no_base(tmp_path: Path) -> None:
+    """A full copy has no base that a program could read; rescaled and equal tensors of the target are no reason."""
+    for name, make in (("m.tflite", models.tiny_tflite), ("m.onnx", models.tiny_onnx)):
+        target = make(tmp_path / name)
+        delta.create(None, target, tmp_path / "full")
+        assert delta.apply(None, tmp_path / "full", tmp_path / "out") == digest_file(target)
