@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,8 @@ from edge_tests.demo import digits
 
 DEFAULT_PAIRS = Path(__file__).resolve().parents[2] / "shared" / "pairs"
 NONE = "-"
+DELTAS = ("delta", "Deltas")
+ALL_PEERS: tuple[Peer, ...] = (*PEERS, XorPlanes())
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,13 @@ def target_table(results: Mapping[str, PairResult]) -> Table:
     return Table("Targets", ["target", "bound", "measured", "met"], rows, text=(0, 1, 2, 3))
 
 
-def available(console: Console) -> tuple[list[Peer], list[str]]:
-    """The tools that can run here, ours first, and notes on the others."""
+def available(console: Console, wanted: Collection[str]) -> tuple[list[Peer], list[str]]:
+    """The tools that can run here, ours first, then the wanted peers; and notes on those that cannot."""
     tools: list[Peer] = [ours.Sluice("max"), ours.Sluice("default")]
     notes = []
-    for peer in (*PEERS, XorPlanes()):
+    for peer in ALL_PEERS:
+        if peer.name not in wanted:
+            continue
         if why := peer.missing():
             notes.append(f"Left out: {peer.name} ({why}).")
             console.print(notes[-1])
@@ -169,11 +173,17 @@ def main() -> int:
     parser.add_argument(
         "--all", action="store_true", help="slow tools on large pairs too: hours with --minilm"
     )
+    parser.add_argument("--peers", help="only these peers, separated by commas")
     parser.add_argument("--json", type=Path, help="write every figure to this file as well")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 200)
-    tools, notes = available(console)
+    wanted_peers = arguments.peers.split(",") if arguments.peers else [peer.name for peer in ALL_PEERS]
+    if unknown := set(wanted_peers) - {peer.name for peer in ALL_PEERS}:
+        parser.error(f"no such peer: {', '.join(sorted(unknown))}")
+    tools, notes = available(console, wanted_peers)
+    if arguments.peers:
+        notes.append(f"Only these peers ran, and the best peer is the best of them: {arguments.peers}.")
     names = [tool.name for tool in tools]
     start = time.perf_counter()
 
@@ -217,9 +227,10 @@ def main() -> int:
             "without PyTorch's. Of up to three decodes the fastest counts; ours end with the target fsynced."
         )
         flags = [flag for flag in ("--minilm", "--all") if flag in sys.argv]
+        flags += ["--peers", arguments.peers] if arguments.peers else []
         command = " ".join(["python -m benchmarks.delta", *flags, *arguments.pair])
-        body = report.section("Deltas", command, [method, *notes, *run.notes], tables)
-        report.write_section("delta", body)
+        name, title = ("delta-all", "Deltas of large files, slow peers too") if arguments.all else DELTAS
+        report.write_section(name, report.section(title, command, [method, *notes, *run.notes], tables))
     return 0
 
 
