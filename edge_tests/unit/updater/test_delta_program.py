@@ -326,7 +326,7 @@ def test_scales_that_do_not_fit_their_record_are_refused_before_memory_is_taken(
 
 
 def test_full_copies_of_models_need_no_base(tmp_path: Path) -> None:
-    """A full copy has no base that a program could read; rescaled and equal tensors of the target are no reason."""
+    """A full copy has no base that a program could read."""
     for name, make in (("m.tflite", models.tiny_tflite), ("m.onnx", models.tiny_onnx)):
         target = make(tmp_path / name)
         delta.create(None, target, tmp_path / "full")
