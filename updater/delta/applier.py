@@ -339,7 +339,7 @@ class Applier:
         del self._buffer[:length]
         self._consumed += length
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | bytearray) -> None:
         self._hash.update(data)
         view = memoryview(data)
         with os_errors("writing", self._partial):

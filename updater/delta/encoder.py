@@ -123,8 +123,9 @@ def create(
         with os_errors("writing the delta", out), tempfile.TemporaryFile(dir=out.parent) as spool:
             programs = None
             if options.effort != "fast":
-                level = _MAX_LEVEL if options.effort == "max" else options.level
-                programs = ProgramEncoder(old, old_spans, new, new_spans, level)
+                thorough = options.effort == "max"
+                level = _MAX_LEVEL if thorough else options.level
+                programs = ProgramEncoder(old, old_spans, new, new_spans, level, thorough)
             encoder = BlockEncoder(old, new, options.level, programs)
             features, sizes = _encode(encoder, len(new), blocks, options.threads, progress, spool)
             header = Header(

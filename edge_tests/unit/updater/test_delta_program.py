@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_tests.harness import models
 from updater import delta
 from updater.delta import faults, varint
-from updater.delta.program import rans, records, run, tables, tokens
+from updater.delta.program import bits, rans, records, run, tables, tokens
 from updater.delta.program.arithmetic import Coder, CoderError
 from updater.delta.program.encoder import ProgramEncoder
 from updater.digests import digest_file
@@ -176,10 +176,44 @@ def test_rans_gives_back_symbols_and_payload(count: int, carried: int) -> None:
 
 
 def test_tokens_give_back_every_size() -> None:
-    edges = [(1 << bit) + step for bit in range(32) for step in (-1, 0, 1)]
-    values = np.array([sign * min(edge, (1 << 32) - 1) for edge in edges for sign in (1, -1)])
-    coded = tokens.encode(values)
-    assert (tokens.decode(coded.tokens, coded.signs, coded.remainders) == values).all()
+    edges = [(1 << bit) + step for bit in range(31) for step in (-1, 0, 1)]
+    values = np.array([sign * edge for edge in edges for sign in (1, -1)] + [-(1 << 31)], dtype=np.int32)
+    symbols, fields, widths = tokens.encode(values)
+    assert int(symbols.max()) < tokens.ALPHABET
+    reader = bits.BitReader(bits.pack([(fields, widths)]))
+    assert (tokens.decode(symbols, reader).view(np.int32) == values).all()
+    reader.end(0)
+
+
+@given(st.lists(st.tuples(st.integers(0, (1 << 32) - 1), st.integers(0, 32)), max_size=200))
+def test_raw_bits_are_those_of_one_long_number(pairs: list[tuple[int, int]]) -> None:
+    fields = [(value & ((1 << width) - 1), width) for value, width in pairs]
+    number, at = 0, 0
+    for value, width in fields:
+        number |= value << at
+        at += width
+    values = np.array([value for value, _ in fields], dtype=np.uint32)
+    widths = np.array([width for _, width in fields], dtype=np.uint8)
+    packed = bits.pack([(values, widths)])
+    assert packed == number.to_bytes((at + 7) // 8, "little")
+    reader = bits.BitReader(packed)
+    half = len(values) // 2
+    assert (np.concatenate([reader.take(widths[:half]), reader.take(widths[half:])]) == values).all()
+    reader.end(0)
+    with pytest.raises(bits.BitsError, match="end before"):
+        reader.same(8, 1)
+
+
+def test_raw_bits_that_no_record_takes_are_refused() -> None:
+    reader = bits.BitReader(b"\x01\x00")
+    reader.same(1, 1)
+    with pytest.raises(bits.BitsError, match="go on"):
+        reader.end(0)
+    reader.end(2)  # the payload of lanes that had room
+    reader = bits.BitReader(b"\x03")
+    reader.same(1, 1)
+    with pytest.raises(bits.BitsError, match="go on"):
+        reader.end(1)
 
 
 def test_the_arithmetic_coder_is_its_own_inverse_and_knows_its_end() -> None:
@@ -231,7 +265,12 @@ def made() -> tuple[bytes, list[tuple[bytes, bytes]]]:
             TensorSpan("c", "int8", codes.shape, len(text) + old.nbytes, codes.nbytes),
         ]
         encoder = ProgramEncoder(
-            np.frombuffer(base, dtype=np.uint8), before, np.frombuffer(target, dtype=np.uint8), spans, 19
+            np.frombuffer(base, dtype=np.uint8),
+            before,
+            np.frombuffer(target, dtype=np.uint8),
+            spans,
+            19,
+            False,
         )
         program = encoder.encode(0, len(target))
         assert program is not None

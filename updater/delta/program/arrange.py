@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from updater.delta.program import planner, predictors, repeats
 from updater.delta.program.operands import Operands
+from updater.delta.program.piece import Piece
 from updater.delta.program.planner import Item
 from updater.delta.program.records import (
     BF16,
@@ -251,30 +252,32 @@ def _integers(base: Known, item: Item, by_content: dict[bytes, list[Item]]) -> N
         return
     source, count = item.base, len(item.value)
     scale = _scale_of(item, by_content)
-    value = item.value.astype(np.int64)
     if item.dtype in (F16, BF16):
         assert source is not None
         if source.dtype == F32:
             wanted, tries = predictors.ordered(item.value, 16), []
+            whole = Piece.whole(1, count)
             for mode in (0, 1) if item.dtype == F16 else (0,):
                 record = Record(CAST, item.dtype, item.at, count, base=source.at, zero=mode)
-                residual = wanted - predictors.ordered(predictors.cast(base.operands, record), 16)
+                guess = predictors.ordered(predictors.cast(base.operands, record, whole), 16)
+                residual = predictors.difference(wanted, guess, 16)
                 tries.append((planner.settle(record, residual, [1]), mode, record))
             item.record = min(tries)[2]
         else:
             planner.plan_float(item)
         return
+    value = item.value.astype(np.int64)
     if item.dtype == I32 and source is not None:
         if source.dtype == F32 and scale is not None and len(scale.value) in (1, count):
             record = Record(BIAS, I32, item.at, count, base=source.at)
-            residual = value - predictors.bias(base.operands, record, scale.value)
+            residual = value - predictors.bias(base.operands, record, scale.value, Piece.whole(1, count))
         elif source.dtype == I32 and scale is not None and source.quantisation is not None and count >= 1:
             old = np.array(source.quantisation.scales, dtype="<f4").tobytes()
             place = base.places.get(old, -1)
             if place < 0 or len(old) != scale.value.nbytes:
                 return
             record = Record(RESCALED, I32, item.at, count, base=source.at, two=place)
-            residual = value - predictors.rescale(base.operands, record, scale.value)
+            residual = value - predictors.rescale(base.operands, record, scale.value, Piece.whole(1, count))
         else:
             return
         planner.settle(record, residual, [1])
@@ -290,7 +293,9 @@ def _integers(base: Known, item: Item, by_content: dict[bytes, list[Item]]) -> N
             rows = channels if by_rows else count // channels
             record = Record(QUANTISED, item.dtype, item.at, count, rows, source.at, by_rows=by_rows,
                             zero=item.quantisation.zero_points[0])  # fmt: skip
-            residual = value - predictors.quantise(base.operands, record, scale.value)
+            residual = value - predictors.quantise(
+                base.operands, record, scale.value, Piece.whole(rows, count // rows)
+            )
             if np.count_nonzero(residual) < 0.2 * count:
                 planner.settle(record, residual, [rows])
                 item.record, item.operands = record, [scale]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
-from updater.delta.program import arrange, body, planner
+from updater.delta.program import arrange, planner, reader, writer
 from updater.delta.program.arrange import Known
 from updater.delta.program.body import Place
 from updater.delta.program.operands import Operands, ProgramError
@@ -39,6 +39,7 @@ class ProgramEncoder:
         target: the target's bytes.
         target_spans: its tensors.
         level: zstd level of skeletons.
+        thorough: also tries what takes long.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class ProgramEncoder:
         target: Bytes,
         target_spans: Sequence[TensorSpan],
         level: int,
+        thorough: bool,
     ) -> None:
-        self._base, self._target, self._level = base, target, level
+        self._base, self._target, self._level, self._thorough = base, target, level, thorough
         old, _ = planner.items_of(base, base_spans)
         self._items, self._follows = planner.items_of(target, target_spans)
         with np.errstate(all="ignore"):
@@ -77,13 +79,13 @@ class ProgramEncoder:
         found = []
         for records in ways:
             try:
-                found.append(body.encode(self._read, target, place, records, self._level)[0])
+                found.append(writer.encode(self._read, target, place, records, self._level, self._thorough))
             except ProgramError:  # decoders would refuse it
                 continue
         if not found:
             return None
         best = min(found, key=len)
-        return best if body.decode(self._read, best, offset, length) == target else None
+        return best if reader.decode(self._read, best, offset, length) == target else None
 
     def _place(self, offset: int, length: int) -> Place:
         size = len(self._base)

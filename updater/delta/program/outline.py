@@ -8,16 +8,7 @@ from dataclasses import dataclass
 from updater.delta import faults
 from updater.delta.program import residuals
 from updater.delta.program.body import Opened, open_body
-from updater.delta.program.records import (
-    CODES,
-    FLOAT,
-    NAMES,
-    PLAIN,
-    POOL,
-    QUANTISED,
-    SPARSE,
-    Record,
-)
+from updater.delta.program.records import NAMES, SPARSE, Record
 
 
 @dataclass(frozen=True)
@@ -48,15 +39,8 @@ def outline(data: bytes, offset: int, length: int) -> list[Part]:
 
 
 def _pools(record: Record) -> tuple[str, ...]:
-    if record.op == FLOAT:
-        return (residuals.float_pool(record),)
-    if record.op == PLAIN:
-        return ("plain",)
-    if record.residual == SPARSE:
-        return ("gaps", "sizes")
-    if record.residual == POOL:
-        return ("codes" if record.op in (CODES, QUANTISED) else "wide",)
-    return ()
+    name = residuals.pool_of(record)
+    return (name, "sizes") if name == "gaps" else (name,) if name else ()
 
 
 def _weight(record: Record) -> int:
@@ -68,7 +52,7 @@ def _parts(opened: Opened) -> Iterator[Part]:
     for record in opened.records:
         for name in _pools(record):
             totals[name] = totals.get(name, 0) + _weight(record)
-    rates = {name: sum(map(len, parts)) / max(1, totals.get(name, 0)) for name, parts in opened.raw.items()}
+    rates = {name: sum(map(len, parts)) / max(1, totals.get(name, 0)) for name, parts in opened.pools.items()}
     own = opened.record_bytes / max(1, len(opened.records))
     between = opened.place.length - sum(record.length for record in opened.records)
     rate = len(opened.skeleton) / max(1, between)

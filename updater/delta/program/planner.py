@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from updater.delta.program import activity, predictors, residuals
 from updater.delta.program.operands import Operands
+from updater.delta.program.piece import Piece
 from updater.delta.program.records import (
     BF16,
     CODES,
@@ -291,7 +292,7 @@ def plan_pruned(item: Item) -> None:
     signed = bool((new[gone] >> 31).any())
     record = Record(PRUNED, F32, item.at, len(old), base=base.at, zero=edge, base_zero=int(signed))
     words = np.where(magnitude < edge, old & (0x80000000 if signed else 0), old)
-    settle(record, predictors.ordered(new, 32) - predictors.ordered(words, 32), [1])
+    settle(record, predictors.difference(predictors.ordered(new, 32), predictors.ordered(words, 32), 32), [1])
     if record.residual != POOL:
         item.record = record
 
@@ -452,8 +453,8 @@ def finish_codes(item: Item, data: Operands) -> None:
     """Settles the residual of a CODES record by its exact prediction."""
     record = item.record
     assert record is not None
-    guess, _ = predictors.codes(data, record)
-    residual = item.value.astype(np.int64) - guess.reshape(-1)
+    guess, _ = predictors.codes(data, record, Piece.whole(record.rows, record.columns))
+    residual = item.value.astype(np.int16) - guess
     changed = np.count_nonzero(residual)
     if 200 <= changed < 0.15 * len(residual):
         rows = record.rows if record.rows > 1 else max(_splits(item.shape, len(residual)))

@@ -68,10 +68,10 @@ CODE_EDGE = 100  # residuals of codes beyond +-100 escape
 FRACTIONS = 32
 CODE_LEVELS = 32
 KINDS = {
-    "float": Kind(235, 160),
-    "half": Kind(235, 160),
+    "float": Kind(240, 160),
+    "half": Kind(240, 160),
     "plain": Kind(249, 96),
-    "wide": Kind(235, 64),
+    "wide": Kind(240, 64),
     "codes": Kind(2 * CODE_EDGE + 3, FRACTIONS * CODE_LEVELS),
     "gaps": Kind(200, 64),
     "sizes": Kind(64, 32),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from updater.delta import faults
-from updater.delta.program import body
+from updater.delta.program import reader
 from updater.delta.program.operands import ReadBase
 
 
-def run(read: ReadBase, data: bytes, offset: int, length: int) -> bytes:
+def run(read: ReadBase, data: bytes, offset: int, length: int) -> bytearray:
     """The `length` bytes of the target at `offset`.
 
     Args:
@@ -22,7 +22,7 @@ def run(read: ReadBase, data: bytes, offset: int, length: int) -> bytes:
     """
     try:
         with np.errstate(all="ignore"):
-            return body.decode(read, data, offset, length)
+            return reader.decode(read, data, offset, length)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # Streams that contradict each other show where arrays no longer fit.
         raise faults.invalid(f"a program at byte {offset} of the target does not run: {error}") from error

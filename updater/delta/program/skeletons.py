@@ -9,6 +9,7 @@ from updater import limits
 from updater.delta import streams
 from updater.delta.program import skeleton
 from updater.delta.program.arithmetic import Coder, CoderError, decisions
+from updater.delta.program.body import Known
 from updater.delta.program.operands import ProgramError
 
 _RAW, _ZSTD, _ZSTD_WHOLE, _MODEL = range(4)
@@ -16,7 +17,6 @@ _WORTH = 6 << 10  # beyond, as zstd codes it, plain Python takes boxes seconds
 _NOISE = 0.9  # share that zstd leaves of what nothing makes smaller
 _WORTH_THOROUGH = 16 << 10
 _VISITS = 250
-_THOROUGH_LEVEL = 22
 _WHOLE_BYTES = 4 << 20  # of a window that a skeleton is also tried against
 
 
@@ -24,17 +24,18 @@ def _zstd(base: bytes, target: bytes, level: int) -> bytes:
     return streams.compress_patch(target, base, ((0, len(base)),), level).coded
 
 
-def encode(base: bytes, whole: bytes, target: bytes, level: int) -> bytes:
-    """The smallest way; `base` is the base without the arrays that records read, `whole` all of it."""
+def encode(known: Known, target: bytes, level: int, thorough: bool) -> bytes:
+    """The smallest way found; `thorough` also tries what takes long."""
     if not target:
         return bytes([_RAW])
+    base = known.rest
     ways = [bytes([_RAW]) + target]
     if base:
         ways.append(bytes([_ZSTD]) + _zstd(base, target, level))
-    if level == _THOROUGH_LEVEL and whole != base and len(whole) <= _WHOLE_BYTES:
-        ways.append(bytes([_ZSTD_WHOLE]) + _zstd(whole, target, level))
+    if thorough and known.whole != base and len(known.whole) <= _WHOLE_BYTES:
+        ways.append(bytes([_ZSTD_WHOLE]) + _zstd(known.whole, target, level))
     fits = len(target) <= limits.MAX_MODELLED_BYTES and len(base) <= limits.MAX_MODEL_WINDOW_BYTES
-    worth = _WORTH_THOROUGH if level == _THOROUGH_LEVEL else _WORTH
+    worth = _WORTH_THOROUGH if thorough else _WORTH
     smallest = min(map(len, ways))
     if base != target and fits and smallest <= worth and smallest < _NOISE * len(target):
         coder = Coder(limit=_VISITS, budget=decisions(len(target)))
@@ -46,7 +47,7 @@ def encode(base: bytes, whole: bytes, target: bytes, level: int) -> bytes:
     return min(ways, key=len)
 
 
-def decode(base: bytes, whole: bytes, frame: bytes, size: int) -> bytes:
+def decode(known: Known, frame: bytes, size: int) -> bytes:
     """The inverse of `encode`: `size` bytes.
 
     Raises ProgramError, SluiceError(DELTA_CORRUPT | DELTA_INVALID).
@@ -55,11 +56,11 @@ def decode(base: bytes, whole: bytes, frame: bytes, size: int) -> bytes:
     if way == bytes([_RAW]):
         return body
     if way in (bytes([_ZSTD]), bytes([_ZSTD_WHOLE])):
-        known = base if way == bytes([_ZSTD]) else whole
-        stream = streams.Stream(streams.PATCH, size, body, ((0, len(known)),))
-        return streams.decode(stream, lambda offset, length: known[offset : offset + length])
+        window = known.rest if way == bytes([_ZSTD]) else known.whole
+        stream = streams.Stream(streams.PATCH, size, body, ((0, len(window)),))
+        return streams.decode(stream, lambda offset, length: window[offset : offset + length])
     if way != bytes([_MODEL]):
         raise ProgramError("a skeleton is coded in a way that is not known")
-    if size > limits.MAX_MODELLED_BYTES or len(base) > limits.MAX_MODEL_WINDOW_BYTES:
+    if size > limits.MAX_MODELLED_BYTES or len(known.rest) > limits.MAX_MODEL_WINDOW_BYTES:
         raise ProgramError("a skeleton models more bytes than are allowed")
-    return skeleton.code(Coder(body, _VISITS, decisions(size)), base, size, None)
+    return skeleton.code(Coder(body, _VISITS, decisions(size)), known.rest, size, None)

@@ -159,28 +159,30 @@ def _code_levels(coder: Coder, levels: Ints) -> Ints:
     """Sends levels: each predicted by the one before it and by the same place of the table before."""
     classes, alphabet = levels.shape
     out = np.zeros_like(levels)
+    first, last = 0, -1
+    above = [0] * alphabet
     for row in range(classes):
-        above = out[row - 1] if row else out[row]
-        for column in range(alphabet):
-            left = int(out[row, column - 1]) if column else 0
-            up = int(above[column]) if row else 0
-            corner = int(above[column - 1]) if row and column else 0
-            context = (bool(left), bool(up) if row else 2)
-            if not coder.bit(
-                ("used", context, bool(column > 1 and out[row, column - 2])), int(levels[row, column] > 0)
-            ):
+        given = levels[row].tolist()
+        used = [column for column, level in enumerate(given) if level]
+        first += coder.signed("first", (used[0] if used else 0) - first)
+        last += coder.signed("last", (used[-1] if used else 0) - last)
+        if not 0 <= first <= last < alphabet:
+            raise RansError("a table's symbols lie outside their alphabet")
+        holes = coder.bit("holes", int(len(used) < last - first + 1))
+        now = [0] * alphabet
+        for column in range(first, last + 1):
+            left, up = now[column - 1] if column > first else 0, above[column]
+            if holes and not coder.bit(("used", left > 0, up > 0), int(given[column] > 0)):
                 continue
+            corner = above[column - 1] if column else 0
             if left and up and corner:
-                low, high = min(left, up), max(left, up)
-                guess = min(high, max(low, left + up - corner)) if corner else (left + up) // 2
-                kind = 0
-            elif left and column > 1 and out[row, column - 2]:
-                guess, kind = left, 1
+                guess, kind = min(max(left, up), max(min(left, up), left + up - corner)), 0
             else:
-                guess, kind = (left or up or 1), 2
-            out[row, column] = guess + coder.signed(("level", kind), int(levels[row, column]) - guess)
-            if out[row, column] < 1 or out[row, column] > 8 * _OCTAVES:
+                guess, kind = left or up or 1, 1
+            now[column] = guess + coder.signed(("level", kind), given[column] - guess)
+            if not 1 <= now[column] <= _PRECISIONS[-1] * _OCTAVES:
                 raise RansError("a level lies outside its range")
+        out[row] = above = now
     return out
 
 
@@ -222,6 +224,24 @@ def read(data: bytes, context_count: int, alphabet: int) -> Model:
     return Model(classes, Tables(frequencies(levels, precision)))
 
 
+def _code_runs(coder: Coder, classes: NDArray[np.uint8], out: NDArray[np.uint8], number: int) -> None:
+    """Sends which table each context has, as runs: how long each is, and whose."""
+    ends = np.append(np.flatnonzero(np.diff(classes)) + 1, len(out)).tolist()
+    place, newest, run = 0, -1, 0
+    while place < len(out):
+        end = place + 1 + coder.unsigned("run", ends[run] - place - 1 if run < len(ends) else 0)
+        if end > len(out):
+            raise RansError("a run of contexts leads beyond the last")
+        value = int(classes[place])
+        fresh = newest + 1 < number and coder.bit("new", int(value == newest + 1))
+        value = newest + 1 if fresh else coder.bits(value, newest.bit_length())
+        if value > newest + int(fresh):
+            raise RansError("a context names a table that is not there")
+        newest = max(newest, value)
+        out[place:end] = value
+        place, run = end, run + 1
+
+
 def _code_model(
     coder: Coder,
     classes: NDArray[np.uint8],
@@ -236,17 +256,7 @@ def _code_model(
     if not 1 <= number <= 255:
         raise RansError("a model has no table or more than 255")
     out = np.zeros(contexts, dtype=np.uint8)
-    newest, last = 0, 0
-    for index in range(contexts if number > 1 else 0):
-        value = int(classes[index])
-        if coder.bit(("same", 0), int(value == last)):
-            out[index] = last
-            continue
-        fresh = newest + 1 < number and coder.bit(("new", 0), int(value == newest + 1))
-        value = newest + 1 if fresh else coder.bits(value, max(1, newest.bit_length()))
-        if value >= number:
-            raise RansError("a context names a table that is not there")
-        newest, last = max(newest, value), value
-        out[index] = value
+    if number > 1:
+        _code_runs(coder, classes, out, number)
     empty = np.zeros((number, alphabet), dtype=np.int64)
     return out, 1 << power, _code_levels(coder, empty if levels is None else levels)

@@ -1,101 +1,72 @@
-"""Integers as tokens for the entropy coder and raw nibbles behind them.
+"""Integers as tokens for the entropy coder and raw bits beside them.
 
-A difference d is a sign and a size n = |d|. Sizes below 32 are tokens of their own. A size with b >= 6
-significant
-bits gives its bit length and the 1 to 4 bits below the top one as token, so many that the bits left over (the
-remainder) fill whole nibbles: uniform enough to be stored as they are, and fast to put back. 32-bit words
-need
-235 tokens. Signs of sizes that are not zero are one bit each.
+A difference d is a sign and a size n = |d|, below 2^32. Sizes below 16 are tokens of their own. A larger one
+gives its bit length and the three bits below its top one as token; the bits left over are nearly uniform and
+stay raw, behind one bit for the sign. 240 tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-I64 = NDArray[np.int64]
+from updater.delta.program.bits import CHUNK, BitReader
+
+I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
 
-SMALL = 32  # sizes below are tokens
-
-
-def _layout(bits: int = 32) -> tuple[I64, I64, I64]:
-    """By token: the size without its remainder, the remainder's nibbles; by bit length: its first token."""
-    sizes, nibbles = list(range(SMALL)), [0] * SMALL
-    first = [0] * (bits + 1)
-    for length in range(6, bits + 1):
-        modelled = 1 + (length - 2) % 4
-        first[length] = len(sizes)
-        width = length - 1 - modelled
-        for value in range(1 << modelled):
-            sizes.append((1 << modelled | value) << width)
-            nibbles.append(width // 4)
-    return np.array(sizes), np.array(nibbles), np.array(first)
+SMALL_BITS = 4  # sizes of up to so many bits are tokens
+SMALL = 1 << SMALL_BITS
+FINE_BITS = SMALL_BITS - 1  # below the top one of a larger size, that its token tells
 
 
-SIZES, NIBBLES, FIRST = _layout()
+def _layout() -> tuple[U32, U8]:
+    """By token: the least size, and the raw bits beside it with the sign's."""
+    sizes, widths = list(range(SMALL)), [0] + [1] * (SMALL - 1)
+    for length in range(SMALL_BITS + 1, 33):
+        for fine in range(1 << FINE_BITS):
+            sizes.append((1 << FINE_BITS | fine) << (length - SMALL_BITS))
+            widths.append(length - SMALL_BITS + 1)
+    return np.array(sizes, dtype=np.uint32), np.array(widths, dtype=np.uint8)
+
+
+SIZES, WIDTHS = _layout()
 ALPHABET = len(SIZES)
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Coded integers.
-
-    Attributes:
-        tokens: [n] below ALPHABET.
-        signs: [sizes that are not zero] 1 for negative.
-        remainders: the nibbles, low to high: first the lowest nibble of every element that has one, in
-        order, ...
-    """
-
-    tokens: U8
-    signs: U8
-    remainders: U8
-
-
-def bit_lengths(sizes: NDArray[Any]) -> I64:
+def bit_lengths(sizes: NDArray[Any]) -> NDArray[np.int32]:
     """Significant bits of integers from 0 to 2^32 - 1."""
     _, exponents = np.frexp(sizes.astype(np.float64))  # exact: below 2^53
-    lengths: I64 = exponents.astype(np.int64)
-    return lengths
+    return exponents
 
 
-def encode(differences: I64) -> Tokens:
-    """Tokens of integers from -(2^32 - 1) to 2^32 - 1."""
-    sizes = np.abs(differences)
-    lengths = bit_lengths(sizes)
-    modelled = np.where(sizes < SMALL, 0, 1 + (lengths - 2) % 4)
-    width = np.maximum(lengths - 1 - modelled, 0)
-    tokens = np.where(sizes < SMALL, sizes, FIRST[lengths] + (sizes >> width) - (1 << modelled))
-    planes = []
-    for plane in range(int(NIBBLES.max())):
-        having = NIBBLES[tokens] > plane
-        planes.append(sizes[having] >> 4 * plane & 15)
-    return Tokens(
-        tokens.astype(np.uint8),
-        (differences[sizes > 0] < 0).astype(np.uint8),
-        np.concatenate(planes).astype(np.uint8),
-    )
+def encode(differences: I32) -> tuple[U8, U32, U8]:
+    """Tokens, raw fields and their widths, [n] each, of differences."""
+    tokens = np.empty(len(differences), dtype=np.uint8)
+    fields = np.empty(len(differences), dtype=np.uint32)
+    for begin in range(0, len(differences), CHUNK):
+        part = differences[begin : begin + CHUNK]
+        negative = part < 0
+        sizes = np.where(negative, np.uint32(0) - part.view(np.uint32), part.view(np.uint32))
+        rest = np.maximum(bit_lengths(sizes) - SMALL_BITS, 0).astype(np.uint32)
+        top = sizes >> rest
+        # (length - 5) * 8 + 16 + fine = rest * 8 + top, as top holds the leading one (8).
+        tokens[begin : begin + CHUNK] = rest * np.uint32(1 << FINE_BITS) + top
+        raw = sizes - (top << rest)
+        fields[begin : begin + CHUNK] = np.where(sizes > 0, raw << np.uint32(1) | negative, 0)
+    return tokens, fields, WIDTHS[tokens]
 
 
-def remainder_count(tokens: U8) -> int:
-    """Nibbles that belong to tokens."""
-    return int(NIBBLES[tokens].sum())
-
-
-def decode(tokens: U8, signs: U8, remainders: U8) -> I64:
-    """The integers; takes exactly as many signs and nibbles as the tokens need."""
-    sizes = SIZES[tokens]
-    nibbles = NIBBLES[tokens]
-    at = 0
-    for plane in range(int(nibbles.max()) if len(tokens) else 0):
-        having = np.flatnonzero(nibbles > plane)
-        sizes[having] |= remainders[at : at + len(having)].astype(np.int64) << 4 * plane
-        at += len(having)
-    negative = np.zeros(len(tokens), dtype=bool)
-    negative[sizes > 0] = signs.astype(bool)
-    out: I64 = np.where(negative, -sizes, sizes)
-    return out
+def decode(tokens: U8, bits: BitReader) -> U32:
+    """The differences modulo 2^32; takes the bits that belong to the tokens."""
+    fields = bits.take(WIDTHS.take(tokens))
+    sign = fields & np.uint32(1)
+    fields >>= np.uint32(1)
+    fields |= SIZES.take(tokens)
+    np.negative(sign, out=sign)
+    fields ^= sign
+    fields -= sign
+    return fields

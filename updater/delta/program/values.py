@@ -1,0 +1,122 @@
+"""What a program's records are worth: operands and predictions, made when asked for.
+
+Values lie in the block as it is written; what follows from other records is worked out from these. Rules: a
+record refers to arrays that are known by then, and never in a circle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from updater.delta.program import predictors
+from updater.delta.program.operands import Operands, ProgramError
+from updater.delta.program.piece import Piece
+from updater.delta.program.records import (
+    BIAS,
+    CAST,
+    CODES,
+    DTYPES,
+    GIVEN,
+    HIGHEST,
+    LOWEST,
+    PEAK,
+    PEAKED,
+    PRODUCT,
+    PRUNED,
+    QUANTISED,
+    RANGED,
+    REFER,
+    Record,
+)
+
+Array = NDArray[Any]
+MAX_DEPTH = 64  # records that lead from one to another
+
+FOLLOWING = (REFER, PRODUCT, PEAK, PEAKED, RANGED, LOWEST, HIGHEST)
+
+
+class Values:
+    """The values of records.
+
+    Args:
+        base: the base.
+        records: all of the program's.
+        block: [length] bytes, the target as far as it is written.
+    """
+
+    def __init__(self, base: Operands, records: list[Record], block: NDArray[np.uint8]) -> None:
+        self.base, self.records = base, records
+        self._block = block
+        self._written: set[int] = set()
+        self._found: dict[int, Array] = {}
+
+    def write(self, number: int, piece: Piece, values: Array) -> None:
+        """Puts a piece of a record into the block: float32, or words or integers modulo their width."""
+        record = self.records[number]
+        width = DTYPES[record.dtype].itemsize
+        at = record.at + piece.start * width
+        words = values.view("<u4") if values.dtype == np.float32 else values.astype(f"<u{width}", copy=False)
+        raw = words.view(np.uint8)
+        self._block[at : at + len(raw)] = raw
+
+    def done(self, number: int) -> None:
+        """Says that all of a record is in the block."""
+        self._written.add(number)
+
+    def get(self, number: int, depth: int = 0) -> Array:
+        """The elements of a record that is written, or that follows from such. Raises ProgramError."""
+        if not 0 <= number < len(self.records) or depth > MAX_DEPTH:
+            raise ProgramError("a record refers to one that is not there, or in a circle")
+        record = self.records[number]
+        if number in self._written:
+            return np.frombuffer(self._block, DTYPES[record.dtype], count=record.count, offset=record.at)
+        if number not in self._found:
+            self._found[number] = self._follow(record, depth + 1)
+        return self._found[number]
+
+    def _follow(self, record: Record, depth: int) -> Array:
+        if record.op == GIVEN:
+            return np.array(record.words, dtype="<u4").view("<f4")
+        if record.op == REFER:
+            value = self.get(record.one, depth)
+            if value.dtype != DTYPES[record.dtype]:
+                raise ProgramError("a record refers to one of another type")
+        elif record.op in (PEAK, LOWEST, HIGHEST):
+            value = predictors.reduce(self.base, record)
+        elif record.op in (PRODUCT, PEAKED, RANGED):
+            one, two = (predictors.flush(self._floats(n, depth)) for n in (record.one, record.two))
+            if record.op == PRODUCT:
+                value = predictors.flush(one * two)
+            elif record.op == PEAKED:
+                value = predictors.flush(np.maximum(np.abs(one), np.abs(two)) / np.float32(127))
+            else:
+                value = predictors.flush(predictors.flush(two - one) / np.float32(255))
+        else:
+            raise ProgramError("an operand is not known yet")
+        if len(value) != record.count:
+            raise ProgramError("an operand has another number of elements")
+        return value
+
+    def _floats(self, number: int, depth: int) -> Array:
+        value = self.get(number, depth)
+        if value.dtype != np.float32:
+            raise ProgramError("an operand is not of float32")
+        return value
+
+    def predicted(self, number: int, piece: Piece) -> tuple[Array, Array | None]:
+        """What a record of integers or words predicts for a piece, flat; lost fractions for CODES."""
+        record, base = self.records[number], self.base
+        if record.op == CODES:
+            return predictors.codes(base, record, piece)
+        if record.op == CAST:
+            return predictors.ordered(predictors.cast(base, record, piece), 16), None
+        if record.op == PRUNED:
+            return predictors.ordered(predictors.pruned(base, record, piece), 32), None
+        scales = self._floats(record.one, 0)
+        if record.op == QUANTISED:
+            return predictors.quantise(base, record, scales, piece), None
+        make = predictors.bias if record.op == BIAS else predictors.rescale
+        return make(base, record, scales, piece), None
