@@ -18,6 +18,7 @@ from updater.delta import instructions, streams
 from updater.delta.candidates import Candidate
 from updater.delta.instructions import Copy, Instruction, Literal, Program, Tensor
 from updater.delta.plan import Piece
+from updater.delta.program.encoder import ProgramBytes
 from updater.delta.streams import Ranges, Stream
 
 Bytes = NDArray[np.uint8]
@@ -36,13 +37,18 @@ class Coding:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A block's payload, and what a decoder must understand and hold for it."""
+    """A block's payload, and what a decoder must understand and hold for it.
+
+    Of a program also the bytes of its pools, and what these would take at the entropy of their symbols.
+    """
 
     payload: bytes
     features: frozenset[str]
     stream_count: int
     stream_bytes: int
     instruction_count: int
+    pool_bytes: int = 0
+    entropy_bytes: float = 0.0
 
     def fits(self, length: int) -> bool:
         """Whether decoders accept the payload for a block of `length` target bytes."""
@@ -157,9 +163,18 @@ def raw_block(data: bytes, block_offset: int) -> Encoded:
     return Encoded(payload, frozenset(), len(table), len(listing) + len(data), 1)
 
 
-def program_block(program: bytes, length: int, block_offset: int) -> Encoded:
+def program_block(program: ProgramBytes, length: int, block_offset: int) -> Encoded:
     """The payload of a block that a program writes."""
-    listing = instructions.encode([Program(1, len(program), length)], block_offset)
-    table = [Stream(streams.RAW, len(listing), listing), Stream(streams.RAW, len(program), program)]
+    data = program.data
+    listing = instructions.encode([Program(1, len(data), length)], block_offset)
+    table = [Stream(streams.RAW, len(listing), listing), Stream(streams.RAW, len(data), data)]
     payload = streams.encode_table(table, block_offset)
-    return Encoded(payload, frozenset({"program"}), len(table), len(listing) + len(program), 1)
+    return Encoded(
+        payload,
+        frozenset({"program"}),
+        len(table),
+        len(listing) + len(data),
+        1,
+        program.pool_bytes,
+        program.entropy_bytes,
+    )

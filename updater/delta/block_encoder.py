@@ -27,6 +27,7 @@ Bytes = NDArray[np.uint8]
 
 _QUICK_LEVEL = 3
 _TINY_BYTES = 16 << 10  # payloads below this are always compared with a patch of the whole block
+_SURE = 0.9  # share of a block that its program predicts from the base, above which no other way is tried
 _HOPE = 1.3  # how much larger a quick patch may be for a thorough one to be tried
 
 
@@ -38,12 +39,19 @@ class BlockEncoder:
         target: the target's bytes.
         level: zstd level.
         programs: makes the programs of blocks; None to do without.
+        thorough: tries every way, also where a program predicts nearly all of a block.
     """
 
     def __init__(
-        self, base: Bytes, target: Bytes, level: int, programs: ProgramEncoder | None = None
+        self,
+        base: Bytes,
+        target: Bytes,
+        level: int,
+        programs: ProgramEncoder | None = None,
+        thorough: bool = True,
     ) -> None:
         self._programs = programs
+        self._thorough = thorough
         self._base = base
         self._target = target
         self._level = level
@@ -52,16 +60,15 @@ class BlockEncoder:
         self._index: ContentIndex | None = None  # made when first needed: it costs time and memory
         self._index_lock = threading.Lock()
 
-    def _program(self, offset: int, length: int) -> bytes | None:
-        """A program for the block; None where there is none, for the other ways always serve."""
-        if self._programs is None:
-            return None
-        return self._programs.encode(offset, length)
-
     def encode(self, pieces: Sequence[Piece]) -> Encoded:
         """The smallest way found to code a block."""
         offset = pieces[0].offset
         length = sum(piece.length for piece in pieces)
+        program = self._programs.encode(offset, length) if self._programs is not None else None
+        if program is not None and not self._thorough and program.predicted > _SURE * length:
+            block = assembly.program_block(program, length, offset)
+            if block.fits(length):
+                return block
         data = self._target[offset : offset + length].tobytes()
         codings = [
             Coding(piece, None if piece.equal else choose(piece, self._base, self._target, self._estimator))
@@ -82,7 +89,6 @@ class BlockEncoder:
             parts = self._split(whole)
             if len(parts) > 1:
                 found.append(self._assembled(parts))
-        program = self._program(offset, length)
         if program is not None:
             found.append(assembly.program_block(program, length, offset))
         return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -66,7 +66,11 @@ EFFORTS = ("fast", "default", "max")
 
 @dataclass(frozen=True)
 class DeltaSummary:
-    """What `create` made. Sizes in bytes; without a base its digest is None and its size 0."""
+    """What `create` made. Sizes in bytes; without a base its digest is None and its size 0.
+
+    `pool_bytes` are those of the delta that hold entropy coded residuals with their tables; `entropy_bytes`
+    is what the residuals would take at the entropy of their symbols in the coder's contexts.
+    """
 
     delta_digest: str
     delta_size: int
@@ -75,6 +79,8 @@ class DeltaSummary:
     target_digest: str
     target_size: int
     regions: tuple[Region, ...]
+    pool_bytes: int
+    entropy_bytes: float
 
 
 def create(
@@ -122,12 +128,12 @@ def create(
         digests = (digest_bytes(old.data) if base is not None else None, digest_bytes(new.data))
         with os_errors("writing the delta", out), tempfile.TemporaryFile(dir=out.parent) as spool:
             programs = None
+            thorough = options.effort == "max"
             if options.effort != "fast":
-                thorough = options.effort == "max"
                 level = _MAX_LEVEL if thorough else options.level
                 programs = ProgramEncoder(old, old_spans, new, new_spans, level, thorough)
-            encoder = BlockEncoder(old, new, options.level, programs)
-            features, sizes = _encode(encoder, len(new), blocks, options.threads, progress, spool)
+            encoder = BlockEncoder(old, new, options.level, programs, thorough)
+            totals = _encode(encoder, len(new), blocks, options.threads, progress, spool)
             header = Header(
                 digests[0],
                 len(old),
@@ -135,13 +141,23 @@ def create(
                 len(new),
                 options.block_size,
                 len(blocks),
-                tuple(sorted(features)),
+                tuple(sorted(totals.features)),
             )
-            _write(out, header, spool, sizes)
+            _write(out, header, spool, totals.sizes)
         sizes_of = (len(old), len(new))
     regions = describe(base, out, target, base_spans=old_spans, target_spans=new_spans)
     delta_digest, delta_size = digest_file(out), out.stat().st_size
-    return DeltaSummary(delta_digest, delta_size, digests[0], sizes_of[0], digests[1], sizes_of[1], regions)
+    return DeltaSummary(
+        delta_digest,
+        delta_size,
+        digests[0],
+        sizes_of[0],
+        digests[1],
+        sizes_of[1],
+        regions,
+        totals.pool_bytes,
+        totals.entropy_bytes,
+    )
 
 
 def _checked(options: EncodeOptions) -> EncodeOptions:
@@ -187,6 +203,16 @@ def _spans(path: Path) -> tuple[TensorSpan, ...]:
         raise
 
 
+@dataclass
+class _Totals:
+    """What the coded blocks come to; `sizes` are each block's (payload, target) lengths."""
+
+    features: set[str] = field(default_factory=set)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    pool_bytes: int = 0
+    entropy_bytes: float = 0.0
+
+
 def _encode(
     encoder: BlockEncoder,
     total: int,
@@ -194,10 +220,9 @@ def _encode(
     threads: int,
     progress: Progress | None,
     spool: IO[bytes],
-) -> tuple[set[str], list[tuple[int, int]]]:
-    """Codes the blocks into `spool`; gives the features used and each block's (payload, target) length."""
-    features: set[str] = set()
-    sizes: list[tuple[int, int]] = []
+) -> _Totals:
+    """Codes the blocks into `spool`."""
+    totals = _Totals()
     done = 0
     threads = threads or os.cpu_count() or 1
     running: deque[tuple[int, Future[Encoded]]] = deque()
@@ -206,8 +231,10 @@ def _encode(
         nonlocal done
         length, future = running.popleft()
         block = future.result()
-        features.update(block.features)
-        sizes.append((len(block.payload), length))
+        totals.features.update(block.features)
+        totals.sizes.append((len(block.payload), length))
+        totals.pool_bytes += block.pool_bytes
+        totals.entropy_bytes += block.entropy_bytes
         spool.write(block.payload)
         done += length
         if progress is not None:
@@ -221,7 +248,7 @@ def _encode(
                 collect()
         while running:
             collect()
-    return features, sizes
+    return totals
 
 
 def _write(out: Path, header: Header, spool: IO[bytes], sizes: Sequence[tuple[int, int]]) -> None:

@@ -18,6 +18,7 @@ from updater.delta.base import Base
 from updater.delta.block import Block, OpenBlock, open_block
 from updater.delta.container import Header
 from updater.delta.instructions import PLAIN, SPARSE, Copy, Literal, Program, Tensor
+from updater.delta.program.operands import ReadBase
 from updater.delta.program.outline import outline
 from updater.delta.tensors import GAP_ESCAPE
 from updater.errors import SluiceError, os_errors
@@ -127,7 +128,7 @@ def _steps(file: IO[bytes], source: Base) -> Iterator[_Step]:
     for number in range(header.block_count):
         block = _read_block(file, number, offset, header, container.header_checksum(data))
         opened = open_block(block, header.features, source.read, bounds)
-        yield from _block_steps(opened, offset, len(block.payload))
+        yield from _block_steps(opened, source.read, offset, len(block.payload))
         offset += block.target_length
     if file.read(2) != bytes([container.MARK_END]):
         raise faults.truncated("the delta does not end with its end marker")
@@ -149,7 +150,7 @@ def _read_block(file: IO[bytes], number: int, offset: int, header: Header, seed:
     return Block(payload, offset, head.target_length)
 
 
-def _block_steps(opened: OpenBlock, offset: int, payload_length: int) -> Iterator[_Step]:
+def _block_steps(opened: OpenBlock, read: ReadBase, offset: int, payload_length: int) -> Iterator[_Step]:
     rates = [len(stream.coded) / max(1, stream.length) for stream in opened.table]
     found = []
     for item in opened.instructions:
@@ -161,7 +162,7 @@ def _block_steps(opened: OpenBlock, offset: int, payload_length: int) -> Iterato
             found.append(_Step(offset, item.length, name, "", None, item.length * rates[item.stream]))
         elif isinstance(item, Program):
             data = opened.readers[item.stream].take(item.size)
-            for part in outline(data, offset, item.length):
+            for part in outline(read, data, offset, item.length):
                 base_offset = part.base_offset if part.base_offset >= 0 else None
                 found.append(
                     _Step(offset + part.at, part.length, "program", part.operation, base_offset, part.cost)

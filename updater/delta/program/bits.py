@@ -2,7 +2,7 @@
 
 A field has a width of 0 to 32 bits and its lowest bit comes first. Fields are written and read by the array:
 NumPy places all of them at once. Rules: a reader never looks beyond its bytes; what is left behind the last
-field is padding, all zero.
+field is padding: fewer than eight bits, all zero.
 """
 
 from __future__ import annotations
@@ -91,12 +91,10 @@ class BitReader:
         """[count] fields of one width. Raises BitsError behind the end."""
         return self.take(np.full(count, width, dtype=np.uint8))
 
-    def end(self, carried: int) -> None:
-        """Refuses what is left but padding: zeros, at most seven of them behind `carried` bytes."""
+    def end(self) -> None:
+        """Refuses what is left but padding."""
         left = self._size - self._at
-        words = self._words[self._at >> 5 :].copy()
-        words[0] >>= self._at & 31
-        if words.any() or (left >= 8 and self._size > 8 * carried):
+        if left >= 8 or (left and int(self._words[self._at >> 5]) >> (self._at & 31)):
             raise BitsError("a program's raw bits go on behind its records")
 
 

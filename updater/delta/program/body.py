@@ -1,9 +1,9 @@
 """A block's program: records, the pools of their residuals, and the bytes between the records.
 
 Layout: head (varints): bytes of the records' coder, start and length of the base's window (the start folded,
-against the block's offset), a mask of the pools that are there, for each of these the bytes of its tables,
-its rANS stream and its raw part; then these parts in order; then the skeleton, whose first byte says how it
-is coded. `writer` and `reader` are its two directions.
+against the block's offset), a mask of the pools that are there, for each of these the bytes of its tables and
+of its raw bits, the bytes of their rANS stream; then these parts in order; then the skeleton, whose first
+byte says how it is coded. `writer` and `reader` are its two directions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from updater import limits
 from updater.delta import varint
 from updater.delta.program.arithmetic import Coder, decisions
 from updater.delta.program.operands import Operands, ProgramError, ReadBase
+from updater.delta.program.pools import Packed
+from updater.delta.program.rans import payload_capacity
 from updater.delta.program.records import (
     BIAS,
     CAST,
@@ -111,13 +113,30 @@ def _shadow(records: list[Record], place: Place) -> list[Record]:
     return kept
 
 
+def encode_head(place: Place, record_bytes: int, packed: Packed) -> bytes:
+    """What stands before a program's parts."""
+    names = list(KINDS)
+    mask = sum(1 << names.index(name) for name in packed.tables)
+    parts = [
+        varint.encode(record_bytes),
+        varint.encode_signed(place.window_start - place.offset),
+        varint.encode(place.window_length),
+        bytes([mask]),
+    ]
+    for name, sent in packed.tables.items():
+        parts += [varint.encode(len(sent)), varint.encode(packed.raw_sizes[name])]
+    if mask:
+        parts.append(varint.encode(len(packed.stream)))
+    return b"".join(parts)
+
+
 @dataclass(frozen=True)
 class Opened:
-    """A program taken apart; `pools` has the tables, stream and raw bits of each."""
+    """A program taken apart."""
 
     place: Place
     records: list[Record]
-    pools: dict[str, list[bytes]]
+    packed: Packed
     record_bytes: int
     skeleton: bytes
 
@@ -130,9 +149,18 @@ def open_body(body: bytes, offset: int, length: int) -> Opened:
     if window_length > limits.MAX_WINDOW_BYTES:
         raise ProgramError("a program's window is over its limit")
     mask = reader.byte()
-    index = {name: [reader.varint() for _ in range(3)] for at, name in enumerate(KINDS) if mask >> at & 1}
+    if mask >> len(KINDS):
+        raise ProgramError("a program has a pool that is not known")
+    names = [name for at, name in enumerate(KINDS) if mask >> at & 1]
+    sizes = {name: (reader.varint(), reader.varint()) for name in names}
+    stream_bytes = reader.varint() if mask else 0
     coder = Coder(reader.take(record_bytes), RECORD_LIMIT, decisions(length))
     records = code_records(coder, None, length, offset)
-    pools = {name: [reader.take(size) for size in sizes] for name, sizes in index.items()}
+    tables = {name: reader.take(size) for name, (size, _) in sizes.items()}
+    stream = reader.take(stream_bytes)
+    raw_sizes = {name: size for name, (_, size) in sizes.items()}
+    carried = payload_capacity(1 << min(stream[0], 63)) if stream else 0
+    raw = reader.take(max(0, sum(raw_sizes.values()) - carried))
     place = Place(offset, length, window_start, window_length)
-    return Opened(place, records, pools, record_bytes, reader.take(reader.left))
+    packed = Packed(tables, raw_sizes, stream, raw)
+    return Opened(place, records, packed, record_bytes, reader.take(reader.left))

@@ -7,7 +7,7 @@ their whole rows and what is left before and behind these. Every program is run 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -28,6 +28,23 @@ _LEAST_BYTES = 256  # a smaller block gains nothing by a program
 _ALONE_BYTES = 256 << 10  # of a block that is also tried without records
 _WINDOW_BYTES = 1 << 20  # of a large base's window beyond the block's own length
 _UNBOUNDED = 1 << 62  # each program is held to its own budget when it is coded
+
+
+@dataclass(frozen=True)
+class ProgramBytes:
+    """A program.
+
+    Attributes:
+        data: its bytes.
+        pool_bytes: of these, those of the pools.
+        entropy_bytes: what the pools would take at the entropy of their symbols.
+        predicted: bytes of the block that follow from the base.
+    """
+
+    data: bytes
+    pool_bytes: int
+    entropy_bytes: float
+    predicted: int
 
 
 class ProgramEncoder:
@@ -62,30 +79,36 @@ class ProgramEncoder:
                 places.setdefault(item.content, item.at)
         self._known = Known(base, Operands(self._read, _UNBOUNDED), places)
 
-    def encode(self, offset: int, length: int) -> bytes | None:
+    def encode(self, offset: int, length: int) -> ProgramBytes | None:
         """The program that writes `length` bytes of the target at `offset`; None if there is none."""
         if length < _LEAST_BYTES:
             return None
         with np.errstate(all="ignore"):  # tensors may hold any bits; what comes out is compared
             return self._encode(offset, length)
 
-    def _encode(self, offset: int, length: int) -> bytes | None:
+    def _encode(self, offset: int, length: int) -> ProgramBytes | None:
         target = self._target[offset : offset + length].tobytes()
         place = self._place(offset, length)
         items = list(_inside(self._items, offset, length))
         ways = [arrange.records_for(self._known, target, items, self._follows)]
         if ways[0] and length <= _ALONE_BYTES:
             ways.append([])
-        found = []
+        found: list[ProgramBytes] = []
         for records in ways:
             try:
-                found.append(writer.encode(self._read, target, place, records, self._level, self._thorough))
+                program, packed = writer.encode(
+                    self._read, target, place, records, self._level, self._thorough
+                )
+                predicted = sum(record.length for record in records if record.based)
+                found.append(ProgramBytes(program, packed.size, packed.entropy, predicted))
             except ProgramError:  # decoders would refuse it
                 continue
         if not found:
             return None
-        best = min(found, key=len)
-        return best if reader.decode(self._read, best, offset, length) == target else None
+        best = min(found, key=lambda program: len(program.data))
+        if reader.decode(self._read, best.data, offset, length) != target:
+            raise AssertionError(f"the program for the block at byte {offset} writes other bytes")
+        return best
 
     def _place(self, offset: int, length: int) -> Place:
         size = len(self._base)

@@ -1,13 +1,14 @@
-"""Streams that records share: each pool joins the symbols of one kind over all records.
+"""Symbols that records share: each pool joins those of one kind, and one rANS stream codes all pools.
 
-A pool has its alphabet, its number of contexts, and raw bits beside its symbols. Joined, small tensors share
-tables, and the lanes' states are paid for once. Parts of a coded pool: `tables`; `stream`, the logarithm of
-its lanes and the rANS stream; `raw`, what of the bits did not fit into the lanes' payload.
+A pool has its alphabet, its contexts with the tables that serve them, and raw bits beside its symbols.
+Joined, small tensors share tables, and the stream's lanes are paid for once. What a program holds, in this
+order: for each pool its tables; the stream (the logarithm of its lanes, then the rANS stream of all symbols,
+pool by pool); the raw bits of all pools, without the bytes that the lanes carry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 
 from updater.delta.program import bits, rans, tables
 from updater.delta.program.bits import BitReader
+from updater.delta.program.rans import RansError, Tables
 
 U8 = NDArray[np.uint8]
+U16 = NDArray[np.uint16]
 Ints = NDArray[Any]
 
 
@@ -36,81 +39,156 @@ class Pool:
     kind: Kind
     symbols: list[U8] = field(default_factory=list)
     contexts: list[Ints] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
+    groups: int = 1
     fields: list[tuple[Ints, U8]] = field(default_factory=list)
 
     def add(self, symbols: U8, contexts: Ints, group: int, *fields: tuple[Ints, U8]) -> None:
         """Adds what one record has: symbols, their contexts in the record's group, raw (values, widths)."""
         self.symbols.append(symbols)
         self.contexts.append(contexts + np.uint16(self.kind.contexts * group))
-        self.groups.append(group)
+        self.groups = max(self.groups, group + 1)
         self.fields += fields
 
-    def encode(self) -> tuple[bytes, bytes, bytes]:
-        """Tables, rANS stream, raw bytes."""
-        symbols = np.concatenate(self.symbols) if self.symbols else np.empty(0, dtype=np.uint8)
-        raw = bits.pack(self.fields)
-        if not len(symbols):
-            return b"", b"", raw
-        contexts = np.concatenate(self.contexts)
-        number = self.kind.contexts * (max(self.groups) + 1)
-        model, sent = tables.build(symbols, contexts, number, self.kind.alphabet)
-        lanes = rans.lanes_for(len(symbols), len(raw))
-        capacity = rans.payload_capacity(lanes)
-        stream = rans.encode(symbols, model.classes[contexts], model.tables, lanes, raw[:capacity])
-        return sent, bytes([lanes.bit_length() - 1]) + stream, raw[capacity:]
 
+@dataclass(frozen=True)
+class Packed:
+    """Coded pools.
 
-class OpenPool:
-    """A pool as the decoder takes from it.
-
-    Args:
-        kind: the pool's.
-        parts: tables, stream and raw bytes.
-        groups: of its records, in order.
-        sizes: symbols of its records.
-
-    Raises ProgramError for parts that no encoder writes.
+    Attributes:
+        tables: by name, the tables as they are sent.
+        raw_sizes: by name, bytes of raw bits.
+        stream: the lanes' logarithm and the rANS stream.
+        raw: the raw bits that the stream does not carry.
+        entropy: bytes that the symbols take by their own frequencies in each table, and the raw bits; only
+            the encoder knows.
     """
 
-    def __init__(
-        self, kind: Kind, parts: Sequence[bytes], groups: Sequence[int], sizes: Sequence[int]
-    ) -> None:
-        sent, self._stream, self._raw = parts
-        self._kind = kind
-        self._model = tables.read(sent, kind.contexts * (max(groups) + 1), kind.alphabet)
-        self._classes = np.empty(sum(sizes), dtype=np.uint8)
-        self._known = self._at = self._carried = 0
-        self._symbols = self._classes[:0]
-        self._bits = BitReader(b"")
+    tables: dict[str, bytes]
+    raw_sizes: dict[str, int]
+    stream: bytes
+    raw: bytes
+    entropy: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(map(len, self.tables.values())) + len(self.stream) + len(self.raw)
+
+
+def encode(pools: Mapping[str, Pool]) -> Packed:
+    """Codes the pools that have symbols."""
+    used = {name: pool for name, pool in pools.items() if pool.symbols}
+    if not used:
+        return Packed({}, {}, b"", b"")
+    sent, raws, frequencies = {}, {}, []
+    symbols, classes, count = [], [], 0
+    for name, pool in used.items():
+        joined, contexts = np.concatenate(pool.symbols), np.concatenate(pool.contexts)
+        model, sent[name] = tables.build(
+            joined, contexts, pool.kind.contexts * pool.groups, pool.kind.alphabet
+        )
+        raws[name] = bits.pack(pool.fields)
+        symbols.append(joined)
+        classes.append(model.classes.astype(np.uint16)[contexts] + np.uint16(count))
+        frequencies.append(model.frequencies)
+        count += len(model.frequencies)
+    joined_tables = rans.join(frequencies)
+    raw = b"".join(raws.values())
+    every, tables_of = np.concatenate(symbols), np.concatenate(classes)
+    size = int(joined_tables.cost(every, tables_of)) + len(raw)
+    lanes = rans.lanes_for(size, len(raw), len(every))
+    capacity = rans.payload_capacity(lanes)
+    stream = rans.encode(every, tables_of, joined_tables, lanes, raw[:capacity])
+    sizes = {name: len(part) for name, part in raws.items()}
+    entropy = joined_tables.entropy(every, tables_of) + len(raw)
+    return Packed(sent, sizes, bytes([lanes.bit_length() - 1]) + stream, raw[capacity:], entropy)
+
+
+@dataclass
+class OpenPool:
+    """A pool as the decoder takes from it; symbols and bits are there after `OpenPools.decode`."""
+
+    classes: U16  # [contexts] the table of each
+    contexts: int  # of a group
+    told: list[U16] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)  # bytes of each part told, its symbols alone
+    symbols: U8 = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    bits: BitReader = field(default_factory=lambda: BitReader(b""))
+    _at: int = 0
 
     def tell(self, contexts: Ints, group: int) -> None:
         """Says the contexts of the next symbols, in the order of the records."""
-        classes = self._model.classes[self._kind.contexts * group :][: self._kind.contexts]
-        end = self._known + len(contexts)
-        classes.take(contexts, out=self._classes[self._known : end])
-        self._known = end
-
-    def decode(self) -> None:
-        """Decodes the symbols, once all their contexts were told."""
-        if not self._stream or 1 << self._stream[0] > rans.MAX_LANES:
-            raise rans.RansError("a pool names too many lanes")
-        self._symbols, payload = rans.decode(
-            self._stream[1:], len(self._classes), self._classes, self._model.tables, 1 << self._stream[0]
-        )
-        self._carried = len(payload)
-        self._bits = BitReader(payload + self._raw)
-
-    @property
-    def bits(self) -> BitReader:
-        """The raw bits."""
-        return self._bits
-
-    def end(self) -> None:
-        """Refuses raw bits that no record took."""
-        self._bits.end(self._carried)
+        mine = self.classes[self.contexts * group : self.contexts * (group + 1)]
+        self.told.append(mine.take(contexts))
 
     def take(self, count: int) -> U8:
         """The next symbols."""
         self._at += count
-        return self._symbols[self._at - count : self._at]
+        return self.symbols[self._at - count : self._at]
+
+
+class OpenPools:
+    """The pools of a program.
+
+    Args:
+        packed: what the program holds of them.
+        kinds: by name, those that are there.
+        groups: by name, how many groups of contexts.
+
+    Raises ProgramError for parts that no encoder writes.
+    """
+
+    def __init__(self, packed: Packed, kinds: Mapping[str, Kind], groups: Mapping[str, int]) -> None:
+        self._packed = packed
+        self._frequencies: list[NDArray[np.uint32]] = []
+        self._pools: dict[str, OpenPool] = {}
+        count = 0
+        for name, sent in packed.tables.items():
+            if name not in groups:
+                raise RansError("a program has a pool that no record takes from")
+            model = tables.read(sent, kinds[name].contexts * groups[name], kinds[name].alphabet)
+            classes = model.classes.astype(np.uint16) + np.uint16(count)
+            self._pools[name] = OpenPool(classes, kinds[name].contexts)
+            self._frequencies.append(model.frequencies)
+            count += len(model.frequencies)
+
+    def __getitem__(self, name: str) -> OpenPool:
+        if name not in self._pools:
+            raise RansError("a record takes from a pool that is not there")
+        return self._pools[name]
+
+    def decode(self, account: bool = False) -> None:
+        """Decodes the symbols, once all contexts were told; `account` also fills the pools' costs."""
+        if not self._pools:
+            return
+        stream = self._packed.stream
+        if not stream or 1 << stream[0] > rans.MAX_LANES:
+            raise RansError("a program names too many lanes")
+        told = [part for pool in self._pools.values() for part in pool.told]
+        classes = np.concatenate(told) if told else np.empty(0, dtype=np.uint16)
+        lengths = [list(map(len, pool.told)) for pool in self._pools.values()]
+        for pool in self._pools.values():
+            pool.told.clear()
+        joined = rans.join(self._frequencies)
+        symbols, payload = rans.decode(stream[1:], len(classes), classes, joined, 1 << stream[0])
+        total = sum(self._packed.raw_sizes.values())
+        if any(payload[total:]):
+            raise RansError("the lanes of a program carry what no pool has")
+        raw = payload[:total] + self._packed.raw
+        at = place = 0
+        for (name, pool), parts in zip(self._pools.items(), lengths):
+            pool.symbols = symbols[at : at + sum(parts)]
+            for size in parts:
+                if account:
+                    pool.costs.append(joined.cost(symbols[at : at + size], classes[at : at + size]))
+                at += size
+            pool.bits = BitReader(raw[place : place + self._packed.raw_sizes[name]])
+            place += self._packed.raw_sizes[name]
+
+    def end(self) -> None:
+        """Refuses raw bits that no record took."""
+        for pool in self._pools.values():
+            pool.bits.end()
+
+
+__all__ = ["Kind", "OpenPool", "OpenPools", "Packed", "Pool", "Tables", "encode"]

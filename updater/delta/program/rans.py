@@ -17,6 +17,7 @@ bit, lowest first), then the words as u16 little-endian. All integers; nothing r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,9 @@ from updater.delta.program.operands import ProgramError
 PROBABILITY_BITS = 12
 TOTAL = 1 << PROBABILITY_BITS
 MAX_LANES = 1 << 14
-STEPS = 1024  # symbols a lane codes, about: fewer lanes cost less, more decode faster
+MAX_TABLES = 1024  # of a stream; the decoder takes 16 KiB for each
+LANE_BYTES = 256  # of a stream for each lane: fewer lanes cost less, more decode faster
+BARE_LANE_BYTES = 2048  # the same where lanes have no payload to carry
 MAX_SYMBOLS = 256  # of a table
 LOW = 1 << 16  # states lie in [LOW, LOW << 16)
 SEED_BYTES = 2  # payload a lane carries
@@ -53,6 +56,22 @@ class Tables:
 
     frequencies: U32
 
+    def _counts(self, symbols: Symbols, tables: Symbols) -> NDArray[np.float64]:
+        index = tables.astype(np.int64) * self.frequencies.shape[1] + symbols
+        counts = np.bincount(index, minlength=self.frequencies.size).astype(np.float64)
+        return counts.reshape(self.frequencies.shape)
+
+    def cost(self, symbols: Symbols, tables: Symbols) -> float:
+        """Bytes that symbols [n], each with its table, take in a stream."""
+        share = np.maximum(self.frequencies, 1) / TOTAL
+        return float(-(self._counts(symbols, tables) * np.log2(share)).sum() / 8)
+
+    def entropy(self, symbols: Symbols, tables: Symbols) -> float:
+        """Bytes that they would take by their own frequencies in each table."""
+        counts = self._counts(symbols, tables)
+        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        return float(-(counts * np.log2(np.where(counts > 0, share, 1))).sum() / 8)
+
     def starts(self) -> U32:
         """[T, A]: the sums of the frequencies before each symbol."""
         sums: U32 = (np.cumsum(self.frequencies, axis=1) - self.frequencies).astype(np.uint32)
@@ -74,15 +93,27 @@ class Tables:
         return packed
 
 
-def lanes_for(count: int, payload: int) -> int:
-    """Lanes for `count` symbols and `payload` bytes to carry: a power of two, 1 to 16,384.
+def join(frequencies: Sequence[U32]) -> Tables:
+    """The tables of several alphabets as one numbered through. Raises RansError if they are too many."""
+    count, alphabet = sum(map(len, frequencies)), max(part.shape[1] for part in frequencies)
+    if count > MAX_TABLES:
+        raise RansError(f"{count} tables; a stream has {MAX_TABLES} at most")
+    out, at = np.zeros((count, alphabet), dtype=np.uint32), 0
+    for part in frequencies:
+        out[at : at + len(part), : part.shape[1]] = part
+        at += len(part)
+    return Tables(out)
 
-    About 1024 symbols a lane while there is payload to fill the lanes (which then cost next to nothing), up
-    to
-    8192 symbols a lane without.
+
+def lanes_for(size: int, payload: int, count: int) -> int:
+    """Lanes for a stream: a power of two, 1 to 16,384, as many as cost a thousandth or two of `size` bytes.
+
+    A lane costs half a byte while there is payload to carry, else two and a half. There are never more lanes
+    than one for each eight of `count` symbols.
     """
-    lanes = min(MAX_LANES, 1 << max(0, (count // STEPS).bit_length()))
-    while lanes > 1 and SEED_BYTES * lanes > payload and lanes * STEPS * 8 > count:
+    most = max(1, min(size // LANE_BYTES, count // 8, MAX_LANES))
+    lanes = 1 << (most.bit_length() - 1)
+    while lanes > 1 and SEED_BYTES * lanes > payload and lanes > size // BARE_LANE_BYTES:
         lanes //= 2
     return lanes
 

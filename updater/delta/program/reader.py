@@ -1,14 +1,13 @@
 """Runs a program: the bytes that it writes.
 
-Order: records; what is the same as in the base; floats; what follows from these; integers and codes, which
-need scales; the skeleton; copies of what was written. Rules: work goes piece by piece, so that memory follows
-from the block and not from what the records name; whatever the program holds, it ends with the block's length
-or an error.
+Order: records; the symbols of all pools; what is the same as in the base; floats; what follows from these;
+integers and codes, which need scales; the skeleton; copies of what was written. Rules: work goes piece by
+piece, so that memory follows from the block and not from what the records name; whatever the program holds,
+it ends with the block's length or an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from updater.delta.program import body, predictors, residuals, skeletons
 from updater.delta.program.body import Opened
 from updater.delta.program.operands import ProgramError, ReadBase
 from updater.delta.program.piece import Piece, pieces
-from updater.delta.program.pools import OpenPool
+from updater.delta.program.pools import OpenPool, OpenPools
 from updater.delta.program.records import (
     CAST,
     CODES,
@@ -30,6 +29,7 @@ from updater.delta.program.records import (
     PLAIN,
     POOL,
     PRUNED,
+    QUANTISED,
     SAME,
     SELF,
     SPARSE,
@@ -47,11 +47,16 @@ def decode(read: ReadBase, data: bytes, offset: int, length: int) -> bytearray:
     Raises ProgramError, or another arithmetic or look-up error, for what no encoder writes; SluiceError as
     `read` and `open_body` do.
     """
-    return _Reader(body.open_body(data, offset, length), read).run()
+    return Reader(body.open_body(data, offset, length), read).run()
 
 
-class _Reader:
-    """One run of a program."""
+class Reader:
+    """One run of a program.
+
+    Args:
+        opened: the program.
+        read: gives bytes of the base.
+    """
 
     def __init__(self, opened: Opened, read: ReadBase) -> None:
         self._opened = opened
@@ -60,75 +65,77 @@ class _Reader:
         self._block = np.frombuffer(self._out, dtype=np.uint8)
         self._values = Values(body.operands(read, opened.place.length), opened.records, self._block)
         self._groups = residuals.groups(opened.records)
-        self._pools: dict[str, OpenPool] = {}
+        self._members: dict[str, list[int]] = {}
+        for number, record in enumerate(self._records):
+            for name in residuals.pools_of(record):
+                self._members.setdefault(name, []).append(number)
+        groups = {
+            name: residuals.group_count(name, self._groups, found) for name, found in self._members.items()
+        }
+        self._pools = OpenPools(opened.packed, KINDS, groups)
 
     def run(self) -> bytearray:
         """Writes all of the block."""
-        self._same()
+        self._decode(account=False)
         numbers = range(len(self._records))
-        floats = [n for n in numbers if self._records[n].op in (FLOAT, PLAIN)]
-        self._run(floats)
+        for number in numbers:
+            if self._records[number].op == SAME:
+                self._same(number)
+        for number in numbers:
+            if self._records[number].op in (FLOAT, PLAIN):
+                self._record(number)
         for number in numbers:
             record = self._records[number]
             if record.op in FOLLOWING:
-                value = self._values.get(number)
-                self._values.write(number, Piece.whole(1, record.count), value)
-        late = (*FOLLOWING, FLOAT, PLAIN, SAME, SELF, GIVEN)
-        self._run([n for n in numbers if self._records[n].op not in late])
-        for pool in self._pools.values():
-            pool.end()
-        if self._opened.pools.keys() - self._pools.keys():
-            raise ProgramError("a program has a pool that no record takes from")
+                self._values.write(number, Piece.whole(1, record.count), self._values.get(number))
+        for number in numbers:
+            if self._records[number].op not in (*FOLLOWING, FLOAT, PLAIN, SAME, SELF, GIVEN):
+                self._record(number)
+        self._pools.end()
         self._skeleton()
         self._selves()
         return self._out
 
-    def _same(self) -> None:
-        for number, record in enumerate(self._records):
-            if record.op == SAME:
-                raw = self._values.base.bytes(record.base, record.length)
-                self._block[record.at : record.at + record.length] = np.frombuffer(raw, dtype=np.uint8)
-                self._values.done(number)
+    def costs(self) -> dict[int, float]:
+        """Bytes that the symbols of each record take, by its number; nothing is written."""
+        self._decode(account=True)
+        out: dict[int, float] = {}
+        for name, numbers in self._members.items():
+            left = iter(self._pools[name].costs)
+            for number in numbers:
+                record = self._records[number]
+                parts = (
+                    1 if record.residual == SPARSE else sum(1 for _ in pieces(record.rows, record.columns))
+                )
+                out[number] = out.get(number, 0.0) + sum(next(left) for _ in range(parts))
+        return out
 
-    def _run(self, numbers: Sequence[int]) -> None:
-        """Opens the pools of records that are predicted alike, then puts the records into the block."""
-        members: dict[str, list[int]] = {}
-        for number in numbers:
-            if name := residuals.pool_of(self._records[number]):
-                members.setdefault(name, []).append(number)
-                if name == "gaps":
-                    members.setdefault("sizes", []).append(number)
-        for name, found in members.items():
-            self._pools[name] = self._open(name, found)
-        for number in numbers:
-            self._record(number)
-            self._values.done(number)
+    def _decode(self, account: bool) -> None:
+        for name in KINDS:
+            for number in self._members.get(name, ()):
+                self._tell(name, number)
+        self._pools.decode(account)
 
-    def _open(self, name: str, numbers: Sequence[int]) -> OpenPool:
-        if name not in self._opened.pools:
-            raise ProgramError("a record takes from a pool that is not there")
-        records = [self._records[number] for number in numbers]
-        groups = [0 if name == "plain" else self._groups.get(number, 0) for number in numbers]
-        sizes = [record.changed if record.residual == SPARSE else record.count for record in records]
-        pool = OpenPool(KINDS[name], self._opened.pools[name], groups, sizes)
-        for number, group in zip(numbers, groups):
-            self._tell(pool, name, number, group)
-        pool.decode()
-        return pool
-
-    def _tell(self, pool: OpenPool, name: str, number: int, group: int) -> None:
+    def _same(self, number: int) -> None:
         record = self._records[number]
+        raw = self._values.base.bytes(record.base, record.length)
+        self._block[record.at : record.at + record.length] = np.frombuffer(raw, dtype=np.uint8)
+        self._values.done(number)
+
+    def _tell(self, name: str, number: int) -> None:
+        """Says the contexts of a record's symbols in a pool."""
+        record, pool, group = self._records[number], self._pools[name], self._groups.get(number, 0)
         if record.residual == SPARSE:
-            pool.tell(residuals.sparse_contexts(record)[name == "sizes"], group)
+            pool.tell(residuals.sparse_contexts(record)[name == "sizes"], 0)
             return
         for piece in pieces(record.rows, record.columns):
             if record.op == FLOAT:
                 words = predictors.floats(self._values.base, record, piece)
                 pool.tell(residuals.float_contexts(record, words, piece), group)
             elif record.op == PLAIN:
-                pool.tell(residuals.plain_contexts(record, self._groups[number], piece), 0)
+                pool.tell(residuals.plain_contexts(record, group, piece), 0)
             elif name == "wide":
-                pool.tell(residuals.wide_contexts(record, piece), group)
+                pool.tell(residuals.wide_contexts(record, piece), 0)
             else:
                 fractions = None
                 if record.op == CODES and record.gain_bits:
@@ -137,7 +144,7 @@ class _Reader:
 
     def _record(self, number: int) -> None:
         record = self._records[number]
-        pool = self._pools.get(residuals.pool_of(record)) if record.residual == POOL else None
+        pool = self._pools[residuals.pools_of(record)[0]] if record.residual == POOL else None
         for piece in pieces(record.rows, record.columns):
             self._values.write(number, piece, self._piece(record, number, piece, pool))
         if record.residual == SPARSE:
@@ -146,6 +153,7 @@ class _Reader:
         elif record.residual == EXCEPTIONS:
             places = np.array([place for place, _ in record.exceptions], dtype=np.int64)
             self._change(record, places, np.array([value for _, value in record.exceptions], dtype=np.int64))
+        self._values.done(number)
 
     def _piece(self, record: Record, number: int, piece: Piece, pool: OpenPool | None) -> Array:
         """The elements of a piece, but for changes that come one by one."""
@@ -158,7 +166,7 @@ class _Reader:
         else:
             guess, _ = self._values.predicted(number, piece)
         if pool is not None:
-            if residuals.pool_of(record) == "codes":
+            if record.op in (CODES, QUANTISED):
                 guess += residuals.get_codes(pool, piece.count)
             else:
                 guess = guess.view(np.uint32)

@@ -131,6 +131,13 @@ class Record:
         return self.count // self.rows
 
     @property
+    def based(self) -> bool:
+        """Whether the base predicts its elements."""
+        if self.op == CODES:
+            return not self.gain_bits or bool(self.gains.any())
+        return self.op not in (PLAIN, SELF, GIVEN)
+
+    @property
     def length(self) -> int:
         return 0 if self.op == GIVEN else self.count * DTYPES[self.dtype].itemsize
 

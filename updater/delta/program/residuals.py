@@ -6,6 +6,7 @@ bits. Contexts and readers work on a `Piece` of a record, so that a core's cache
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,17 +51,17 @@ MAX_GROUPS = 63
 _OWN = ("float", "half", "codes")  # pools whose contexts are kept apart by group
 
 
-def pool_of(record: Record) -> str:
-    """The pool that a record's residual goes to ("gaps" stands for itself and "sizes"); "" for none."""
+def pools_of(record: Record) -> tuple[str, ...]:
+    """The pools that a record's residual goes to."""
     if record.residual == SPARSE:
-        return "gaps"
+        return ("gaps", "sizes")
     if record.residual != POOL:
-        return ""
+        return ()
     if record.op == FLOAT:
-        return "float" if record.dtype == F32 else "half"
+        return ("float",) if record.dtype == F32 else ("half",)
     if record.op == PLAIN:
-        return "plain"
-    return "codes" if record.op in (CODES, QUANTISED) else "wide"
+        return ("plain",)
+    return ("codes",) if record.op in (CODES, QUANTISED) else ("wide",)
 
 
 def groups(records: list[Record]) -> dict[int, int]:
@@ -72,7 +73,7 @@ def groups(records: list[Record]) -> dict[int, int]:
     out: dict[int, int] = {}
     last: dict[str, int] = {}
     for number, record in enumerate(records):
-        name = pool_of(record)
+        name = next(iter(pools_of(record)), "")
         if name == "plain":
             out[number] = last.get(name, 0)
             last[name] = out[number] + 1
@@ -81,6 +82,11 @@ def groups(records: list[Record]) -> dict[int, int]:
             last[name] = min(MAX_GROUPS, last.get(name, 0) + own)
             out[number] = last[name] if own else 0
     return out
+
+
+def group_count(name: str, found: Mapping[int, int], numbers: Sequence[int]) -> int:
+    """How many groups of contexts a pool has that the records `numbers` take from."""
+    return 1 + max(found.get(number, 0) for number in numbers) if name in _OWN else 1
 
 
 def levels(record: Record, piece: Piece) -> NDArray[np.int16]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater.delta.program.arithmetic import Coder
-from updater.delta.program.rans import MAX_SYMBOLS, TOTAL, RansError, Tables
+from updater.delta.program.rans import MAX_SYMBOLS, TOTAL, RansError
 
 Ints = NDArray[np.int64]
 Symbols = NDArray[Any]
@@ -37,11 +37,11 @@ class Model:
 
     Attributes:
         classes: [contexts] the table of each context.
-        tables: the tables.
+        frequencies: [tables, alphabet] 12-bit frequencies.
     """
 
     classes: NDArray[np.uint8]
-    tables: Tables
+    frequencies: NDArray[np.uint32]
 
 
 def count(symbols: Symbols, contexts: Symbols, context_count: int, alphabet: int) -> Ints:
@@ -212,7 +212,7 @@ def fit(counts: Ints) -> tuple[Model, bytes]:
     assert best is not None
     coder = Coder()
     _code_model(coder, classes, len(counts), counts.shape[1], number, best[1], best[2])
-    return Model(classes, Tables(best[3])), coder.finish()
+    return Model(classes, best[3]), coder.finish()
 
 
 def read(data: bytes, context_count: int, alphabet: int) -> Model:
@@ -221,7 +221,7 @@ def read(data: bytes, context_count: int, alphabet: int) -> Model:
     classes, precision, levels = _code_model(
         coder, np.zeros(context_count, dtype=np.uint8), context_count, alphabet, 0, 0, None
     )
-    return Model(classes, Tables(frequencies(levels, precision)))
+    return Model(classes, frequencies(levels, precision))
 
 
 def _code_runs(coder: Coder, classes: NDArray[np.uint8], out: NDArray[np.uint8], number: int) -> None:
