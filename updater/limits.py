@@ -17,7 +17,7 @@ MAX_TEXT_CHARACTERS = 1024  # of any free text in a manifest
 MAX_FILE_BYTES = 16 << 30  # of one file of a version
 
 # Deltas. The decoder's memory follows from the block, the window and the streams of one block.
-DEFAULT_BLOCK_BYTES = 4 << 20  # of target that one block writes, unless the encoder is told otherwise
+DEFAULT_BLOCK_BYTES = 8 << 20  # of target that one block writes, unless the encoder is told otherwise
 MAX_BLOCK_BYTES = 16 << 20  # of target that one block writes
 MIN_BLOCK_BYTES = 64  # below this the encoder refuses: every element and frame must fit
 BLOCK_OVERHEAD_BYTES = 64  # a block's payload is at most its target length and this
@@ -27,10 +27,12 @@ MAX_WINDOW_BYTES = 8 << 20  # of base that one block's patches look back into, t
 MAX_WINDOW_RANGES = 4096  # of base that one block's windows are gathered from
 MAX_STREAMS = 4096  # in one block
 MAX_INSTRUCTIONS = 1 << 16  # in one block
+MAX_REFERENCES = 64  # records of a program that lead from one to another
+MAX_RECORD_NUMBER = 1 << 62  # of any field of a record, either side of zero
 MAX_CODED_DECISIONS = 1 << 21  # binary decisions of one arithmetic coded stream, some microseconds each
 MAX_MODELLED_BYTES = 256 << 10  # that one block's byte model writes; of these, up to ...
 MAX_MIXED_BYTES = 64 << 10  # ... so many go through all its models, some 0.1 ms each
-MAX_MODEL_WINDOW_BYTES = 1 << 20  # of base that it looks at
+MAX_MODEL_WINDOW_BYTES = 128 << 10  # of base that it looks at
 OPERAND_EXPANSION = 24  # a program reads at most this times its target length of the base ...
 OPERAND_OVERHEAD_BYTES = 64 << 10  # ... and this
 MAX_CHANNELS = 1 << 20  # of one requantise instruction

@@ -121,6 +121,8 @@ def decode(stream: Stream, read_base: ReadBase) -> bytes:
     """
     if stream.coder == RAW:
         return stream.coded
+    if not stream.length:
+        raise faults.invalid("a stream of no bytes is coded")
     dictionary = None
     try:
         # Checked before zstd allocates by it: a frame may announce any size.

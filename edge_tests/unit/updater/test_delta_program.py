@@ -18,6 +18,7 @@ from updater.delta import faults, varint
 from updater.delta.program import bits, rans, records, run, tables, tokens
 from updater.delta.program.arithmetic import Coder, CoderError
 from updater.delta.program.encoder import ProgramEncoder
+from updater.delta.program.operands import LimitError
 from updater.digests import digest_file
 from updater.errors import SluiceError
 from updater.formats.span import Quantisation, TensorSpan
@@ -221,10 +222,15 @@ def test_the_arithmetic_coder_is_its_own_inverse_and_knows_its_end() -> None:
     data = writer.finish()
     reader = Coder(data)
     assert [reader.signed("a") for _ in values] == values
+    reader.end()
+    longer = Coder(data + b"\0")
+    assert [longer.signed("a") for _ in values] == values
+    with pytest.raises(CoderError, match="does not end"):
+        longer.end()
     with pytest.raises(CoderError):
         for _ in range(10_000):
             reader.bits(0, 8)
-    with pytest.raises(CoderError):
+    with pytest.raises(LimitError):
         Coder(data, budget=0).signed("a")
 
 
@@ -347,16 +353,16 @@ def test_scales_that_do_not_fit_their_record_are_refused_before_memory_is_taken(
     kind = records.I8 if op == records.QUANTISED else records.I32
     many = records.Record(op, kind, 200_000, 50_000, rows=1, base=0, one=0, residual=records.EXACT)
     coder = Coder(limit=30)
-    records.code_records(coder, [scales, many], 400_000, 0)
+    records.code_records(coder, [scales, many], 400_000, 0, records.RowBits())
     coded = coder.finish()
-    program = varint.encode(len(coded)) + bytes([0, 0, 0]) + coded + bytes([0]) + bytes(400_000)
+    program = varint.encode(len(coded)) + bytes([0, 0, 0, 0]) + coded + bytes([0]) + bytes(400_000)
     assert many.columns == 50_000
     if op != records.QUANTISED:
         few = replace(many, count=3, base=0)
         coder = Coder(limit=30)
-        records.code_records(coder, [scales, few], 400_000, 0)
+        records.code_records(coder, [scales, few], 400_000, 0, records.RowBits())
         coded = coder.finish()
-        program = varint.encode(len(coded)) + bytes([0, 0, 0]) + coded + bytes([0]) + bytes(400_000)
+        program = varint.encode(len(coded)) + bytes([0, 0, 0, 0]) + coded + bytes([0]) + bytes(400_000)
     with pytest.raises(SluiceError, match="another number of scales"):
         run(lambda offset, length: bytes(length), program, 0, 400_000)
 

@@ -24,6 +24,7 @@ MAX_LEVEL = 1 << 12
 _ROUNDS = 4
 _LEVEL_BITS = 2.2  # what a level costs, about
 _MIN_ELEMENTS = 64
+_SERVED = 8  # elements that a level must serve to be worth its time
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,25 @@ def _bits(size: NDArray[np.float64], activity: Activity) -> float:
 def fit(change: NDArray[Any], floor: float) -> Activity:
     """The levels of [rows, columns] changes. `floor` is added to each: what counts as no change."""
     size = np.abs(change).astype(np.float64) + floor
-    sides = [(False, False)]
-    if size.size >= _MIN_ELEMENTS:
-        sides += [(True, False), (False, True), (True, True)]
-    fits = [_fit(size, rows and size.shape[0] > 1, columns and size.shape[1] > 1) for rows, columns in sides]
+    rows, columns = (count > 1 and others >= _SERVED for count, others in (size.shape, size.shape[::-1]))
+    sides = {(False, False), (rows, False), (False, columns), (rows, columns)}
+    fits = [_fit(size, *side) for side in sorted(sides)]
     return min(fits, key=lambda activity: _bits(size, activity))
 
 
-def code(coder: Coder, shape: tuple[int, int], activity: Activity | None) -> Activity:
-    """Sends an activity, or reads it when the coder reads (`activity` is then None)."""
+def code(
+    coder: Coder, shape: tuple[int, int], used: NDArray[np.bool_], activity: Activity | None
+) -> Activity:
+    """Sends an activity, or reads it when the coder reads (`activity` is then None).
+
+    Of rows that are not `used` (none given: all are) no level is sent; theirs is 0.
+    """
     sides = []
     given = (activity.rows, activity.columns) if activity else (None, None)
+    if len(used):
+        shape = (int(used.sum()), shape[1])
+        if activity is not None and len(activity.rows) > 1:
+            given = (activity.rows[used], activity.columns)
     for index, (values, count) in enumerate(zip(given, shape)):
         full = coder.bit(("full", index), int(values is not None and len(values) == count))
         out = np.zeros(count if full else 1, dtype=np.int64)
@@ -88,6 +97,10 @@ def code(coder: Coder, shape: tuple[int, int], activity: Activity | None) -> Act
                 raise ProgramError("an activity level lies outside its range")
             out[place] = last
         sides.append(out)
+    if len(used) and len(sides[0]) > 1:
+        rows = np.zeros(len(used), dtype=np.int64)
+        rows[used] = sides[0]
+        sides[0] = rows
     return Activity(sides[0], sides[1])
 
 

@@ -15,7 +15,7 @@ only.
 from __future__ import annotations
 
 from updater import limits
-from updater.delta.program.operands import ProgramError
+from updater.delta.program.operands import LimitError, ProgramError
 
 _MASK = 0xFFFFFFFF
 _START = 1 << 15
@@ -47,7 +47,7 @@ class Coder:
         limit: int = DEFAULT_LIMIT,
         budget: int = limits.MAX_CODED_DECISIONS,
     ) -> None:
-        self._left = budget
+        self._left = self._budget = budget
         self.reading = data is not None
         self._data = data or b""
         self._at = 4
@@ -55,22 +55,24 @@ class Coder:
         self._code = int.from_bytes(self._data[:4].ljust(4, b"\0"), "big")
         self._out = bytearray()
         self._models: dict[object, list[int]] = {}
+        self._integers: dict[object, tuple[list[list[int]], dict[tuple[int, int], list[int]]]] = {}
         self._limit = limit
 
     def raw_bit(self, bit: int, probability: int) -> int:
         """One bit whose P(1) is probability / 2^16, 1 to 65535."""
         self._left -= 1
         if self._left < 0:
-            raise CoderError("a stream takes more decisions than are allowed")
-        span = self._high - self._low
-        middle = self._low + (span >> 16) * probability + ((span & 0xFFFF) * probability >> 16)
+            raise LimitError("decisions of one stream", self._budget + 1, self._budget)
+        low, high = self._low, self._high
+        span = high - low
+        middle = low + (span >> 16) * probability + ((span & 0xFFFF) * probability >> 16)
         if self.reading:
             bit = int(self._code <= middle)
         if bit:
-            self._high = middle
+            high = middle
         else:
-            self._low = middle + 1
-        while not (self._low ^ self._high) & 0xFF000000:
+            low = middle + 1
+        while not (low ^ high) & 0xFF000000:
             if self.reading:
                 following = self._data[self._at] if self._at < len(self._data) else 0
                 self._code = (self._code << 8 & _MASK) | following
@@ -78,9 +80,10 @@ class Coder:
                 if self._at > len(self._data) + 4:
                     raise CoderError("a stream ends before its values")
             else:
-                self._out.append(self._high >> 24)
-            self._low = self._low << 8 & _MASK
-            self._high = (self._high << 8 & _MASK) | 0xFF
+                self._out.append(high >> 24)
+            low = low << 8 & _MASK
+            high = (high << 8 & _MASK) | 0xFF
+        self._low, self._high = low, high
         return bit
 
     def bit(self, context: object, bit: int = 0) -> int:
@@ -88,10 +91,13 @@ class Coder:
         model = self._models.get(context)
         if model is None:
             model = self._models[context] = [_START, 0]
+        return self._modelled(model, bit)
+
+    def _modelled(self, model: list[int], bit: int) -> int:
         probability, visits = model
         bit = self.raw_bit(bit, probability)
-        move = ((65535 if bit else 0) - probability) * RATES[visits] >> 16
-        model[0] = min(65535 - 32, max(32, probability + move))
+        probability += ((65535 if bit else 0) - probability) * RATES[visits] >> 16
+        model[0] = 32 if probability < 32 else 65503 if probability > 65503 else probability
         if visits < self._limit:
             model[1] = visits + 1
         return bit
@@ -107,9 +113,17 @@ class Coder:
         """An integer of up to 64 bits: its size in unary, then the bits below the top one (Elias,
         modelled).
         """
+        found = self._integers.get(context)
+        if found is None:  # looked up once: names of models are costly to put together
+            found = self._integers[context] = ([], {})
+        sizes, tops = found
         size = (value + 1).bit_length() - 1
         length = 0
-        while self.bit((context, length), int(length < size)):
+        while True:
+            if length == len(sizes):
+                sizes.append([_START, 0])
+            if not self._modelled(sizes[length], int(length < size)):
+                break
             length += 1
             if length > MAX_INT_BITS:
                 raise CoderError("an integer has more than 64 bits")
@@ -117,7 +131,10 @@ class Coder:
         for index in range(length):
             bit = value + 1 >> (length - 1 - index) & 1
             if index < _MODELLED_BITS:
-                bit = self.bit((context, length, out), bit)
+                model = tops.get((length, out))
+                if model is None:
+                    model = tops[length, out] = [_START, 0]
+                bit = self._modelled(model, bit)
             else:
                 bit = self.raw_bit(bit, 1 << 15)
             out = out << 1 | bit
@@ -132,13 +149,18 @@ class Coder:
         """The bytes written: the shortest that lead the decoder, which reads zeros behind them, into the
         interval.
         """
-        # The shortest code in [low, high].
+        return bytes(self._out) + self._tail()
+
+    def end(self) -> None:
+        """Refuses what is left after the last decision that was read. Raises CoderError."""
+        if self._data[self._at - 4 :] != self._tail():
+            raise CoderError("a stream does not end where its values do")
+
+    def _tail(self) -> bytes:
+        """The fewest bytes whose number, zeros behind it, lies in [low, high]."""
         for count in range(5):
             keep = 32 - 8 * count
-            code = ((self._low + (1 << keep) - 1) >> keep << keep) if keep < 32 else 0
-            if keep == 32 and self._low > 0:
-                continue
-            if self._low <= code <= self._high:
-                self._out += code.to_bytes(4, "big")[:count]
-                break
-        return bytes(self._out)
+            code = (self._low + (1 << keep) - 1) >> keep
+            if code << keep <= self._high:
+                return code.to_bytes(count, "big") if count else b""
+        raise AssertionError("an interval of the coder is empty")

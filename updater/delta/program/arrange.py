@@ -78,7 +78,7 @@ def records_for(
             if item.record is None and item.dtype == F32:
                 planner.plan_pruned(item)
             if item.record is None and item.dtype == F32:
-                planner.plan_float(item)
+                planner.plan_float(item, base.operands)
                 if item.record is not None and item.record.op == PLAIN and _plainly_small(item):
                     item.record = None
         if item.dtype == F32 and item.role != "data":
@@ -87,7 +87,7 @@ def records_for(
     for item in new:
         if not _equal(item):
             _integers(base, item, by_content)
-    return _number(_repeated(base, target, new))
+    return _number(base, _repeated(base, target, new))
 
 
 def _repeated(base: Known, target: bytes, items: list[Item]) -> list[Item]:
@@ -126,7 +126,7 @@ def _repeated(base: Known, target: bytes, items: list[Item]) -> list[Item]:
             pieces.append(_piece(item, at, end))
         for piece in pieces:
             if piece.record is None and piece.dtype == F32:
-                planner.plan_float(piece)
+                planner.plan_float(piece, base.operands)
             elif piece.record is None:
                 planner.plan_codes(piece)
                 planner.finish_codes(piece, base.operands)
@@ -264,7 +264,7 @@ def _integers(base: Known, item: Item, by_content: dict[bytes, list[Item]]) -> N
                 tries.append((planner.settle(record, residual, [1]), mode, record))
             item.record = min(tries)[2]
         else:
-            planner.plan_float(item)
+            planner.plan_float(item, base.operands)
         return
     value = item.value.astype(np.int64)
     if item.dtype == I32 and source is not None:
@@ -306,7 +306,7 @@ def _integers(base: Known, item: Item, by_content: dict[bytes, list[Item]]) -> N
     planner.finish_codes(item, base.operands)
 
 
-def _number(items: list[Item]) -> list[Record]:
+def _number(base: Known, items: list[Item]) -> list[Record]:
     """Records in the order of their places, operands numbered."""
     given = {id(one): one for item in items for one in item.operands if one.role == "given"}
     items = [*given.values(), *items]
@@ -325,7 +325,7 @@ def _number(items: list[Item]) -> list[Record]:
         if id(item) in wanted or (_equal(item) and item.value.nbytes >= planner.LEFT * 16):
             if item.record is None:
                 if not _equal(item):
-                    planner.plan_float(item)
+                    planner.plan_float(item, base.operands)
                     numbered.append(item)
                     continue
                 assert item.base is not None

@@ -1,9 +1,9 @@
 """A block's program: records, the pools of their residuals, and the bytes between the records.
 
-Layout: head (varints): bytes of the records' coder, start and length of the base's window (the start folded,
-against the block's offset), a mask of the pools that are there, for each of these the bytes of its tables and
-of its raw bits, the bytes of their rANS stream; then these parts in order; then the skeleton, whose first
-byte says how it is coded. `writer` and `reader` are its two directions.
+Layout: head (varints): bytes of the records' coder and of their rows, start and length of the base's window
+(folded, against the block's offset), a mask of the pools that are there, for each of these the bytes of its
+tables and of its raw bits, the bytes of their rANS stream; then these parts in order; then the skeleton,
+whose first byte says how it is coded. `writer` and `reader` are its two directions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 from updater import limits
 from updater.delta import varint
 from updater.delta.program.arithmetic import Coder, decisions
-from updater.delta.program.operands import Operands, ProgramError, ReadBase
+from updater.delta.program.operands import Operands, ProgramError, ReadBase, within
 from updater.delta.program.pools import Packed
 from updater.delta.program.rans import payload_capacity
 from updater.delta.program.records import (
@@ -33,6 +33,7 @@ from updater.delta.program.records import (
     SELF,
     U8,
     Record,
+    RowBits,
     code_records,
 )
 
@@ -113,12 +114,13 @@ def _shadow(records: list[Record], place: Place) -> list[Record]:
     return kept
 
 
-def encode_head(place: Place, record_bytes: int, packed: Packed) -> bytes:
+def encode_head(place: Place, record_bytes: int, row_bytes: int, packed: Packed) -> bytes:
     """What stands before a program's parts."""
     names = list(KINDS)
     mask = sum(1 << names.index(name) for name in packed.tables)
     parts = [
         varint.encode(record_bytes),
+        varint.encode(row_bytes),
         varint.encode_signed(place.window_start - place.offset),
         varint.encode(place.window_length),
         bytes([mask]),
@@ -144,10 +146,9 @@ class Opened:
 def open_body(body: bytes, offset: int, length: int) -> Opened:
     """Reads the records and cuts the rest. Raises ProgramError, SluiceError(DELTA_INVALID)."""
     reader = varint.Reader(body, "a program")
-    record_bytes = reader.varint()
+    record_bytes, row_bytes = reader.varint(), reader.varint()
     window_start, window_length = offset + reader.signed(), reader.varint()
-    if window_length > limits.MAX_WINDOW_BYTES:
-        raise ProgramError("a program's window is over its limit")
+    within("bytes in a program's window", window_length, limits.MAX_WINDOW_BYTES)
     mask = reader.byte()
     if mask >> len(KINDS):
         raise ProgramError("a program has a pool that is not known")
@@ -155,7 +156,10 @@ def open_body(body: bytes, offset: int, length: int) -> Opened:
     sizes = {name: (reader.varint(), reader.varint()) for name in names}
     stream_bytes = reader.varint() if mask else 0
     coder = Coder(reader.take(record_bytes), RECORD_LIMIT, decisions(length))
-    records = code_records(coder, None, length, offset)
+    rows = RowBits(reader.take(row_bytes))
+    records = code_records(coder, None, length, offset, rows)
+    coder.end()
+    rows.finish()
     tables = {name: reader.take(size) for name, (size, _) in sizes.items()}
     stream = reader.take(stream_bytes)
     raw_sizes = {name: size for name, (_, size) in sizes.items()}
@@ -163,4 +167,4 @@ def open_body(body: bytes, offset: int, length: int) -> Opened:
     raw = reader.take(max(0, sum(raw_sizes.values()) - carried))
     place = Place(offset, length, window_start, window_length)
     packed = Packed(tables, raw_sizes, stream, raw)
-    return Opened(place, records, packed, record_bytes, reader.take(reader.left))
+    return Opened(place, records, packed, record_bytes + row_bytes, reader.take(reader.left))

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from updater.delta.program.arithmetic import RATES, Coder, CoderError
+from updater.delta.program.arithmetic import RATES, Coder
+from updater.delta.program.operands import within
 
 
 def _squash(value: int) -> int:
@@ -51,7 +52,7 @@ class ByteModel:
     """Codes bytes one after the other through a `Coder`, in either direction."""
 
     def __init__(self, coder: Coder, budget: int) -> None:
-        self._left = budget
+        self._budget, self._bytes = budget, 0
         self._coder = coder
         self._tables: list[dict[int, list[int]]] = []
         self._weights: dict[int, list[int]] = {}
@@ -66,9 +67,8 @@ class ByteModel:
             expected: the byte thought likely, or -1; deciding bits after it failed are mixed apart.
             byte: the byte to write.
         """
-        self._left -= 1
-        if self._left < 0:
-            raise CoderError("a stream models more bytes than are allowed")
+        self._bytes += 1
+        within("bytes through all of its models", self._bytes, self._budget)
         tables = self._tables
         while len(tables) < len(contexts):
             tables.append({})

@@ -16,6 +16,20 @@ class ProgramError(ValueError):
     """A program that no encoder writes, or that decoders would refuse."""
 
 
+class LimitError(ProgramError):
+    """A number of a program is over a limit."""
+
+    def __init__(self, what: str, value: int, limit: int) -> None:
+        super().__init__(f"the program asks for {value} {what}; the limit is {limit}")
+        self.what, self.value, self.limit = what, value, limit
+
+
+def within(what: str, value: int, limit: int) -> None:
+    """Raises LimitError if a value is over a limit."""
+    if value > limit:
+        raise LimitError(what, value, limit)
+
+
 class Operands:
     """Reads arrays of the base.
 
@@ -26,13 +40,14 @@ class Operands:
 
     def __init__(self, read: ReadBase, budget: int) -> None:
         self._read = read
-        self._left = budget
+        self._budget, self._read_bytes = budget, 0
 
     def bytes(self, offset: int, length: int) -> bytes:
         """`length` bytes at `offset`. Raises ProgramError beyond the budget."""
-        self._left -= length
-        if length < 0 or self._left < 0:
-            raise ProgramError("a program reads more of the base than its block allows")
+        if length < 0:
+            raise ProgramError("a program reads less than nothing of the base")
+        self._read_bytes += length
+        within("bytes of base", self._read_bytes, self._budget)
         return self._read(offset, length)
 
     def array(self, dtype: np.dtype[Any] | str, count: int, offset: int) -> Array:

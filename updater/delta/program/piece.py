@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from updater.delta.program.bits import CHUNK
 
@@ -38,6 +42,12 @@ class Piece:
     @property
     def shape(self) -> tuple[int, int]:
         return self.last_row - self.first_row, self.last_column - self.first_column
+
+    def of_rows(self, values: NDArray[Any], chosen: NDArray[np.bool_]) -> NDArray[Any]:
+        """Of the piece's values, flat, those in the chosen rows of the matrix; all if none are named."""
+        if not len(chosen):
+            return values
+        return values.reshape(self.shape)[chosen[self.rows]].reshape(-1)
 
     @property
     def count(self) -> int:

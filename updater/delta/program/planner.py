@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from updater.delta.program import activity, predictors, residuals
 from updater.delta.program.operands import Operands
-from updater.delta.program.piece import Piece
+from updater.delta.program.piece import Piece, pieces
 from updater.delta.program.records import (
     BF16,
     CODES,
@@ -60,6 +60,8 @@ _EXCEPTIONS = 0.02  # share of elements
 _MIN_PRUNED = 64
 _NEAR = 0.1  # share of a change below which a base surely helps
 SAMPLE = 1 << 17  # elements on which ways are compared
+_LEAST_ROW = 16  # elements of a row that may be named, in a tensor of several
+_UNTOUCHED = 0.06  # share of rows without a change from which they are named
 _MAX_METADATA_BYTES = 256 << 20  # of a TFLite file that is read again for its quantisation arrays
 
 
@@ -302,7 +304,7 @@ def _finite(values: Array) -> Array:
     return out
 
 
-def plan_float(item: Item) -> None:
+def plan_float(item: Item, operands: Operands) -> None:
     """FLOAT with the best gains, or PLAIN (32-bit only)."""
     count, base = len(item.value), item.base
     if base is not None and base.dtype != item.dtype:
@@ -324,16 +326,43 @@ def plan_float(item: Item) -> None:
         if best is None or bits + finest < best[0]:
             one, two = old.reshape(way.rows, -1), new.reshape(way.rows, -1)
             gains = way.gains(one, two, float(np.abs(two - one).mean()) * 0.01 + 1e-30)
-            change = way.change(one, two, gains)
-            fitted = activity.fit(change, max(1e-30, float(np.abs(change).mean()) * 0.05))
             record = Record(
                 FLOAT, item.dtype, item.at, count, way.rows, base.at, by_rows=way.by_rows,
-                gain_bits=way.digits, activity=fitted, residual=POOL,
+                gain_bits=way.digits, residual=POOL,
             )  # fmt: skip
             if way.digits:
                 record.gains = gains
+            _name_touched(item, record, operands)
+            fit_changes(record, way.change(one, two, gains).reshape(record.rows, -1))
             best = (bits + finest, record)
     item.record = best[1] if best else None
+
+
+def _name_touched(item: Item, record: Record, operands: Operands) -> None:
+    """Names the rows that a FLOAT record does not predict exactly, if many rows are."""
+    rows = record.rows
+    if not record.gain_bits:  # rows only serve contexts: the tensor's own show best what was left alone
+        splits = [row for row in _splits(item.shape, record.count) if record.count // row >= _LEAST_ROW]
+        rows = max(splits, default=1)
+    words = item.value.view(f"<u{item.value.itemsize}")
+    touched = np.zeros(rows, dtype=bool)
+    whole = replace(record, rows=rows)
+    for piece in pieces(rows, record.count // rows):
+        differ = predictors.floats(operands, whole, piece) != words[piece.start : piece.start + piece.count]
+        touched[piece.rows] |= differ.reshape(piece.shape).any(axis=1)
+    if touched.any() and touched.sum() < (1 - _UNTOUCHED) * rows:
+        record.rows, record.used = rows, touched
+
+
+def fit_changes(record: Record, change: Array) -> None:
+    """Fits the activity of a record to what it misses in the rows that it changes."""
+    part = change[record.used] if len(record.used) else change
+    fitted = activity.fit(part, max(1e-30, float(np.abs(part).mean()) * 0.05))
+    if len(record.used) and len(fitted.rows) > 1:
+        rows = np.zeros(record.rows, dtype=np.int64)
+        rows[record.used] = fitted.rows
+        fitted = activity.Activity(rows, fitted.columns)
+    record.activity = fitted
 
 
 def _plain(item: Item, value: Array) -> tuple[float, Record]:

@@ -107,7 +107,7 @@ def reduce(base: Operands, record: Record) -> Array:
             out[piece.columns] = pick(out[piece.columns], least) if piece.first_row else least
     if record.op == PEAK:
         return flush(flush(out) / np.float32(127))
-    return flush(out + np.float32(0))  # which zero is least depends on the machine
+    return flush(out) + np.float32(0)  # which zero is least depends on the machine
 
 
 def quantise(base: Operands, record: Record, scales: Array, piece: Piece) -> NDArray[np.int16]:
@@ -127,16 +127,16 @@ def quantise(base: Operands, record: Record, scales: Array, piece: Piece) -> NDA
 
 def bias(base: Operands, record: Record, scales: Array, piece: Piece) -> NDArray[np.int32]:
     """int32 biases of float32 ones: rint(b / scale) in float64."""
-    scale = _elements(record, scales, piece).astype(np.float64)
-    value = base_array(base, record, F32T, piece).reshape(-1).astype(np.float64)
+    scale = flush(_elements(record, scales, piece)).astype(np.float64)
+    value = flush(base_array(base, record, F32T, piece)).reshape(-1).astype(np.float64)
     return _int32(np.rint(value / np.where(scale == 0, 1.0, scale)))
 
 
 def rescale(base: Operands, record: Record, scales: Array, piece: Piece) -> NDArray[np.int32]:
     """int32 codes at new scales: rint(code * old / new), each step in float64."""
-    old_scales = base.array(F32T, len(scales), record.two)
+    old_scales = flush(base.array(F32T, len(scales), record.two))
     old = _elements(record, old_scales, piece).astype(np.float64)
-    new = _elements(record, scales, piece).astype(np.float64)
+    new = flush(_elements(record, scales, piece)).astype(np.float64)
     codes = base_array(base, record, "<i4", piece).reshape(-1).astype(np.float64)
     return _int32(np.rint(codes * old / np.where(new == 0, 1.0, new)))
 

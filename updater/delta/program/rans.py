@@ -32,6 +32,7 @@ MAX_LANES = 1 << 14
 MAX_TABLES = 1024  # of a stream; the decoder takes 16 KiB for each
 LANE_BYTES = 256  # of a stream for each lane: fewer lanes cost less, more decode faster
 BARE_LANE_BYTES = 2048  # the same where lanes have no payload to carry
+MAX_STEPS = 8192  # symbols that a lane codes, about, at most
 MAX_SYMBOLS = 256  # of a table
 LOW = 1 << 16  # states lie in [LOW, LOW << 16)
 SEED_BYTES = 2  # payload a lane carries
@@ -109,13 +110,13 @@ def lanes_for(size: int, payload: int, count: int) -> int:
     """Lanes for a stream: a power of two, 1 to 16,384, as many as cost a thousandth or two of `size` bytes.
 
     A lane costs half a byte while there is payload to carry, else two and a half. There are never more lanes
-    than one for each eight of `count` symbols.
+    than one for each eight of `count` symbols, nor so few that a lane codes more than MAX_STEPS.
     """
     most = max(1, min(size // LANE_BYTES, count // 8, MAX_LANES))
     lanes = 1 << (most.bit_length() - 1)
     while lanes > 1 and SEED_BYTES * lanes > payload and lanes > size // BARE_LANE_BYTES:
         lanes //= 2
-    return lanes
+    return max(lanes, min(MAX_LANES, 1 << max(0, (count // MAX_STEPS).bit_length())))
 
 
 def payload_capacity(lanes: int) -> int:

@@ -8,6 +8,7 @@ it ends with the block's length or an error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -131,16 +132,18 @@ class Reader:
         for piece in pieces(record.rows, record.columns):
             if record.op == FLOAT:
                 words = predictors.floats(self._values.base, record, piece)
-                pool.tell(residuals.float_contexts(record, words, piece), group)
+                contexts = residuals.float_contexts(record, words, piece)
             elif record.op == PLAIN:
                 pool.tell(residuals.plain_contexts(record, group, piece), 0)
+                continue
             elif name == "wide":
-                pool.tell(residuals.wide_contexts(record, piece), 0)
+                contexts = residuals.wide_contexts(record, piece)
             else:
                 fractions = None
                 if record.op == CODES and record.gain_bits:
                     _, fractions = self._values.predicted(number, piece)
-                pool.tell(residuals.code_contexts(record, fractions, piece), group)
+                contexts = residuals.code_contexts(record, fractions, piece)
+            pool.tell(piece.of_rows(contexts, record.used), group)
 
     def _record(self, number: int) -> None:
         record = self._records[number]
@@ -165,12 +168,13 @@ class Reader:
             guess = predictors.ordered(predictors.floats(self._values.base, record, piece), bits)
         else:
             guess, _ = self._values.predicted(number, piece)
-        if pool is not None:
-            if record.op in (CODES, QUANTISED):
-                guess += residuals.get_codes(pool, piece.count)
-            else:
-                guess = guess.view(np.uint32)
-                guess += residuals.get_tokens(pool, piece.count)
+        if pool is None:
+            pass
+        elif record.op in (CODES, QUANTISED):
+            _add(record, piece, guess, lambda count: residuals.get_codes(pool, count))
+        else:
+            guess = guess.view(np.uint32)
+            _add(record, piece, guess, lambda count: residuals.get_tokens(pool, count))
         return predictors.unordered(guess, bits) if record.op in _ORDERED else guess
 
     def _change(self, record: Record, places: NDArray[np.int64], missed: Array) -> None:
@@ -204,3 +208,14 @@ class Reader:
                 if not 0 <= record.base <= end <= record.at:
                     raise ProgramError("a copy reads what is not written yet")
                 self._block[record.at : record.at + record.length] = self._block[record.base : end]
+
+
+def _add(record: Record, piece: Piece, guess: Array, take: Callable[[int], Array]) -> None:
+    """Adds what the prediction of a piece misses, in the rows that have changes."""
+    if not len(record.used):
+        guess += take(piece.count)
+        return
+    chosen = record.used[piece.rows]
+    width = piece.shape[1]
+    if chosen.any():
+        guess.reshape(piece.shape)[chosen] += take(int(chosen.sum()) * width).reshape(-1, width)

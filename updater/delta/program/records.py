@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
-from updater.delta.program import activity
+from updater.delta.program import activity, bits
 from updater.delta.program.activity import Activity
 from updater.delta.program.arithmetic import Coder
-from updater.delta.program.operands import ProgramError
+from updater.delta.program.bits import BitReader
+from updater.delta.program.operands import ProgramError, within
 from updater.delta.program.pools import Kind
 
 Array = NDArray[Any]
@@ -101,7 +102,7 @@ class Record:
         activity: levels for contexts.
         residual: EXACT, EXCEPTIONS, POOL or SPARSE.
         exceptions: (index, value) pairs for EXCEPTIONS.
-        used: for SPARSE: which rows have changes; empty for all.
+        used: for SPARSE and POOL: which rows have changes; empty for all.
         changed: for SPARSE: how many elements changed.
         words: for GIVEN: the float32 words. Such a record writes nothing; others refer to it.
     """
@@ -156,6 +157,7 @@ class Fields:
             return last
         reference = last if near is None else near
         value = reference + self.coder.signed(("number", context[0]), value - reference)
+        within("as a number of a record", abs(value), limits.MAX_RECORD_NUMBER)
         self._last[context] = value
         return value
 
@@ -171,7 +173,7 @@ _BASED = frozenset((SELF, SAME, PEAK, LOWEST, HIGHEST, QUANTISED, BIAS, RESCALED
 
 
 def code_records(
-    coder: Coder, records: list[Record] | None, target_size: int, base_start: int
+    coder: Coder, records: list[Record] | None, target_size: int, base_start: int, rows: RowBits
 ) -> list[Record]:
     """Sends records in the order of their places, or reads them.
 
@@ -180,13 +182,13 @@ def code_records(
         records: what is sent; None to read.
         target_size: bytes that the records may write.
         base_start: where the base is thought to go on before the first record.
+        rows: in the coder's direction.
 
     Raises ProgramError for what no encoder sends.
     """
     fields = Fields(coder)
     total = coder.unsigned("records", len(records or ()))
-    if total > limits.MAX_INSTRUCTIONS:
-        raise ProgramError("a program has too many records")
+    within("records", total, limits.MAX_INSTRUCTIONS)
     out: list[Record] = []
     end, base_end = 0, base_start
     last_key: tuple[int, int] = (0, 0)
@@ -206,7 +208,7 @@ def code_records(
                 raise ProgramError("a record's rows do not divide its elements")
         base_end = _code_base(fields, record, given, base_end, record.at - end)
         _code_operands(fields, record, given, number, target_size)
-        _code_residual(fields, record, given, records is not None)
+        _code_residual(fields, record, given, records is not None, rows)
         out.append(record)
         end = record.at + record.length
         last_key = (op, min(count, 2))
@@ -263,7 +265,7 @@ def _symbol(coder: Coder, context: object, value: int, bits: int) -> int:
     return out - (1 << bits)
 
 
-def _code_residual(fields: Fields, record: Record, given: Record, writing: bool) -> None:
+def _code_residual(fields: Fields, record: Record, given: Record, writing: bool, rows: RowBits) -> None:
     coder = fields.coder
     if record.op in (QUANTISED, BIAS, RESCALED, CODES, CAST, FLOAT, PLAIN, PRUNED):
         record.residual = _symbol(coder, ("residual", record.op), given.residual, 2)
@@ -278,10 +280,14 @@ def _code_residual(fields: Fields, record: Record, given: Record, writing: bool)
     if record.op in (FLOAT, CODES):
         _code_gains(coder, record, given, writing)
     if record.residual == SPARSE:
-        _code_used(coder, record, given, writing)
+        record.changed = coder.unsigned("changed", given.changed)
+        if record.changed > record.count:
+            raise ProgramError("a record changes more elements than it has")
+    if record.residual == SPARSE or (record.residual == POOL and record.op != PLAIN):
+        _code_used(fields, record, given, rows)
     if record.residual == POOL:
         record.activity = activity.code(
-            coder, (record.rows, record.columns), given.activity if writing else None
+            coder, (record.rows, record.columns), record.used, given.activity if writing else None
         )
 
 
@@ -314,18 +320,52 @@ def _code_gains(coder: Coder, record: Record, given: Record, writing: bool) -> N
         record.gains[place] = value
 
 
-def _code_used(coder: Coder, record: Record, given: Record, writing: bool) -> None:
-    record.changed = coder.unsigned("changed", given.changed)
-    if record.changed > record.count:
-        raise ProgramError("a record changes more elements than it has")
-    if not coder.bit("rows used", int(len(given.used) > 0)):
+def _code_used(fields: Fields, record: Record, given: Record, rows: RowBits) -> None:
+    """Which rows a residual goes to: how many here, the gaps between them as Golomb-Rice codes in `rows`."""
+    coder = fields.coder
+    if not coder.bit(("rows used", record.residual), int(len(given.used) > 0)):
         return
-    record.used = np.zeros(record.rows, dtype=bool)
-    place = 0
     gaps = np.diff(np.flatnonzero(given.used), prepend=-1) - 1
-    for index in range(coder.unsigned("used", int(given.used.sum()) if writing else 0)):
-        place += coder.unsigned(("row gap",), int(gaps[index]) if writing else 0)
-        if place >= record.rows:
-            raise ProgramError("a row lies outside its record")
-        record.used[place] = True
-        place += 1
+    mean = int(gaps.mean()) if len(gaps) else 0
+    low = fields.number(("row bits", record.residual), max(0, mean.bit_length() - 1))
+    count = coder.unsigned("used", len(gaps))
+    zeros = coder.unsigned("row zeros", int((gaps >> low).sum()) if len(gaps) else 0)
+    if not 0 <= low <= bits.MAX_WIDTH or not 1 <= count <= record.rows or zeros > record.rows:
+        raise ProgramError("a record names rows that it does not have")
+    places = np.cumsum(rows.code(gaps, low, count, zeros) + 1) - 1
+    if places[-1] >= record.rows:
+        raise ProgramError("a row lies outside its record")
+    record.used = np.zeros(record.rows, dtype=bool)
+    record.used[places] = True
+
+
+class RowBits:
+    """The gaps between rows that change, of all records: gap >> low in unary, then the low bits.
+
+    Args:
+        data: what is read; None to write.
+    """
+
+    def __init__(self, data: bytes | None = None) -> None:
+        self._reader = None if data is None else BitReader(data)
+        self._fields: list[tuple[NDArray[Any], NDArray[np.uint8]]] = []
+
+    def code(self, gaps: Ints, low: int, count: int, zeros: int) -> Ints:
+        """Sends `count` gaps, or reads them."""
+        if self._reader is None:
+            unary = np.zeros(count + zeros, dtype=np.uint8)
+            unary[np.cumsum((gaps >> low) + 1) - 1] = 1
+            self._fields.append((unary, np.ones(len(unary), dtype=np.uint8)))
+            self._fields.append((gaps & ((1 << low) - 1), np.full(count, low, dtype=np.uint8)))
+            return gaps
+        ones = np.flatnonzero(self._reader.same(1, count + zeros))
+        if len(ones) != count or ones[-1] != count + zeros - 1:
+            raise ProgramError("the gaps between rows are not as many as there should be")
+        high = np.diff(ones, prepend=-1) - 1
+        return (high << low) + self._reader.same(low, count).astype(np.int64)
+
+    def finish(self) -> bytes:
+        """The bits written; after reading, refuses what is left."""
+        if self._reader is not None:
+            self._reader.end()
+        return bits.pack(self._fields)

@@ -6,7 +6,7 @@ import numpy as np
 
 from updater.delta import faults
 from updater.delta.program import reader
-from updater.delta.program.operands import ReadBase
+from updater.delta.program.operands import LimitError, ReadBase
 
 
 def run(read: ReadBase, data: bytes, offset: int, length: int) -> bytearray:
@@ -23,6 +23,8 @@ def run(read: ReadBase, data: bytes, offset: int, length: int) -> bytearray:
     try:
         with np.errstate(all="ignore"):
             return reader.decode(read, data, offset, length)
+    except LimitError as error:
+        raise faults.over_limit(error.what, error.value, error.limit) from error
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         # Streams that contradict each other show where arrays no longer fit.
         raise faults.invalid(f"a program at byte {offset} of the target does not run: {error}") from error

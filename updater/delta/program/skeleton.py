@@ -40,9 +40,8 @@ def code(coder: Coder, base: bytes, size: int, target: bytes | None) -> bytes:
     out = bytearray(base)
     edge = len(base)
     model = ByteModel(coder, limits.MAX_MIXED_BYTES)
-    seen: dict[bytes, int] = {}
-    for place in range(MATCH, edge):
-        seen[base[place - MATCH : place]] = place
+    # The latest place behind each six bytes that occur.
+    seen = {base[place - MATCH : place]: place for place in range(MATCH, edge)}
     aligned = _Place(0 if base else -1, _LONG)
     found = _Place(-1, 0)
     while len(out) < edge + size:

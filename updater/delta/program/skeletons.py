@@ -10,7 +10,7 @@ from updater.delta import streams
 from updater.delta.program import skeleton
 from updater.delta.program.arithmetic import Coder, CoderError, decisions
 from updater.delta.program.body import Known
-from updater.delta.program.operands import ProgramError
+from updater.delta.program.operands import ProgramError, within
 
 _RAW, _ZSTD, _ZSTD_WHOLE, _MODEL = range(4)
 _WORTH = 6 << 10  # beyond, as zstd codes it, plain Python takes boxes seconds
@@ -61,6 +61,9 @@ def decode(known: Known, frame: bytes, size: int) -> bytes:
         return streams.decode(stream, lambda offset, length: window[offset : offset + length])
     if way != bytes([_MODEL]):
         raise ProgramError("a skeleton is coded in a way that is not known")
-    if size > limits.MAX_MODELLED_BYTES or len(known.rest) > limits.MAX_MODEL_WINDOW_BYTES:
-        raise ProgramError("a skeleton models more bytes than are allowed")
-    return skeleton.code(Coder(body, _VISITS, decisions(size)), known.rest, size, None)
+    within("modelled bytes", size, limits.MAX_MODELLED_BYTES)
+    within("bytes of base for the byte model", len(known.rest), limits.MAX_MODEL_WINDOW_BYTES)
+    coder = Coder(body, _VISITS, decisions(size))
+    out = skeleton.code(coder, known.rest, size, None)
+    coder.end()
+    return out

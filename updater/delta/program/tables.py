@@ -23,11 +23,11 @@ Ints = NDArray[np.int64]
 Symbols = NDArray[Any]
 
 _OCTAVES = 16  # from the rarest to the most frequent symbol of a table
-_PRECISIONS = (1, 2, 4, 8)  # levels an octave
+_PRECISIONS = (1, 2, 4)  # levels an octave
 # round(2^16 * 2^(i/8)), i = 0..7
 _FRACTIONS = (65536, 71468, 77936, 84990, 92682, 101070, 110218, 120194)
 MAX_CONTEXTS = 1 << 16
-_TABLE_BITS = 4.0  # what a level costs, about
+_TABLE_BITS = 8.0  # what a level costs, about, and the time that it takes to read
 _PAIRWISE = 512  # classes above which only neighbours are merged
 
 
@@ -221,6 +221,7 @@ def read(data: bytes, context_count: int, alphabet: int) -> Model:
     classes, precision, levels = _code_model(
         coder, np.zeros(context_count, dtype=np.uint8), context_count, alphabet, 0, 0, None
     )
+    coder.end()
     return Model(classes, frequencies(levels, precision))
 
 

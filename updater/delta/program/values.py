@@ -11,31 +11,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from updater import limits
 from updater.delta.program import predictors
-from updater.delta.program.operands import Operands, ProgramError
+from updater.delta.program.operands import Operands, ProgramError, within
 from updater.delta.program.piece import Piece
 from updater.delta.program.records import (
     BIAS,
     CAST,
     CODES,
     DTYPES,
+    FLOAT,
     GIVEN,
     HIGHEST,
     LOWEST,
     PEAK,
     PEAKED,
+    PLAIN,
     PRODUCT,
     PRUNED,
     QUANTISED,
     RANGED,
     REFER,
+    SAME,
     Record,
 )
 
 Array = NDArray[Any]
-MAX_DEPTH = 64  # records that lead from one to another
-
+# What follows from other records, and what records may refer to.
 FOLLOWING = (REFER, PRODUCT, PEAK, PEAKED, RANGED, LOWEST, HIGHEST)
+OPERANDS = frozenset((*FOLLOWING, SAME, FLOAT, PLAIN, GIVEN))
 
 
 class Values:
@@ -68,9 +72,12 @@ class Values:
 
     def get(self, number: int, depth: int = 0) -> Array:
         """The elements of a record that is written, or that follows from such. Raises ProgramError."""
-        if not 0 <= number < len(self.records) or depth > MAX_DEPTH:
-            raise ProgramError("a record refers to one that is not there, or in a circle")
+        if not 0 <= number < len(self.records):
+            raise ProgramError("a record refers to one that is not there")
+        within("records that lead to each other", depth, limits.MAX_REFERENCES)
         record = self.records[number]
+        if record.op not in OPERANDS:
+            raise ProgramError("a record refers to one that comes later or has no numbers")
         if number in self._written:
             return np.frombuffer(self._block, DTYPES[record.dtype], count=record.count, offset=record.at)
         if number not in self._found:

@@ -26,6 +26,7 @@ from updater.delta.program.records import (
     SAME,
     SPARSE,
     Record,
+    RowBits,
     code_records,
 )
 from updater.delta.program.values import Values
@@ -38,7 +39,9 @@ def encode(
 ) -> tuple[bytes, Packed]:
     """The program that writes `target`, and its pools. Raises ProgramError when readers would not take it."""
     coder = Coder(limit=body.RECORD_LIMIT, budget=decisions(len(target)))
-    code_records(coder, records, len(target), place.offset)
+    rows = RowBits()
+    code_records(coder, records, len(target), place.offset, rows)
+    named = rows.finish()
     block = np.frombuffer(target, dtype=np.uint8)
     base = body.operands(read, len(target))
     values = Values(base, records, block)
@@ -54,10 +57,10 @@ def encode(
             _put(found, values, number, groups.get(number, 0), wanted)
     packed = pools.encode(found)
     coded = coder.finish()
-    start = body.encode_head(place, len(coded), packed)
+    start = body.encode_head(place, len(coded), len(named), packed)
     known = body.Known(base, place, records)
     frame = skeletons.encode(known, body.outside(target, records), level, thorough)
-    parts = (start, coded, *packed.tables.values(), packed.stream, packed.raw, frame)
+    parts = (start, coded, named, *packed.tables.values(), packed.stream, packed.raw, frame)
     return b"".join(parts), packed
 
 
@@ -72,23 +75,28 @@ def _put(found: dict[str, Pool], values: Values, number: int, group: int, wanted
         return
     for piece in pieces(record.rows, record.columns):
         part = wanted[piece.start : piece.start + piece.count]
-        if record.op == FLOAT:
-            bits = 8 * part.itemsize
-            words = predictors.floats(values.base, record, piece)
-            contexts = residuals.float_contexts(record, words, piece)
-            ordered = predictors.ordered(part.view(f"<u{part.itemsize}"), bits)
-            missed = predictors.difference(ordered, predictors.ordered(words, bits), bits)
-            residuals.put_tokens(pool, contexts, group, missed)
-        elif record.op == PLAIN:
+        if record.op == PLAIN:
             contexts = residuals.plain_contexts(record, group, piece)
             residuals.put_plain(pool, record, contexts, part.view("<u4"), piece)
-        elif residuals.pools_of(record) == ("wide",):
-            guess, _ = values.predicted(number, piece)
-            bits = 16 if record.op == CAST else 32
-            actual = predictors.ordered(part, 16) if record.op == CAST else part.view("<u4")
-            missed = predictors.difference(actual, guess, bits)
-            residuals.put_tokens(pool, residuals.wide_contexts(record, piece), group, missed)
+            continue
+        contexts, missed = _missed(values, record, number, piece, part)
+        contexts, missed = piece.of_rows(contexts, record.used), piece.of_rows(missed, record.used)
+        if residuals.pools_of(record) == ("codes",):
+            residuals.put_codes(pool, contexts, group, missed)
         else:
-            guess, fractions = values.predicted(number, piece)
-            contexts = residuals.code_contexts(record, fractions, piece)
-            residuals.put_codes(pool, contexts, group, part.astype(np.int16) - guess)
+            residuals.put_tokens(pool, contexts, group, missed)
+
+
+def _missed(values: Values, record: Record, number: int, piece: Piece, wanted: Array) -> tuple[Array, Array]:
+    """Contexts of a piece, and what its prediction misses."""
+    bits = 8 * DTYPES[record.dtype].itemsize
+    if record.op == FLOAT:
+        words = predictors.floats(values.base, record, piece)
+        contexts = residuals.float_contexts(record, words, piece)
+        actual = predictors.ordered(wanted.view(f"<u{bits // 8}"), bits)
+        return contexts, predictors.difference(actual, predictors.ordered(words, bits), bits)
+    guess, fractions = values.predicted(number, piece)
+    if residuals.pools_of(record) == ("codes",):
+        return residuals.code_contexts(record, fractions, piece), wanted.astype(np.int16) - guess
+    actual = predictors.ordered(wanted, 16) if record.op == CAST else wanted.view("<u4")
+    return residuals.wide_contexts(record, piece), predictors.difference(actual, guess, bits)
