@@ -55,16 +55,21 @@ def _fit(size: NDArray[np.float64], rows: bool, columns: bool) -> Activity:
     return Activity(_octaves(u if rows else u[:1]), _octaves(v if columns else v[:1]))
 
 
-def _bits(size: NDArray[np.float64], activity: Activity) -> float:
+def _bits(size: NDArray[Any], activity: Activity) -> float:
     """Bits by the model of a two-sided exponential with the levels' scale."""
-    level = np.broadcast_to(activity.levels(), size.shape) / 2.0
-    sent = sum(len(side) for side in (activity.rows, activity.columns) if len(side) > 1)
-    return float((level + size / np.exp2(level) * np.log2(np.e)).sum()) + _LEVEL_BITS * sent
+    rows, columns = activity.rows / 2.0, activity.columns / 2.0
+    sent = sum(len(side) for side in (rows, columns) if len(side) > 1)
+    # The sum over elements of level + |change| / 2^level * log2(e), without an array of levels.
+    level = rows.sum() * (size.shape[0] / len(rows)) * size.shape[1]
+    level += columns.sum() * (size.shape[1] / len(columns)) * size.shape[0]
+    by_rows = size @ np.broadcast_to(np.exp2(-columns), size.shape[1]).astype(np.float32)
+    scaled = float((by_rows * np.exp2(-rows)).sum())
+    return float(level + scaled * np.log2(np.e) + _LEVEL_BITS * sent)
 
 
 def fit(change: NDArray[Any], floor: float) -> Activity:
     """The levels of [rows, columns] changes. `floor` is added to each: what counts as no change."""
-    size = np.abs(change).astype(np.float64) + floor
+    size = np.abs(change).astype(np.float32) + np.float32(floor)
     rows, columns = (count > 1 and others >= _SERVED for count, others in (size.shape, size.shape[::-1]))
     sides = {(False, False), (rows, False), (False, columns), (rows, columns)}
     fits = [_fit(size, *side) for side in sorted(sides)]
@@ -132,4 +137,4 @@ def sent_bits(activity: Activity) -> float:
 
 def bits(change: NDArray[Any], activity: Activity, floor: float) -> float:
     """Estimated bits of changes coded with these levels, up to a constant an element."""
-    return _bits(np.abs(change).astype(np.float64) + floor, activity)
+    return _bits(np.abs(change).astype(np.float32) + np.float32(floor), activity)

@@ -59,7 +59,8 @@ LEFT = 64  # equal arrays below this many bytes stay in the skeleton
 _EXCEPTIONS = 0.02  # share of elements
 _MIN_PRUNED = 64
 _NEAR = 0.1  # share of a change below which a base surely helps
-SAMPLE = 1 << 17  # elements on which ways are compared
+SAMPLE = 1 << 15  # elements on which ways are compared, of a tensor that has more than ...
+WHOLE = 1 << 17  # ... so many
 _LEAST_ROW = 16  # elements of a row that may be named, in a tensor of several
 _UNTOUCHED = 0.06  # share of rows without a change from which they are named
 _MAX_METADATA_BYTES = 256 << 20  # of a TFLite file that is read again for its quantisation arrays
@@ -195,8 +196,8 @@ def _gains(old: Array, new: Array, bits: int, spread: float) -> Array:
     """Least-squares gains of rows, in units of 2^-bits; 1 where a gain of its own does not pay."""
     energy = (old * old).sum(axis=1)
     gain = np.divide((old * new).sum(axis=1), energy, out=np.ones(len(old)), where=energy > 0)
-    units = np.clip(np.rint(gain * (1 << bits)), -(1 << 20), 1 << 20)
-    gain = units / (1 << bits)
+    units = np.nan_to_num(np.clip(np.rint(gain * (1 << bits)), -(1 << 20), 1 << 20), nan=1 << bits)
+    gain = units / np.float32(1 << bits)
     before = np.abs(new - old).mean(axis=1) + spread
     after = np.abs(new - old * gain[:, None]).mean(axis=1) + spread
     pays = old.shape[1] * np.log2(before / after) > 8
@@ -224,7 +225,7 @@ class _Way:
         """What the prediction misses."""
         if not self.digits:
             return new - old
-        scale = gains / float(1 << self.digits)
+        scale = (gains / float(1 << self.digits)).astype(np.float32)
         return new - old * (scale[:, None] if self.by_rows else scale[None, :])
 
 
@@ -251,14 +252,19 @@ def _ways(shape: tuple[int, ...], count: int, ratio: Array | None) -> list[_Way]
     return ways
 
 
+def _step(count: int, rows: int) -> int:
+    """Of how many rows one is looked at when ways are compared."""
+    return 1 if count <= WHOLE else max(1, min(count // SAMPLE, rows // 64))
+
+
 def _best_way(ways: list[_Way], old: Array, new: Array, floor: float) -> tuple[float, _Way]:
     """The way with the fewest estimated bits, tried on a sample of the rows; bits for the whole."""
     count = len(old)
     best: tuple[float, _Way] | None = None
     for way in ways:
-        step = max(1, min(count // SAMPLE, way.rows // 64))
+        step = _step(count, way.rows)
         one, two = (values.reshape(way.rows, -1)[::step] for values in (old, new))
-        if step == 1 and count > 4 * SAMPLE:  # few long rows
+        if step == 1 and count > WHOLE:  # few long rows
             one, two = one[:, : SAMPLE // way.rows + 1], two[:, : SAMPLE // way.rows + 1]
         share = one.size / count
         spread = float(np.abs(two - one).mean()) * 0.01 + floor + 1e-30
@@ -300,7 +306,9 @@ def plan_pruned(item: Item) -> None:
 
 
 def _finite(values: Array) -> Array:
-    out: Array = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    """Numbers to estimate by: float32, 0 for what is not finite."""
+    out: Array = values.astype(np.float32)
+    out[~np.isfinite(out)] = 0
     return out
 
 
@@ -372,7 +380,7 @@ def _plain(item: Item, value: Array) -> tuple[float, Record]:
     place = -1 if item.base is None or item.base.dtype != F32 else item.base.at
     words = item.value.view("<u4")
     for rows in _splits(item.shape, count):
-        step = max(1, min(count // SAMPLE, rows // 64))
+        step = _step(count, rows)
         matrix = value.reshape(rows, -1)[::step]
         part = words.reshape(rows, -1)[::step]
         record = Record(PLAIN, F32, item.at, count, rows, place, residual=POOL)
@@ -401,8 +409,8 @@ def _gain_bits(gains: Array, digits: int) -> float:
 
 def _as_float(item: Item) -> Array:
     if item.dtype == BF16:
-        return (item.value.astype("<u4") << 16).view("<f4").astype(np.float64)
-    return item.value.view("<f2").astype(np.float64)
+        return (item.value.astype("<u4") << 16).view("<f4")
+    return item.value.view("<f2").astype(np.float32)
 
 
 def settle(record: Record, residual: Array, rows_options: list[int]) -> float:
@@ -449,7 +457,7 @@ def plan_codes(item: Item) -> None:
     """CODES: 8-bit codes from codes, with gains or rescaled; or without a base, by gains of 0."""
     base, count = item.base, len(item.value)
     zero = item.quantisation.zero_points[0] if item.quantisation else 0
-    new = item.value.astype(np.float64) - zero
+    new = item.value.astype(np.float32) - np.float32(zero)
     best: tuple[float, Record] | None = None
     if base is not None and base.dtype == item.dtype:
         ratio, base_zero = None, zero
@@ -459,7 +467,7 @@ def plan_codes(item: Item) -> None:
                 ratio = np.array(base.quantisation.scales) / np.maximum(
                     np.array(item.quantisation.scales), 1e-38
                 )
-        old = base.value.astype(np.float64) - base_zero
+        old = base.value.astype(np.float32) - np.float32(base_zero)
         bits, way = _best_way(_ways(item.shape, count, ratio), old, new, 0.2)
         record = Record(
             CODES, item.dtype, item.at, count, way.rows, base.at, by_rows=way.by_rows, gain_bits=way.digits,
@@ -468,7 +476,7 @@ def plan_codes(item: Item) -> None:
         if way.digits:
             record.gains = way.gains(old.reshape(way.rows, -1), new.reshape(way.rows, -1), 0.3)
         best = (bits, record)
-    bits, way = _best_way([_Way(rows) for rows in _splits(item.shape, count)], np.zeros(count), new, 0.2)
+    bits, way = _best_way([_Way(rows) for rows in _splits(item.shape, count)], np.zeros(count, dtype=np.float32), new, 0.2)
     if best is None or bits < best[0]:
         zeros = np.zeros(way.rows, dtype=np.int64)
         best = (
