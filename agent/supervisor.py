@@ -128,7 +128,7 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             self._threads.add(thread)
-        thread.start()
+            thread.start()  # while locked: `stop` joins what it finds here
 
     def _recover(self, dead: Worker) -> None:
         """Restarts until there is a worker in the dead one's place, or the model was turned to another."""

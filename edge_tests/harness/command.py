@@ -43,13 +43,12 @@ def sluice(*arguments: object) -> Ran:
 
 
 def spawn(*arguments: object, **keywords: Any) -> subprocess.Popen[str]:
-    """Starts the installed command."""
+    """Starts the installed command; Ctrl-C reaches it also where the shell above ignores it, as behind nohup."""
     environment = {**os.environ, **keywords.pop("env", {})}
     keywords.setdefault("stdout", subprocess.PIPE)
     keywords.setdefault("stderr", subprocess.PIPE)
-    return subprocess.Popen(
-        [str(SLUICE), *(str(argument) for argument in arguments)], text=True, env=environment, **keywords
-    )
+    command = ["env", "--default-signal=INT", str(SLUICE), *(str(argument) for argument in arguments)]
+    return subprocess.Popen(command, text=True, env=environment, **keywords)
 
 
 def run(*arguments: object, **keywords: Any) -> Ran:
