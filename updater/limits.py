@@ -45,6 +45,7 @@ MAX_JOURNAL_BYTES = 64 << 10  # of the file beside a partial target that says ho
 ARITHMETIC_ELEMENTS = 1 << 18  # elements that predictors work on at a time; bounds their temporaries
 BASE_READ_BYTES = 1 << 20  # of base read at a time by a copy
 MAX_ENCODER_THREADS = 64
+BLOCKS_AHEAD = 1  # decoded beside the one that is written next, each some five times its length of memory
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class DecodeLimits:
         window_bytes: base bytes that one block's patches look into, together.
         instructions: instructions of one block.
         target_bytes: the file that the delta writes.
+        blocks_ahead: blocks decoded ahead where cores are free; a bound for memory, not for the delta.
     """
 
     header_bytes: int = MAX_DELTA_HEADER_BYTES
@@ -64,3 +66,4 @@ class DecodeLimits:
     window_bytes: int = MAX_WINDOW_BYTES
     instructions: int = MAX_INSTRUCTIONS
     target_bytes: int = MAX_TARGET_BYTES
+    blocks_ahead: int = BLOCKS_AHEAD

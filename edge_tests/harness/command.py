@@ -43,7 +43,7 @@ def sluice(*arguments: object) -> Ran:
 
 
 def spawn(*arguments: object, **keywords: Any) -> subprocess.Popen[str]:
-    """Starts the installed command; Ctrl-C reaches it also where the shell above ignores it, as behind nohup."""
+    """Starts the installed command; Ctrl-C reaches it also where the shell above ignores it (nohup)."""
     environment = {**os.environ, **keywords.pop("env", {})}
     keywords.setdefault("stdout", subprocess.PIPE)
     keywords.setdefault("stderr", subprocess.PIPE)

@@ -1,11 +1,11 @@
 """Applies a delta while it arrives: bytes in, target out, memory bounded by one block, resumable.
 
-Order: header (compared with what was announced, base proven) -> blocks, each checked, decoded and written at
-the end of `partial` -> end marker -> digest. Every SYNC_BYTES of target the file is fsynced and the journal
-beside it says how far it is whole; after a kill a new Applier on the same `partial` re-reads that much,
-compares its digest and goes on at that block, or starts over when anything differs. Rules: nothing is written
-before the header was accepted; the target counts only when its SHA-256 is right; a failed Applier is closed,
-and a new one resumes.
+Order: header (compared with what was announced, base proven) -> blocks, each checked, decoded (some ahead,
+where cores are free) and written at the end of `partial` -> end marker -> digest. Every SYNC_BYTES of target
+the file is fsynced and the journal beside it says how far it is whole; after a kill a new Applier on the same
+`partial` re-reads that much, compares its digest and goes on at that block, or starts over when anything
+differs. Rules: nothing is written before the header was accepted; the target counts only when its SHA-256 is
+right; a failed Applier is closed, and a new one resumes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from updater.delta.base import Base
 from updater.delta.block import Block, decode_block
 from updater.delta.container import BlockHead, Header
 from updater.delta.journal import Journal, read_journal, remove_journal, write_journal
+from updater.delta.pipeline import Decoded, Parts, Pipeline, free_cores
 from updater.digests import PREFIX, READ_BYTES, digest_file
 from updater.errors import SluiceError, os_errors
 from updater.limits import SYNC_BYTES, DecodeLimits
@@ -75,13 +76,16 @@ class Applier:
         self._header: Header | None = None
         self._header_bytes = b""
         self._head: BlockHead | None = None
-        self._blocks = 0
-        self._written = 0  # target bytes of whole blocks
+        self._blocks = 0  # read off the delta
+        self._planned = 0  # target bytes of these
+        self._written_blocks = 0
+        self._written = 0  # target bytes of these
         self._recorded = 0  # of these, what the journal vouches for
         self._hash: _Hash = hashlib.sha256()
         self._whole: _Hash = self._hash  # the hash at the last block boundary
         self._boundary = 0  # the delta offset there
         self._ended = self._failed = self._finished = False
+        self._pipeline = Pipeline(self._decoded, free_cores(self._limits.blocks_ahead))
         with os_errors("opening", partial):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._file = os.open(partial, flags, 0o644)
@@ -186,6 +190,7 @@ class Applier:
             ) from error
 
     def _release(self) -> None:
+        self._pipeline.close()
         self._base.close()
         if self._file >= 0:
             os.close(self._file)
@@ -229,7 +234,8 @@ class Applier:
             journal.delta_offset,
             journal.delta_offset,
         )
-        self._written = self._recorded = journal.target_offset
+        self._written_blocks = journal.blocks
+        self._written = self._planned = self._recorded = journal.target_offset
         with os_errors("cutting back", self._partial):
             os.ftruncate(self._file, journal.target_offset)
             os.lseek(self._file, journal.target_offset, os.SEEK_SET)
@@ -304,20 +310,35 @@ class Applier:
         seed = container.header_checksum(self._header_bytes)
         if container.block_checksum(seed, self._blocks, head.fields, payload) != head.checksum:
             raise faults.corrupt(f"the checksum of block {self._blocks} does not match")
-        if self._written + head.target_length > header.target_size:
+        self._blocks += 1
+        if self._planned + head.target_length > header.target_size:
             raise faults.invalid(
                 f"block {self._blocks} writes beyond the target's {header.target_size} bytes"
             )
-        block = Block(payload, self._written, head.target_length)
-        try:
-            decode_block(block, header.features, self._base.read, self._write, self._limits)
-        except SluiceError as error:
-            error.obj = error.obj or f"block {self._blocks}"
-            raise
+        block = Block(payload, self._planned, head.target_length)
         self._head = None
-        self._blocks += 1
-        self._written += head.target_length
-        self._boundary = self._consumed
+        self._planned += head.target_length
+        for decoded in self._pipeline.put(block, self._consumed):
+            self._take(decoded)
+
+    def _decoded(self, block: Block) -> Parts:
+        """A block's bytes, in a thread of the pipeline."""
+        assert self._header is not None
+        parts: Parts = []
+        try:
+            decode_block(block, self._header.features, self._base.read, parts.append, self._limits)
+        except SluiceError as error:
+            error.obj = error.obj or f"the block at byte {block.target_offset} of the target"
+            raise
+        return parts
+
+    def _take(self, decoded: Decoded) -> None:
+        """Writes a block whose turn has come."""
+        for part in decoded.parts:
+            self._write(part)
+        self._written_blocks += 1
+        self._written += decoded.length
+        self._boundary = decoded.boundary
         self._whole = self._hash.copy()
         if self._written - self._recorded >= self._sync_bytes:
             self._record()
@@ -327,6 +348,8 @@ class Applier:
             raise faults.invalid("the delta has bytes after its end marker")
         if self._buffer[0] != container.MARK_END:
             raise faults.invalid(f"expected the end marker, found the byte 0x{self._buffer[0]:02x}")
+        for decoded in self._pipeline.drain():
+            self._take(decoded)
         if self._written != header.target_size:
             raise faults.invalid(
                 f"the delta writes {self._written} bytes; its header says {header.target_size}"
@@ -353,7 +376,7 @@ class Applier:
         journal = Journal(
             self._header_bytes,
             self._delta_digest,
-            self._blocks,
+            self._written_blocks,
             self._boundary,
             self._written,
             self._whole.hexdigest(),

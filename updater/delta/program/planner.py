@@ -476,7 +476,9 @@ def plan_codes(item: Item) -> None:
         if way.digits:
             record.gains = way.gains(old.reshape(way.rows, -1), new.reshape(way.rows, -1), 0.3)
         best = (bits, record)
-    bits, way = _best_way([_Way(rows) for rows in _splits(item.shape, count)], np.zeros(count, dtype=np.float32), new, 0.2)
+    bits, way = _best_way(
+        [_Way(rows) for rows in _splits(item.shape, count)], np.zeros(count, dtype=np.float32), new, 0.2
+    )
     if best is None or bits < best[0]:
         zeros = np.zeros(way.rows, dtype=np.int64)
         best = (
