@@ -95,7 +95,8 @@ def decode_block(
             write(take(item.stream, item.length))
         elif isinstance(item, Program):
             offset = block.target_offset + block.target_length - left - item.length
-            write(program.run(read_base, take(item.stream, item.size), offset, item.length))
+            data = opened.readers[item.stream].view(item.size)
+            write(program.run(read_base, data, offset, item.length))
         else:
             base = None
             if item.predictor != PLAIN:

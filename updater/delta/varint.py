@@ -42,7 +42,7 @@ def encode_signed(value: int) -> bytes:
 class Reader:
     """Reads fields off bytes; `what` names those bytes in errors. Raises SluiceError(DELTA_INVALID)."""
 
-    def __init__(self, data: bytes, what: str) -> None:
+    def __init__(self, data: bytes | memoryview, what: str) -> None:
         self._data = data
         self._what = what
         self.offset = 0
@@ -53,10 +53,21 @@ class Reader:
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
+        at = self.offset
+        self.skip(count)
+        return bytes(self._data[at : self.offset])
+
+    def skip(self, count: int) -> None:
+        """Leaves out the next `count` bytes."""
         if count > self.left:
             raise invalid(f"{self._what} ends at byte {len(self._data)}, {count - self.left} bytes early")
         self.offset += count
-        return self._data[self.offset - count : self.offset]
+
+    def view(self, count: int) -> memoryview:
+        """The next `count` bytes, not copied."""
+        at = self.offset
+        self.skip(count)
+        return memoryview(self._data)[at : self.offset]
 
     def byte(self) -> int:
         return self.take(1)[0]

@@ -59,9 +59,9 @@ class BitReader:
         data: the bytes.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self._size = 8 * len(data)
-        self._words = np.frombuffer(data + bytes(8 + -len(data) % 4), dtype="<u4")
+        self._words = np.frombuffer(b"".join((data, bytes(8 + -len(data) % 4))), dtype="<u4")
         self._at = 0
 
     def take(self, widths: U8) -> U32:

@@ -143,7 +143,7 @@ class Opened:
     skeleton: bytes
 
 
-def open_body(body: bytes, offset: int, length: int) -> Opened:
+def open_body(body: bytes | memoryview, offset: int, length: int) -> Opened:
     """Reads the records and cuts the rest. Raises ProgramError, SluiceError(DELTA_INVALID)."""
     reader = varint.Reader(body, "a program")
     record_bytes, row_bytes = reader.varint(), reader.varint()
@@ -161,10 +161,10 @@ def open_body(body: bytes, offset: int, length: int) -> Opened:
     coder.end()
     rows.finish()
     tables = {name: reader.take(size) for name, (size, _) in sizes.items()}
-    stream = reader.take(stream_bytes)
+    stream = reader.view(stream_bytes)
     raw_sizes = {name: size for name, (_, size) in sizes.items()}
     carried = payload_capacity(1 << min(stream[0], 63)) if stream else 0
-    raw = reader.take(max(0, sum(raw_sizes.values()) - carried))
+    raw = reader.view(max(0, sum(raw_sizes.values()) - carried))
     place = Place(offset, length, window_start, window_length)
     packed = Packed(tables, raw_sizes, stream, raw)
     return Opened(place, records, packed, record_bytes + row_bytes, reader.take(reader.left))

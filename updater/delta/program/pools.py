@@ -65,8 +65,8 @@ class Packed:
 
     tables: dict[str, bytes]
     raw_sizes: dict[str, int]
-    stream: bytes
-    raw: bytes
+    stream: bytes | memoryview
+    raw: bytes | memoryview
     entropy: float = 0.0
 
     @property
@@ -108,9 +108,9 @@ def encode(pools: Mapping[str, Pool]) -> Packed:
 class OpenPool:
     """A pool as the decoder takes from it; symbols and bits are there after `OpenPools.decode`."""
 
-    classes: U16  # [contexts] the table of each
+    classes: Ints  # [contexts] the table of each
     contexts: int  # of a group
-    told: list[U16] = field(default_factory=list)
+    told: list[Ints] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)  # bytes of each part told, its symbols alone
     symbols: U8 = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
     bits: BitReader = field(default_factory=lambda: BitReader(b""))
@@ -151,6 +151,9 @@ class OpenPools:
             self._pools[name] = OpenPool(classes, kinds[name].contexts)
             self._frequencies.append(model.frequencies)
             count += len(model.frequencies)
+        if count <= 256:
+            for pool in self._pools.values():
+                pool.classes = pool.classes.astype(np.uint8)
 
     def __getitem__(self, name: str) -> OpenPool:
         if name not in self._pools:
@@ -174,7 +177,7 @@ class OpenPools:
         total = sum(self._packed.raw_sizes.values())
         if any(payload[total:]):
             raise RansError("the lanes of a program carry what no pool has")
-        raw = payload[:total] + self._packed.raw
+        raw = memoryview(b"".join((payload[:total], self._packed.raw)))
         at = place = 0
         for (name, pool), parts in zip(self._pools.items(), lengths):
             pool.symbols = symbols[at : at + sum(parts)]

@@ -162,7 +162,9 @@ def encode(
     return _pack_states(state.astype(np.uint32)) + np.concatenate(words).astype("<u2").tobytes()
 
 
-def decode(data: bytes, count: int, contexts: Symbols | None, tables: Tables, lanes: int) -> tuple[U8, bytes]:
+def decode(
+    data: bytes | memoryview, count: int, contexts: Symbols | None, tables: Tables, lanes: int
+) -> tuple[U8, bytes]:
     """The symbols and the payload of a stream; takes all of `data`. Raises RansError.
 
     Args:
@@ -218,7 +220,7 @@ def _pack_states(state: U32) -> bytes:
     return head + np.packbits(bits[keep], bitorder="little").tobytes()
 
 
-def _unpack_states(data: bytes, lanes: int) -> tuple[U32, int]:
+def _unpack_states(data: bytes | memoryview, lanes: int) -> tuple[U32, int]:
     head = (lanes + 1) // 2
     packed = np.frombuffer(data[:head], dtype=np.uint8)
     if len(packed) < head:

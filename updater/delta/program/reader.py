@@ -42,7 +42,7 @@ Array = NDArray[Any]
 _ORDERED = (FLOAT, CAST, PRUNED)  # residuals of these are differences in the order of floats
 
 
-def decode(read: ReadBase, data: bytes, offset: int, length: int) -> bytearray:
+def decode(read: ReadBase, data: bytes | memoryview, offset: int, length: int) -> bytearray:
     """The `length` bytes of the target at `offset` that a program writes.
 
     Raises ProgramError, or another arithmetic or look-up error, for what no encoder writes; SluiceError as
@@ -132,6 +132,7 @@ class Reader:
         for piece in pieces(record.rows, record.columns):
             if record.op == FLOAT:
                 words = predictors.floats(self._values.base, record, piece)
+                self._values.write(number, piece, words)  # read once: `_piece` finds it here
                 contexts = residuals.float_contexts(record, words, piece)
             elif record.op == PLAIN:
                 pool.tell(residuals.plain_contexts(record, group, piece), 0)
@@ -165,7 +166,7 @@ class Reader:
             return residuals.get_plain(pool, record, piece)
         bits = 8 * DTYPES[record.dtype].itemsize
         if record.op == FLOAT:
-            guess = predictors.ordered(predictors.floats(self._values.base, record, piece), bits)
+            guess = predictors.ordered(self._values.piece(number, piece), bits)
         else:
             guess, _ = self._values.predicted(number, piece)
         if pool is None:

@@ -66,6 +66,12 @@ class Values:
         raw = words.view(np.uint8)
         self._block[at : at + len(raw)] = raw
 
+    def piece(self, number: int, piece: Piece) -> Array:
+        """What `write` put into the block, as words."""
+        record = self.records[number]
+        kind = np.dtype(f"<u{DTYPES[record.dtype].itemsize}")
+        return np.frombuffer(self._block, kind, piece.count, record.at + piece.start * kind.itemsize)
+
     def done(self, number: int) -> None:
         """Says that all of a record is in the block."""
         self._written.add(number)
