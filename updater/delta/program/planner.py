@@ -386,7 +386,7 @@ def _entropy(count: float, total: float) -> float:
     return float(-total * (share * np.log2(share) + (1 - share) * np.log2(1 - share)))
 
 
-def _sparse(record: Record, residual: Array, rows: int) -> None:
+def sparse(record: Record, residual: Array, rows: int) -> None:
     """Makes a codes record sparse."""
     record.residual, record.rows = SPARSE, rows
     record.changed = int(np.count_nonzero(residual))
@@ -442,6 +442,6 @@ def finish_codes(item: Item, data: Operands) -> None:
         rows = record.rows if record.rows > 1 else max(splits(item.shape, len(residual)))
         if record.gain_bits and record.by_rows and len(record.gains) not in (1, rows):
             rows = record.rows
-        _sparse(record, residual, rows)
+        sparse(record, residual, rows)
         return
     settle(record, residual, [record.rows] if record.gain_bits else splits(item.shape, len(residual)))

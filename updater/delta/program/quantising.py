@@ -18,6 +18,7 @@ from updater.delta.program.planner import Item
 from updater.delta.program.records import QUANTISED, SOURCES, Record
 
 Array = NDArray[Any]
+_MANY, _RARE = 200, 0.05  # changes from which, and share up to which, their places are coded
 _WRONG = 0.2  # share of the codes from which the base is no help
 
 
@@ -53,9 +54,13 @@ def plan(base: Operands, item: Item, scale: Item, zeros: dict[int, Item]) -> boo
     points = np.array(meaning.zero_points, dtype=np.int16) if differ else None
     whole = Piece.whole(rows, count // rows)
     residual = item.value.astype(np.int64) - predictors.quantise(base, record, scale.value, points, whole)
-    if np.count_nonzero(residual) >= _WRONG * count:
+    changed = np.count_nonzero(residual)
+    if changed >= _WRONG * count:
         return False
-    planner.settle(record, residual, planner.splits(item.shape, count) if channels == 1 else [rows])
+    if _MANY <= changed < _RARE * count:
+        planner.sparse(record, residual, max(planner.splits(item.shape, count)) if channels == 1 else rows)
+    else:
+        planner.settle(record, residual, planner.splits(item.shape, count) if channels == 1 else [rows])
     operands = [scale]
     if points is not None:
         zero = _zeros(base, item, scale, points, zeros)
