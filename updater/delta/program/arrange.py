@@ -9,7 +9,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from updater.delta.program import planner, predictors, repeats
+from updater.delta.program import planner, predictors, quantising, repeats, scales, zeroing
 from updater.delta.program.operands import Operands
 from updater.delta.program.piece import Piece
 from updater.delta.program.planner import Item
@@ -30,13 +30,14 @@ from updater.delta.program.records import (
     PEAK,
     PEAKED,
     PLAIN,
+    POOL,
     PRODUCT,
-    QUANTISED,
     RANGED,
     REFER,
     RESCALED,
     SAME,
     SELF,
+    SOURCES,
     U8,
     Record,
 )  # fmt: skip
@@ -44,6 +45,8 @@ from updater.delta.program.records import (
 _SKELETON_BYTES = 1 << 16
 _PIECE_BYTES = 40  # what cutting a piece out of an array costs, about
 _SINGLES = 300
+_SAID = 2  # scales that are said rather than worked out
+_REDUCED = 12  # times a block's bytes: of the base, read for scales; decoders allow more
 _LEAST = 64  # bytes of a repeat; four times that where elements are bytes
 
 
@@ -72,11 +75,17 @@ def records_for(
         if item.dtype == F32 and len(item.value) <= 1 << 16:
             by_content[item.content].append(item)
     seen: dict[bytes, Item] = {}
+    room = scales.Room(_REDUCED * len(target))
     for item in new:
         if not _equal(item):
-            _derive(base, item, by_owner, follows, seen)
+            if item.dtype == F32 and item.weights is not None:
+                item.record = scales.plan(base.operands, item.value, item.at, item.weights, room)
+            if item.record is None:
+                _derive(base, item, by_owner, follows, seen)
+            if item.record is None:
+                zeroing.plan(base.operands, item)
             if item.record is None and item.dtype == F32:
-                planner.plan_pruned(item)
+                _widen(base, item)
             if item.record is None and item.dtype == F32:
                 planner.plan_float(item, base.operands)
                 if item.record is not None and item.record.op == PLAIN and _plainly_small(item):
@@ -84,9 +93,10 @@ def records_for(
         if item.dtype == F32 and item.role != "data":
             seen[item.content] = item
     _singles(new)
+    zeros = {item.weights.number: item for item in new if item.weights is not None and item.dtype != F32}
     for item in new:
         if not _equal(item):
-            _integers(base, item, by_content)
+            _integers(base, item, by_content, room, zeros)
     return _number(base, _repeated(base, target, new))
 
 
@@ -165,14 +175,20 @@ def _equal(item: Item) -> bool:
     return item.base is not None and item.base.dtype == item.dtype and item.base.content == item.content
 
 
-def _scale_of(item: Item, by_content: dict[bytes, list[Item]]) -> Item | None:
+def _scale_of(base: Known, item: Item, by_content: dict[bytes, list[Item]], room: scales.Room) -> Item | None:
     if item.quantisation is None:
         return None
-    scales = np.array(item.quantisation.scales, dtype="<f4")
-    found = by_content.setdefault(scales.tobytes(), [])
-    if not found:  # it lies in another block: a record that only says it
-        record = Record(GIVEN, F32, 0, len(scales), words=scales.view("<u4").tolist())
-        found.append(Item("given", "", F32, scales.shape, 0, scales, record=record))
+    value = np.array(item.quantisation.scales, dtype="<f4")
+    found = by_content.setdefault(value.tobytes(), [])
+    if not found:  # it lies in another block: a record that works it out, or only says it
+        record = None
+        if item.base is not None and len(value) > _SAID:
+            record = scales.plan(base.operands, value, 0, scales.reduced(item), room)
+        if record is None:
+            record = Record(GIVEN, F32, 0, len(value), words=value.view("<u4").tolist())
+        else:
+            record.silent = True
+        found.append(Item("given", "", F32, value.shape, 0, value, record=record))
     return min(found, key=lambda other: abs(other.at - item.at))
 
 
@@ -183,7 +199,7 @@ def _derive(
     """What follows exactly from other arrays."""
     if item.dtype != F32 or item.role == "data":
         return
-    place = item.base.at if item.base is not None else -1
+    place = _counterpart(item)
     count = len(item.value)
     if item.role == "scale" and item.owner in follows:
         one, two = (by_owner.get(("scale", owner)) for owner in follows[item.owner])
@@ -195,13 +211,13 @@ def _derive(
                 item.operands = [one, two]
                 return
     data = by_owner.get(("data", item.owner))
-    if data is not None and data.base is not None and data.base.dtype == F32 and data.dtype in (I8, U8):
+    if data is not None and data.base is not None and data.base.dtype in SOURCES and data.dtype in (I8, U8):
         op = {"scale": PEAK, "min": LOWEST, "max": HIGHEST}[item.role]
         axis = data.quantisation.axis if data.quantisation else None
         if count == 1 or axis == 0 or axis == len(data.shape) - 1:
             by_rows = count == 1 or axis == 0
             record = Record(
-                op, F32, item.at, count, base=data.base.at, two=len(data.value) // count, by_rows=by_rows
+                op, F32, item.at, count, two=len(data.value) // count, by_rows=by_rows, **data.base.operand()
             )
             if predictors.reduce(base.operands, record).tobytes() == item.content:
                 item.record = record
@@ -222,6 +238,23 @@ def _derive(
         item.operands = [seen[item.content]]
 
 
+def _counterpart(item: Item) -> int:
+    """Where the base has what an array replaces, without being predicted from it; -1 if nowhere."""
+    return item.base.at if item.base is not None and not item.base.axes else -1
+
+
+def _widen(base: Known, item: Item) -> None:
+    """float32 numbers that are those of a 16-bit base."""
+    if item.base is None or item.base.dtype not in (F16, BF16):
+        return
+    record = Record(CAST, F32, item.at, len(item.value), **item.base.operand())
+    guess = predictors.cast(base.operands, record, Piece.whole(1, record.count))
+    wanted = predictors.ordered(item.value.view("<u4"), 32)
+    planner.settle(record, predictors.difference(wanted, predictors.ordered(guess, 32), 32), [1])
+    if record.residual != POOL:
+        item.record = record
+
+
 def _singles(items: list[Item]) -> None:
     """Single numbers that are products of two others, as ONNX keeps the scales of biases."""
     if any(item.role != "data" for item in items):
@@ -240,25 +273,29 @@ def _singles(items: list[Item]) -> None:
         for one, two in zip(rows.tolist(), columns.tolist()):
             if index in (one, two) or one in made or two in made or item.value[0] == 0:
                 continue
-            place = item.base.at if item.base is not None else -1
+            place = _counterpart(item)
             item.record = Record(PRODUCT, F32, item.at, 1, base=place)
             item.operands = [singles[one], singles[two]]
             made.add(index)
             break
 
 
-def _integers(base: Known, item: Item, by_content: dict[bytes, list[Item]]) -> None:
+def _integers(
+    base: Known, item: Item, by_content: dict[bytes, list[Item]], room: scales.Room, zeros: dict[int, Item]
+) -> None:
+    if item.record is not None:
+        return
     if item.role != "data" or (item.base is None and item.dtype not in (I8, U8)):
         return
     source, count = item.base, len(item.value)
-    scale = _scale_of(item, by_content)
+    scale = _scale_of(base, item, by_content, room)
     if item.dtype in (F16, BF16):
         assert source is not None
-        if source.dtype == F32:
+        if source.dtype in SOURCES and source.dtype != item.dtype:
             wanted, tries = predictors.ordered(item.value, 16), []
             whole = Piece.whole(1, count)
             for mode in (0, 1) if item.dtype == F16 else (0,):
-                record = Record(CAST, item.dtype, item.at, count, base=source.at, zero=mode)
+                record = Record(CAST, item.dtype, item.at, count, zero=mode, **source.operand())
                 guess = predictors.ordered(predictors.cast(base.operands, record, whole), 16)
                 residual = predictors.difference(wanted, guess, 16)
                 tries.append((planner.settle(record, residual, [1]), mode, record))
@@ -268,15 +305,15 @@ def _integers(base: Known, item: Item, by_content: dict[bytes, list[Item]]) -> N
         return
     value = item.value.astype(np.int64)
     if item.dtype == I32 and source is not None:
-        if source.dtype == F32 and scale is not None and len(scale.value) in (1, count):
-            record = Record(BIAS, I32, item.at, count, base=source.at)
+        if source.dtype in SOURCES and scale is not None and len(scale.value) in (1, count):
+            record = Record(BIAS, I32, item.at, count, **source.operand())
             residual = value - predictors.bias(base.operands, record, scale.value, Piece.whole(1, count))
         elif source.dtype == I32 and scale is not None and source.quantisation is not None and count >= 1:
             old = np.array(source.quantisation.scales, dtype="<f4").tobytes()
             place = base.places.get(old, -1)
             if place < 0 or len(old) != scale.value.nbytes:
                 return
-            record = Record(RESCALED, I32, item.at, count, base=source.at, two=place)
+            record = Record(RESCALED, I32, item.at, count, two=place, **source.operand())
             residual = value - predictors.rescale(base.operands, record, scale.value, Piece.whole(1, count))
         else:
             return
@@ -285,25 +322,17 @@ def _integers(base: Known, item: Item, by_content: dict[bytes, list[Item]]) -> N
         return
     if item.dtype not in (I8, U8) or count < 16:
         return
-    if source is not None and source.dtype == F32 and scale is not None and item.quantisation is not None:
-        axis = item.quantisation.axis
-        channels = len(scale.value)
-        if channels == 1 or axis == 0 or axis == len(item.shape) - 1:
-            by_rows = axis == 0 and channels > 1
-            rows = channels if by_rows else count // channels
-            record = Record(QUANTISED, item.dtype, item.at, count, rows, source.at, by_rows=by_rows,
-                            zero=item.quantisation.zero_points[0])  # fmt: skip
-            residual = value - predictors.quantise(
-                base.operands, record, scale.value, Piece.whole(rows, count // rows)
-            )
-            if np.count_nonzero(residual) < 0.2 * count:
-                planner.settle(record, residual, [rows])
-                item.record, item.operands = record, [scale]
-                return
-    if source is not None and source.dtype == F32:
+    if scale is not None and quantising.plan(base.operands, item, scale, zeros):
+        return
+    if source is not None and source.dtype in SOURCES:
         item.base = None
     planner.plan_codes(item)
     planner.finish_codes(item, base.operands)
+
+
+def _least(item: Item) -> int:
+    """Bytes from which an array that is in the base has a record: the skeleton finds what is in one piece."""
+    return planner.LEFT if item.base is not None and item.base.axes else planner.LEFT * 16
 
 
 def _number(base: Known, items: list[Item]) -> list[Record]:
@@ -322,14 +351,14 @@ def _number(base: Known, items: list[Item]) -> list[Record]:
                         changed = True
     numbered = []
     for item in items:
-        if id(item) in wanted or (_equal(item) and item.value.nbytes >= planner.LEFT * 16):
+        if id(item) in wanted or (_equal(item) and item.value.nbytes >= _least(item)):
             if item.record is None:
                 if not _equal(item):
                     planner.plan_float(item, base.operands)
                     numbered.append(item)
                     continue
                 assert item.base is not None
-                item.record = Record(SAME, item.dtype, item.at, len(item.value), base=item.base.at)
+                item.record = Record(SAME, item.dtype, item.at, len(item.value), **item.base.operand())
             numbered.append(item)
     places = {id(item): number for number, item in enumerate(numbered)}
     out = []

@@ -18,17 +18,9 @@ from updater.delta.program.operands import Operands, ProgramError, ReadBase, wit
 from updater.delta.program.pools import Packed
 from updater.delta.program.rans import payload_capacity
 from updater.delta.program.records import (
-    BIAS,
-    CAST,
-    DTYPES,
-    F32,
     GIVEN,
-    HIGHEST,
     KINDS,
-    LOWEST,
-    PEAK,
-    PRUNED,
-    QUANTISED,
+    REDUCING,
     SAME,
     SELF,
     U8,
@@ -99,11 +91,10 @@ def _shadow(records: list[Record], place: Place) -> list[Record]:
     """The parts of the window that records read as arrays: those bytes are no use to the skeleton."""
     ranges = []
     for record in records:
-        kind = F32 if record.op in (QUANTISED, BIAS, CAST, PRUNED) else record.dtype
-        if record.op in (SELF, GIVEN, PEAK, LOWEST, HIGHEST) or record.base < 0:
+        if record.op in (SELF, GIVEN, *REDUCING) or record.base < 0:
             continue
         start = record.base - place.window_start
-        end = start + record.count * DTYPES[kind].itemsize
+        end = start + record.operand_length
         start, end = max(0, start), min(place.window_length, end)
         if start < end:
             ranges.append(Record(SAME, U8, start, end - start))

@@ -6,21 +6,19 @@ their whole rows and what is left before and behind these. Every program is run 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
-from updater.delta.program import arrange, planner, reader, writer
+from updater.delta.program import arrange, pairing, parts, planner, reader, scales, writer
 from updater.delta.program.arrange import Known
 from updater.delta.program.body import Place
 from updater.delta.program.operands import Operands, ProgramError
-from updater.delta.program.planner import Item
 from updater.delta.program.records import F32
-from updater.formats.span import Quantisation, TensorSpan
+from updater.formats.span import TensorSpan
 
 Bytes = NDArray[np.uint8]
 
@@ -70,14 +68,15 @@ class ProgramEncoder:
     ) -> None:
         self._base, self._target, self._level, self._thorough = base, target, level, thorough
         old, _ = planner.items_of(base, base_spans)
-        self._items, self._follows = planner.items_of(target, target_spans)
+        new, self._follows = planner.items_of(target, target_spans)
         with np.errstate(all="ignore"):
-            planner.pair(old, self._items)
+            self._items = pairing.pair(old, new)
+        scales.link(self._items)
         places: dict[bytes, int] = {}
         for item in old:
             if item.dtype == F32 and len(item.value) <= 1 << 16:
                 places.setdefault(item.content, item.at)
-        self._known = Known(base, Operands(self._read, _UNBOUNDED), places)
+        self._known = Known(base, Operands(self._read, _UNBOUNDED, _UNBOUNDED), places)
 
     def encode(self, offset: int, length: int) -> ProgramBytes | None:
         """The program that writes `length` bytes of the target at `offset`; None if there is none."""
@@ -89,7 +88,7 @@ class ProgramEncoder:
     def _encode(self, offset: int, length: int) -> ProgramBytes | None:
         target = self._target[offset : offset + length].tobytes()
         place = self._place(offset, length)
-        items = list(_inside(self._items, offset, length))
+        items = list(parts.inside(self._items, offset, length))
         ways = [arrange.records_for(self._known, target, items, self._follows)]
         if ways[0] and length <= _ALONE_BYTES:
             ways.append([])
@@ -122,62 +121,3 @@ class ProgramEncoder:
         if offset < 0 or offset + length > len(self._base):
             raise ProgramError("a program reads beyond the base")
         return self._base[offset : offset + length].tobytes()
-
-
-def _inside(items: Sequence[Item], offset: int, length: int) -> Iterator[Item]:
-    """The arrays of a block, places counted from its begin; those that it cuts, in parts."""
-    end = offset + length
-    for item in items:
-        width = item.value.itemsize
-        if item.at + item.value.nbytes <= offset or item.at >= end:
-            continue
-        first = max(0, -(-(offset - item.at) // width))
-        last = min(len(item.value), (end - item.at) // width)
-        row = len(item.value) // item.shape[0] if len(item.shape) > 1 and item.shape[0] else 1
-        cuts = {first, last}
-        if (first, last) != (0, len(item.value)):
-            cuts |= {cut for cut in (-(-first // row) * row, last // row * row) if first < cut < last}
-        bounds = sorted(cuts)
-        for start, stop in pairwise(bounds):
-            yield _part(item, start, stop, row, offset)
-
-
-def _part(item: Item, start: int, stop: int, row: int, offset: int) -> Item:
-    """Elements [start, stop) of an array."""
-    if (start, stop) == (0, len(item.value)):
-        return replace(item, at=item.at - offset, record=None, operands=[])
-    whole = start % row == 0 and stop % row == 0
-    shape = ((stop - start) // row, *item.shape[1:]) if whole and row > 1 else (stop - start,)
-    base = item.base
-    if base is not None and len(base.value) == len(item.value):
-        base = replace(
-            base,
-            at=base.at + start * base.value.itemsize,
-            value=base.value[start:stop],
-            shape=shape,
-            quantisation=_cut(base.quantisation, start, stop, row, whole),
-        )
-    else:
-        base = None
-    return replace(
-        item,
-        at=item.at + start * item.value.itemsize - offset,
-        value=item.value[start:stop],
-        shape=shape,
-        quantisation=_cut(item.quantisation, start, stop, row, whole),
-        owner=-1,
-        base=base,
-        record=None,
-        operands=[],
-    )
-
-
-def _cut(found: Quantisation | None, start: int, stop: int, row: int, whole: bool) -> Quantisation | None:
-    if found is None or len(found.scales) == 1:
-        return found
-    if not whole:
-        return None
-    if found.axis != 0:
-        return found
-    rows = slice(start // row, stop // row)
-    return Quantisation(found.scales[rows], found.zero_points[rows], 0)

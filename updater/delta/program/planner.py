@@ -8,7 +8,6 @@ estimated bits; keep as records what is coded or referred to, and leave the rest
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater.delta.program import activity, predictors, residuals
+from updater.delta.program.layout import Axes
 from updater.delta.program.operands import Operands
 from updater.delta.program.piece import Piece, pieces
 from updater.delta.program.records import (
@@ -35,7 +35,7 @@ from updater.delta.program.records import (
     I64,
     PLAIN,
     POOL,
-    PRUNED,
+    SOURCES,
     SPARSE,
     U8,
     Record,
@@ -57,7 +57,6 @@ _KINDS = {
 }
 LEFT = 64  # equal arrays below this many bytes stay in the skeleton
 _EXCEPTIONS = 0.02  # share of elements
-_MIN_PRUNED = 64
 _NEAR = 0.1  # share of a change below which a base surely helps
 SAMPLE = 1 << 15  # elements on which ways are compared, of a tensor that has more than ...
 WHOLE = 1 << 17  # ... so many
@@ -81,10 +80,19 @@ class Item:
     base: Item | None = None
     record: Record | None = None
     operands: list[Item] = field(default_factory=list)
+    whole: Item | None = None  # what this is cut from
+    weights: Item | None = None  # whose scales or zero points these are
+    phase: int = -1  # of a part of one row whose channels run along it: the first one's
+    number: int = -1  # of the whole array in its file
+    axes: Axes = ()  # of a base whose elements, as `value` has them, do not lie one behind the other
 
     @property
     def content(self) -> bytes:
         return self.value.tobytes()
+
+    def operand(self) -> dict[str, Any]:
+        """The fields of a record that reads this array of the base."""
+        return {"base": self.at, "axes": self.axes, "source": self.dtype if self.dtype in SOURCES else F32}
 
 
 def items_of(
@@ -139,49 +147,7 @@ def _metadata(data: NDArray[np.uint8], items: list[Item]) -> dict[int, tuple[int
     return follows
 
 
-def _likeness(one: Array, other: Array) -> float:
-    step = max(1, len(one) // 4096)
-    a, b = _finite(one[::step]), _finite(other[::step])
-    with np.errstate(all="ignore"):
-        a, b = a - a.mean(), b - b.mean()
-        score = float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
-    return score if np.isfinite(score) else 0.0
-
-
-def _numbers(item: Item) -> Array:
-    return _as_float(item) if item.dtype in (F16, BF16) else item.value
-
-
-def pair(old: list[Item], new: list[Item]) -> None:
-    """Sets `base` of the new items: by role, name and size; then by shape and likeness, other types too."""
-    by_name: dict[tuple[str, str, int, int], list[Item]] = defaultdict(list)
-    for item in old:
-        by_name[item.role, item.name, item.dtype, len(item.value)].append(item)
-    taken: set[int] = set()
-    for item in new:
-        found = by_name.get((item.role, item.name, item.dtype, len(item.value)))
-        if found:
-            item.base = found.pop(0)
-            taken.add(id(item.base))
-    by_shape: dict[tuple[str, int], list[Item]] = defaultdict(list)
-    for item in old:
-        by_shape[item.role, len(item.value)].append(item)
-    for item in new:
-        if item.base is not None or item.role != "data" or len(item.value) < 4:
-            continue
-        best, least = None, 0.5
-        for other in by_shape.get((item.role, len(item.value)), [])[:64]:
-            if other.dtype != item.dtype and other.dtype != F32:
-                continue
-            score = _likeness(_numbers(other), _numbers(item)) - (0.01 if id(other) in taken else 0)
-            if score > least:
-                best, least = other, score
-        item.base = best
-        if best is not None:
-            taken.add(id(best))
-
-
-def _splits(shape: tuple[int, ...], count: int) -> list[int]:
+def splits(shape: tuple[int, ...], count: int) -> list[int]:
     """Numbers of rows that a tensor can sensibly be cut into."""
     rows, product = {1}, 1
     for size in shape[:-1]:
@@ -232,7 +198,7 @@ class _Way:
 def _ways(shape: tuple[int, ...], count: int, ratio: Array | None) -> list[_Way]:
     """What may be tried: `ratio` is old scales / new scales, if known."""
     ways = []
-    for rows in _splits(shape, count):
+    for rows in splits(shape, count):
         ways.append(_Way(rows))
         if rows == 1 and len(shape) > 1:
             if ratio is not None and len(ratio) == 1:
@@ -284,28 +250,7 @@ def _best_way(ways: list[_Way], old: Array, new: Array, floor: float) -> tuple[f
     return best
 
 
-def plan_pruned(item: Item) -> None:
-    """PRUNED, if the item is its base with small numbers made zero, but for few exceptions."""
-    base = item.base
-    if base is None or base.dtype != F32 or len(item.value) < _MIN_PRUNED:
-        return
-    old, new = base.value.view("<u4"), item.value.view("<u4")
-    gone = (new & 0x7FFFFFFF == 0) & (old & 0x7FFFFFFF != 0)
-    kept = ~gone
-    if not gone.any() or not kept.any() or (old[kept] != new[kept]).mean() > 0.001:
-        return
-    magnitude = (old & 0x7FFFFFFF).astype(np.int64)
-    # The threshold between the largest gone and the smallest kept; few may lie on the wrong side.
-    edge = int(np.sort(magnitude)[int(gone.sum() + (magnitude == 0).sum())])
-    signed = bool((new[gone] >> 31).any())
-    record = Record(PRUNED, F32, item.at, len(old), base=base.at, zero=edge, base_zero=int(signed))
-    words = np.where(magnitude < edge, old & (0x80000000 if signed else 0), old)
-    settle(record, predictors.difference(predictors.ordered(new, 32), predictors.ordered(words, 32), 32), [1])
-    if record.residual != POOL:
-        item.record = record
-
-
-def _finite(values: Array) -> Array:
+def finite(values: Array) -> Array:
     """Numbers to estimate by: float32, 0 for what is not finite."""
     out: Array = values.astype(np.float32)
     out[~np.isfinite(out)] = 0
@@ -315,14 +260,14 @@ def _finite(values: Array) -> Array:
 def plan_float(item: Item, operands: Operands) -> None:
     """FLOAT with the best gains, or PLAIN (32-bit only)."""
     count, base = len(item.value), item.base
-    if base is not None and base.dtype != item.dtype:
+    if base is not None and base.dtype not in (SOURCES if item.dtype == F32 else (item.dtype,)):
         base = None
     if item.dtype != F32 and base is None:
         return
-    new = _finite(item.value if item.dtype == F32 else _as_float(item))
+    new = finite(numbers(item))
     old = new
     if base is not None:
-        old = _finite(base.value if item.dtype == F32 else _as_float(base))
+        old = finite(numbers(base))
     near = base is not None and np.abs(new - old).mean() < _NEAR * np.abs(new).mean()
     best = _plain(item, new) if item.dtype == F32 and not near else None
     if base is not None:
@@ -335,8 +280,8 @@ def plan_float(item: Item, operands: Operands) -> None:
             one, two = old.reshape(way.rows, -1), new.reshape(way.rows, -1)
             gains = way.gains(one, two, float(np.abs(two - one).mean()) * 0.01 + 1e-30)
             record = Record(
-                FLOAT, item.dtype, item.at, count, way.rows, base.at, by_rows=way.by_rows,
-                gain_bits=way.digits, residual=POOL,
+                FLOAT, item.dtype, item.at, count, way.rows, by_rows=way.by_rows, gain_bits=way.digits,
+                residual=POOL, **base.operand(),
             )  # fmt: skip
             if way.digits:
                 record.gains = gains
@@ -350,8 +295,8 @@ def _name_touched(item: Item, record: Record, operands: Operands) -> None:
     """Names the rows that a FLOAT record does not predict exactly, if many rows are."""
     rows = record.rows
     if not record.gain_bits:  # rows only serve contexts: the tensor's own show best what was left alone
-        splits = [row for row in _splits(item.shape, record.count) if record.count // row >= _LEAST_ROW]
-        rows = max(splits, default=1)
+        wide = [row for row in splits(item.shape, record.count) if record.count // row >= _LEAST_ROW]
+        rows = max(wide, default=1)
     words = item.value.view(f"<u{item.value.itemsize}")
     touched = np.zeros(rows, dtype=bool)
     whole = replace(record, rows=rows)
@@ -377,9 +322,9 @@ def _plain(item: Item, value: Array) -> tuple[float, Record]:
     """The best PLAIN record and its bits."""
     count = len(value)
     best: tuple[float, Record, int] | None = None
-    place = -1 if item.base is None or item.base.dtype != F32 else item.base.at
+    place = -1 if item.base is None or item.base.dtype != F32 or item.base.axes else item.base.at
     words = item.value.view("<u4")
-    for rows in _splits(item.shape, count):
+    for rows in splits(item.shape, count):
         step = _step(count, rows)
         matrix = value.reshape(rows, -1)[::step]
         part = words.reshape(rows, -1)[::step]
@@ -407,10 +352,9 @@ def _gain_bits(gains: Array, digits: int) -> float:
     return float((2 * np.log2(away + 1) + 1).clip(0, np.log2(away.mean() + 1) + 3).sum())
 
 
-def _as_float(item: Item) -> Array:
-    if item.dtype == BF16:
-        return (item.value.astype("<u4") << 16).view("<f4")
-    return item.value.view("<f2").astype(np.float32)
+def numbers(item: Item) -> Array:
+    """What the elements stand for, codes as they are."""
+    return predictors.widened(item.value, item.dtype) if item.dtype in (F16, BF16) else item.value
 
 
 def settle(record: Record, residual: Array, rows_options: list[int]) -> float:
@@ -442,7 +386,7 @@ def _entropy(count: float, total: float) -> float:
     return float(-total * (share * np.log2(share) + (1 - share) * np.log2(1 - share)))
 
 
-def _sparse(record: Record, residual: Array, rows: int) -> None:
+def sparse(record: Record, residual: Array, rows: int) -> None:
     """Makes a codes record sparse."""
     record.residual, record.rows = SPARSE, rows
     record.changed = int(np.count_nonzero(residual))
@@ -470,15 +414,14 @@ def plan_codes(item: Item) -> None:
         old = base.value.astype(np.float32) - np.float32(base_zero)
         bits, way = _best_way(_ways(item.shape, count, ratio), old, new, 0.2)
         record = Record(
-            CODES, item.dtype, item.at, count, way.rows, base.at, by_rows=way.by_rows, gain_bits=way.digits,
-            zero=zero, base_zero=base_zero,
+            CODES, item.dtype, item.at, count, way.rows, by_rows=way.by_rows, gain_bits=way.digits,
+            zero=zero, base_zero=base_zero, **base.operand(),
         )  # fmt: skip
         if way.digits:
             record.gains = way.gains(old.reshape(way.rows, -1), new.reshape(way.rows, -1), 0.3)
         best = (bits, record)
-    bits, way = _best_way(
-        [_Way(rows) for rows in _splits(item.shape, count)], np.zeros(count, dtype=np.float32), new, 0.2
-    )
+    plain = [_Way(rows) for rows in splits(item.shape, count)]
+    bits, way = _best_way(plain, np.zeros(count, dtype=np.float32), new, 0.2)
     if best is None or bits < best[0]:
         zeros = np.zeros(way.rows, dtype=np.int64)
         best = (
@@ -496,9 +439,9 @@ def finish_codes(item: Item, data: Operands) -> None:
     residual = item.value.astype(np.int16) - guess
     changed = np.count_nonzero(residual)
     if 200 <= changed < 0.15 * len(residual):
-        rows = record.rows if record.rows > 1 else max(_splits(item.shape, len(residual)))
+        rows = record.rows if record.rows > 1 else max(splits(item.shape, len(residual)))
         if record.gain_bits and record.by_rows and len(record.gains) not in (1, rows):
             rows = record.rows
-        _sparse(record, residual, rows)
+        sparse(record, residual, rows)
         return
-    settle(record, residual, [record.rows] if record.gain_bits else _splits(item.shape, len(residual)))
+    settle(record, residual, [record.rows] if record.gain_bits else splits(item.shape, len(residual)))

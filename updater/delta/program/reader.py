@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater.delta.program import body, predictors, residuals, skeletons
+from updater.delta.program.bits import CHUNK
 from updater.delta.program.body import Opened
 from updater.delta.program.operands import ProgramError, ReadBase
 from updater.delta.program.piece import Piece, pieces
@@ -29,17 +30,17 @@ from updater.delta.program.records import (
     KINDS,
     PLAIN,
     POOL,
-    PRUNED,
     QUANTISED,
     SAME,
     SELF,
     SPARSE,
+    ZEROING,
     Record,
 )
 from updater.delta.program.values import FOLLOWING, Values
 
 Array = NDArray[Any]
-_ORDERED = (FLOAT, CAST, PRUNED)  # residuals of these are differences in the order of floats
+_ORDERED = (FLOAT, CAST, *ZEROING)  # residuals of these are differences in the order of floats
 
 
 def decode(read: ReadBase, data: bytes | memoryview, offset: int, length: int) -> bytearray:
@@ -88,7 +89,9 @@ class Reader:
         for number in numbers:
             record = self._records[number]
             if record.op in FOLLOWING:
-                self._values.write(number, Piece.whole(1, record.count), self._values.get(number))
+                value = self._values.get(number)
+                if not record.silent:
+                    self._values.write(number, Piece.whole(1, record.count), value)
         for number in numbers:
             if self._records[number].op not in (*FOLLOWING, FLOAT, PLAIN, SAME, SELF, GIVEN):
                 self._record(number)
@@ -118,9 +121,16 @@ class Reader:
         self._pools.decode(account)
 
     def _same(self, number: int) -> None:
-        record = self._records[number]
-        raw = self._values.base.bytes(record.base, record.length)
-        self._block[record.at : record.at + record.length] = np.frombuffer(raw, dtype=np.uint8)
+        record, base = self._records[number], self._values.base
+        width = DTYPES[record.dtype].itemsize
+        if record.axes:
+            for start in range(0, record.count, CHUNK):
+                size = min(CHUNK, record.count - start)
+                part = base.laid(f"<u{width}", record.base, record.axes, start, size).view(np.uint8)
+                self._block[record.at + start * width :][: len(part)] = part
+        else:
+            raw = base.bytes(record.base, record.length)
+            self._block[record.at : record.at + record.length] = np.frombuffer(raw, dtype=np.uint8)
         self._values.done(number)
 
     def _tell(self, name: str, number: int) -> None:

@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
-from updater.delta.program import activity, bits
+from updater.delta.program import activity, bits, layout
 from updater.delta.program.activity import Activity
 from updater.delta.program.arithmetic import Coder
 from updater.delta.program.bits import BitReader
+from updater.delta.program.layout import Axes
 from updater.delta.program.operands import ProgramError, within
 from updater.delta.program.pools import Kind
 
@@ -51,10 +52,15 @@ Ints = NDArray[np.int64]
     RANGED,
     PRUNED,
     GIVEN,
-) = range(18)
+    THINNED,
+    MASKED,
+    SPANNED,
+    ZEROS,
+) = range(22)
 NAMES = (
     *("same", "refer", "product", "peak", "lowest", "highest", "quantised", "bias", "rescaled", "float"),
-    *("plain", "codes", "cast", "peaked", "self", "ranged", "pruned", "given"),
+    *("plain", "codes", "cast", "peaked", "self", "ranged", "pruned", "given", "thinned", "masked"),
+    *("spanned", "zeros"),
 )
 F32, I8, U8, I32, I64, F16, BF16 = range(7)
 DTYPES = (np.dtype("<f4"), np.dtype("i1"), np.dtype("u1"), np.dtype("<i4"), np.dtype("<i8"), np.dtype("<u2"),
@@ -84,6 +90,11 @@ MAX_ZERO_POINT = 1 << 9  # of CODES
 _ANY = frozenset((F32, I8, U8, I32, I64, F16, BF16))
 _FLOATS = frozenset((F32,))
 _CODES = frozenset((I8, U8))
+ZEROING = (PRUNED, THINNED, MASKED)
+SOURCES = (F32, F16, BF16)
+MAX_HALVES = 1 << 17
+MAX_PHASE = 1 << 31
+MAX_GROUP = 64  # elements of which THINNED keeps some; a power of two
 
 
 @dataclass
@@ -96,13 +107,22 @@ class Record:
         one, two: numbers of records that are operands (counted in the order of the list).
         by_rows: whether per-channel operands run along rows (else along columns).
         zero, base_zero: zero points; for CAST zero 1 clamps as ONNX's converter does; for PRUNED zero is the
-            least magnitude word that is kept, base_zero 1 keeps the signs of what becomes zero.
+            least magnitude that is kept, for THINNED how many elements of each group stay; base_zero 1 keeps
+            the signs of what becomes zero.
+        source: element type of the base where floats of it are read: F32, F16 or BF16, widened to float32.
+        axes: where the operand's elements lie behind `base`; () for one behind the other.
+        group: for THINNED: elements of a group, along rows or down columns.
+        silent: whether the record writes nothing and is only referred to, as every GIVEN is.
+        halves: for PEAK and SPANNED: what is divided by, in halves.
+        phase: for QUANTISED along the columns of one row: the channel of its first element.
+        zeros: for QUANTISED: whether record two has a zero point for each scale.
         gain_bits: binary digits of `gains`, 0 for none.
         gains: per row or column, in units of 2^-gain_bits.
         activity: levels for contexts.
         residual: EXACT, EXCEPTIONS, POOL or SPARSE.
         exceptions: (index, value) pairs for EXCEPTIONS.
-        used: for SPARSE and POOL: which rows have changes; empty for all.
+        used: for SPARSE and POOL: which rows have changes, empty for all; for MASKED: which rows or columns
+            are zero.
         changed: for SPARSE: how many elements changed.
         words: for GIVEN: the float32 words. Such a record writes nothing; others refer to it.
     """
@@ -126,6 +146,13 @@ class Record:
     used: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
     changed: int = 0
     words: list[int] = field(default_factory=list)
+    source: int = F32
+    axes: Axes = ()
+    group: int = 0
+    silent: bool = False
+    halves: int = 254
+    zeros: bool = False
+    phase: int = 0
 
     @property
     def columns(self) -> int:
@@ -140,7 +167,23 @@ class Record:
 
     @property
     def length(self) -> int:
-        return 0 if self.op == GIVEN else self.count * DTYPES[self.dtype].itemsize
+        return 0 if self.op == GIVEN or self.silent else self.count * DTYPES[self.dtype].itemsize
+
+    @property
+    def widens(self) -> bool:
+        """Whether the operand is read as floats of type `source`."""
+        return self.op in _WIDENING or (self.op == FLOAT and self.dtype == F32)
+
+    @property
+    def operand_dtype(self) -> int:
+        """The element type of the operand in the base."""
+        return self.source if self.widens else self.dtype
+
+    @property
+    def operand_length(self) -> int:
+        """Bytes of the base from the operand's first element to its last."""
+        count = self.count * (self.two if self.op in REDUCING else 1)
+        return (layout.cover(self.axes) if self.axes else count) * DTYPES[self.operand_dtype].itemsize
 
 
 class Fields:
@@ -163,13 +206,17 @@ class Fields:
 
 
 _KINDS_OF = {
-    **dict.fromkeys((PRODUCT, PEAK, LOWEST, HIGHEST, PLAIN, PEAKED, RANGED, PRUNED, GIVEN), _FLOATS),
-    **dict.fromkeys((QUANTISED, CODES), _CODES),
+    **dict.fromkeys((PRODUCT, PEAK, LOWEST, HIGHEST, PLAIN, PEAKED, RANGED, GIVEN, SPANNED), _FLOATS),
+    **dict.fromkeys(ZEROING, frozenset((F32, F16, BF16, I8))),
+    **dict.fromkeys((QUANTISED, CODES, ZEROS), _CODES),
     **dict.fromkeys((BIAS, RESCALED), frozenset((I32,))),
     FLOAT: frozenset((F32, F16, BF16)),
-    CAST: frozenset((F16, BF16)),
+    CAST: frozenset((F32, F16, BF16)),
 }
-_BASED = frozenset((SELF, SAME, PEAK, LOWEST, HIGHEST, QUANTISED, BIAS, RESCALED, FLOAT, CODES, CAST, PRUNED))
+REDUCING = (PEAK, LOWEST, HIGHEST, SPANNED, ZEROS)
+_WIDENING = frozenset((*REDUCING, QUANTISED, BIAS, CAST))  # and FLOAT of float32
+_LAID = frozenset((SAME, *REDUCING, QUANTISED, BIAS, RESCALED, FLOAT, CODES, CAST, *ZEROING))
+_BASED = _LAID | {SELF}
 
 
 def code_records(
@@ -190,16 +237,20 @@ def code_records(
     total = coder.unsigned("records", len(records or ()))
     within("records", total, limits.MAX_INSTRUCTIONS)
     out: list[Record] = []
-    end, base_end = 0, base_start
+    end, base_end, runs, unwritten = 0, base_start, 0, 0
     last_key: tuple[int, int] = (0, 0)
     for number in range(total):
         given = records[number] if records else Record(0, 0, 0, 1)
         op = _symbol(coder, ("op", last_key[0], last_key[1] > 1), given.op, 5)
         dtype = _symbol(coder, ("dtype", op), given.dtype, 3)
+        silent = op in REDUCING and bool(coder.bit("silent", int(given.silent)))
         count = fields.number(("count", op, dtype, last_key), given.count)
         gap = fields.number(("gap", op, dtype, last_key), given.at - end)
-        record = Record(op, dtype, end + gap, count)
+        record = Record(op, dtype, end + gap, count, silent=silent)
         _check_place(record, gap, target_size)
+        unwritten += count if silent else 0
+        if unwritten > target_size // 4:
+            raise ProgramError("a program has more values that are not written than it may")
         if op == GIVEN:
             record.words = [coder.bits(given.words[i] if records else 0, 32) for i in range(count)]
         if count > 1:
@@ -208,6 +259,10 @@ def code_records(
                 raise ProgramError("a record's rows do not divide its elements")
         base_end = _code_base(fields, record, given, base_end, record.at - end)
         _code_operands(fields, record, given, number, target_size)
+        if op in _LAID and coder.bit("laid", int(bool(given.axes))):
+            _code_axes(fields, record, given)
+            runs += layout.runs(record.axes)
+            within("runs of operands", runs, limits.MAX_OPERAND_RUNS)
         _code_residual(fields, record, given, records is not None, rows)
         out.append(record)
         end = record.at + record.length
@@ -216,7 +271,7 @@ def code_records(
 
 
 def _check_place(record: Record, gap: int, target_size: int) -> None:
-    if record.op > GIVEN or record.dtype > BF16 or record.dtype not in _KINDS_OF.get(record.op, _ANY):
+    if record.op > ZEROS or record.dtype > BF16 or record.dtype not in _KINDS_OF.get(record.op, _ANY):
         raise ProgramError("a record has an operation or type that is not known")
     if not 1 <= record.count <= target_size or gap < 0 or record.at + record.length > target_size:
         raise ProgramError("a record lies outside the target")
@@ -228,34 +283,77 @@ def _code_base(fields: Fields, record: Record, given: Record, base_end: int, shi
     if op not in _BASED and not fields.coder.bit(("counterpart", op), int(given.base >= 0)):
         record.base = -1
         return base_end
+    if record.widens and fields.coder.bit("narrow", int(given.source != F32)):
+        record.source = BF16 if fields.coder.bit("bfloat", int(given.source == BF16)) else F16
+    if op == CAST and record.dtype == F32 and record.source == F32:
+        raise ProgramError("a cast changes nothing")
     guess = base_end + shift
     record.base = guess + fields.number(("base", op, record.dtype), given.base - guess)
-    if op in (PEAK, LOWEST, HIGHEST, SELF):
+    if op in (*REDUCING, SELF):
         return base_end
-    width = 4 if op in (QUANTISED, BIAS, CAST) else DTYPES[record.dtype].itemsize
-    return record.base + record.count * width
+    return record.base + record.count * DTYPES[record.operand_dtype].itemsize
+
+
+def _code_axes(fields: Fields, record: Record, given: Record) -> None:
+    """Sizes but the first, which follows, and strides of an operand's axes."""
+    total = record.count * (record.two if record.op in REDUCING else 1)
+    number = _symbol(fields.coder, "axes", len(given.axes) - 1, 2) + 1
+    wanted = given.axes or ((0, 0),) * number
+    sizes, left = [1] * number, total
+    for place in range(1, number):
+        size = fields.number(("size", number, place, total), wanted[place][0])
+        if size < 1 or left % size:
+            raise ProgramError("an operand's axes do not divide its elements")
+        sizes[place], left = size, left // size
+    sizes[0] = left
+    strides = [fields.number(("stride", number, place, total), wanted[place][1]) for place in range(number)]
+    if min(strides) < 0 or max(strides) > layout.MAX_STRIDE:
+        raise ProgramError("an operand's stride lies outside its range")
+    record.axes = tuple(zip(sizes, strides))
 
 
 def _code_operands(fields: Fields, record: Record, given: Record, number: int, target_size: int) -> None:
     op = record.op
-    if op in (REFER, PRODUCT, QUANTISED, BIAS, RESCALED, PEAKED, RANGED):
+    if op in (REFER, PRODUCT, QUANTISED, BIAS, RESCALED, PEAKED, RANGED, ZEROS):
         record.one = number - fields.number(("one", op), number - given.one)
-    if op in (PRODUCT, PEAKED, RANGED):
+    if op == QUANTISED:
+        record.zeros = bool(fields.coder.bit("zeros", int(given.zeros)))
+    if op in (PRODUCT, PEAKED, RANGED) or record.zeros:
         record.two = number - fields.number(("two", op), number - given.two)
     if op == RESCALED:  # the place of the old scales
         record.two = fields.number(("two", op, record.count), given.two, near=record.base)
-    if op in (PEAK, LOWEST, HIGHEST):  # elements of the base that go into one
-        record.two = fields.number(("two", op, record.count), given.two)
-        if not 1 <= record.two <= 8 * target_size:
-            raise ProgramError("a record reduces more elements than its block allows")
-    if op in (PEAK, LOWEST, HIGHEST, QUANTISED, BIAS, RESCALED, FLOAT, CODES):
+    if op in REDUCING:
+        _code_reduction(fields, record, given, target_size)
+    if op in (*REDUCING, QUANTISED, BIAS, RESCALED, FLOAT, CODES, THINNED, MASKED):
         record.by_rows = bool(fields.coder.bit(("by rows", op), int(given.by_rows)))
-    if op in (QUANTISED, CODES, CAST, PRUNED):
+    if op == QUANTISED and record.rows == 1 and not record.by_rows:
+        record.phase = fields.number(("phase", op), given.phase)
+        if not 0 <= record.phase <= MAX_PHASE:
+            raise ProgramError("a record begins with a channel outside its range")
+    if op == THINNED:
+        record.group = 1 << _symbol(fields.coder, "group", given.group.bit_length() - 1, 3)
+        side = record.columns if record.by_rows else record.rows
+        if not 2 <= record.group <= MAX_GROUP or side % record.group:
+            raise ProgramError("a record's groups do not divide its rows")
+    if op in (QUANTISED, CODES, CAST, *ZEROING):
         record.zero = fields.number(("zero", op), given.zero)
         record.base_zero = fields.number(("base zero", op), given.base_zero)
         most = MAX_ZERO_POINT if op == CODES else 1 << 31
         if max(abs(record.zero), abs(record.base_zero)) > most:
             raise ProgramError("a zero point or threshold lies outside its range")
+
+
+def _code_reduction(fields: Fields, record: Record, given: Record, target_size: int) -> None:
+    """Elements of the base that go into one, what they are divided by, and whether there are exceptions."""
+    op = record.op
+    record.two = fields.number(("two", op, record.count), given.two)
+    if not 1 <= record.two <= 8 * target_size:
+        raise ProgramError("a record reduces more elements than its block allows")
+    if op in (PEAK, SPANNED):
+        record.halves = fields.number(("halves", op), given.halves, near=254)
+        if not 1 <= record.halves <= MAX_HALVES:
+            raise ProgramError("a record divides by a number outside its range")
+    record.residual = EXCEPTIONS if fields.coder.bit("inexact", int(bool(given.exceptions))) else EXACT
 
 
 def _symbol(coder: Coder, context: object, value: int, bits: int) -> int:
@@ -267,14 +365,14 @@ def _symbol(coder: Coder, context: object, value: int, bits: int) -> int:
 
 def _code_residual(fields: Fields, record: Record, given: Record, writing: bool, rows: RowBits) -> None:
     coder = fields.coder
-    if record.op in (QUANTISED, BIAS, RESCALED, CODES, CAST, FLOAT, PLAIN, PRUNED):
+    if record.op in (QUANTISED, BIAS, RESCALED, CODES, CAST, FLOAT, PLAIN, *ZEROING):
         record.residual = _symbol(coder, ("residual", record.op), given.residual, 2)
     if record.op in (FLOAT, PLAIN) and record.residual != POOL:
         raise ProgramError("a record of floats has no residual")
     if record.residual == SPARSE and record.op not in (CODES, QUANTISED):
         raise ProgramError("a record that is no 8-bit code has a sparse residual")
-    if record.residual == POOL and record.op == PRUNED:
-        raise ProgramError("a pruned record has a residual that it cannot have")
+    if record.residual == POOL and (record.op in ZEROING or (record.op, record.dtype) == (CAST, F32)):
+        raise ProgramError("a record of exact words has a residual that it cannot have")
     if record.residual == EXCEPTIONS:
         _code_exceptions(coder, record, given, writing)
     if record.op in (FLOAT, CODES):
@@ -283,8 +381,12 @@ def _code_residual(fields: Fields, record: Record, given: Record, writing: bool,
         record.changed = coder.unsigned("changed", given.changed)
         if record.changed > record.count:
             raise ProgramError("a record changes more elements than it has")
-    if record.residual == SPARSE or (record.residual == POOL and record.op != PLAIN):
-        _code_used(fields, record, given, rows)
+    if record.op == MASKED:
+        _code_used(fields, record, given, rows, record.rows if record.by_rows else record.columns)
+        if not len(record.used):
+            raise ProgramError("a record marks no row")
+    elif record.residual == SPARSE or (record.residual == POOL and record.op != PLAIN):
+        _code_used(fields, record, given, rows, record.rows)
     if record.residual == POOL:
         record.activity = activity.code(
             coder, (record.rows, record.columns), record.used, given.activity if writing else None
@@ -320,8 +422,8 @@ def _code_gains(coder: Coder, record: Record, given: Record, writing: bool) -> N
         record.gains[place] = value
 
 
-def _code_used(fields: Fields, record: Record, given: Record, rows: RowBits) -> None:
-    """Which rows a residual goes to: how many here, the gaps between them as Golomb-Rice codes in `rows`."""
+def _code_used(fields: Fields, record: Record, given: Record, rows: RowBits, size: int) -> None:
+    """Which of `size` rows are marked: how many here, the gaps between as Golomb-Rice codes in `rows`."""
     coder = fields.coder
     if not coder.bit(("rows used", record.residual), int(len(given.used) > 0)):
         return
@@ -330,12 +432,12 @@ def _code_used(fields: Fields, record: Record, given: Record, rows: RowBits) -> 
     low = fields.number(("row bits", record.residual), max(0, mean.bit_length() - 1))
     count = coder.unsigned("used", len(gaps))
     zeros = coder.unsigned("row zeros", int((gaps >> low).sum()) if len(gaps) else 0)
-    if not 0 <= low <= bits.MAX_WIDTH or not 1 <= count <= record.rows or zeros > record.rows:
+    if not 0 <= low <= bits.MAX_WIDTH or not 1 <= count <= size or zeros > size:
         raise ProgramError("a record names rows that it does not have")
     places = np.cumsum(rows.code(gaps, low, count, zeros) + 1) - 1
-    if places[-1] >= record.rows:
+    if places[-1] >= size:
         raise ProgramError("a row lies outside its record")
-    record.used = np.zeros(record.rows, dtype=bool)
+    record.used = np.zeros(size, dtype=bool)
     record.used[places] = True
 
 

@@ -20,25 +20,25 @@ from updater.delta.program.records import (
     CAST,
     CODES,
     DTYPES,
+    F32,
     FLOAT,
     GIVEN,
-    HIGHEST,
-    LOWEST,
-    PEAK,
     PEAKED,
     PLAIN,
     PRODUCT,
-    PRUNED,
     QUANTISED,
     RANGED,
+    REDUCING,
     REFER,
     SAME,
+    ZEROING,
+    ZEROS,
     Record,
 )
 
 Array = NDArray[Any]
 # What follows from other records, and what records may refer to.
-FOLLOWING = (REFER, PRODUCT, PEAK, PEAKED, RANGED, LOWEST, HIGHEST)
+FOLLOWING = (REFER, PRODUCT, PEAKED, RANGED, *REDUCING)
 OPERANDS = frozenset((*FOLLOWING, SAME, FLOAT, PLAIN, GIVEN))
 
 
@@ -97,7 +97,9 @@ class Values:
             value = self.get(record.one, depth)
             if value.dtype != DTYPES[record.dtype]:
                 raise ProgramError("a record refers to one of another type")
-        elif record.op in (PEAK, LOWEST, HIGHEST):
+        elif record.op == ZEROS:
+            value = predictors.zero_points(self.base, record, self._floats(record.one, depth))
+        elif record.op in REDUCING:
             value = predictors.reduce(self.base, record)
         elif record.op in (PRODUCT, PEAKED, RANGED):
             one, two = (predictors.flush(self._floats(n, depth)) for n in (record.one, record.two))
@@ -111,12 +113,34 @@ class Values:
             raise ProgramError("an operand is not known yet")
         if len(value) != record.count:
             raise ProgramError("an operand has another number of elements")
-        return value
+        return self._corrected(record, value)
+
+    def _corrected(self, record: Record, value: Array) -> Array:
+        """Adds exceptions: to codes, or to floats in their order."""
+        if not record.exceptions:
+            return value
+        kind = DTYPES[record.dtype]
+        bits = 8 * kind.itemsize
+        places = np.array([place for place, _ in record.exceptions], dtype=np.int64)
+        missed = np.array([missed & ((1 << bits) - 1) for _, missed in record.exceptions], dtype=np.uint32)
+        if record.dtype == F32:
+            words = predictors.ordered(value.view("<u4"), bits)
+            words[places] += missed
+            return predictors.unordered(words, bits).astype("<u4").view("<f4")
+        codes = value.astype(f"<i{kind.itemsize}").view(f"<u{kind.itemsize}")
+        codes[places] += missed.astype(codes.dtype)
+        return codes.view(kind).astype(np.int16)
 
     def _floats(self, number: int, depth: int) -> Array:
         value = self.get(number, depth)
         if value.dtype != np.float32:
             raise ProgramError("an operand is not of float32")
+        return value
+
+    def _codes(self, number: int) -> Array:
+        value = self.get(number)
+        if value.dtype.itemsize > 2 or value.dtype.kind not in "iu":
+            raise ProgramError("an operand is not of codes")
         return value
 
     def predicted(self, number: int, piece: Piece) -> tuple[Array, Array | None]:
@@ -125,11 +149,14 @@ class Values:
         if record.op == CODES:
             return predictors.codes(base, record, piece)
         if record.op == CAST:
-            return predictors.ordered(predictors.cast(base, record, piece), 16), None
-        if record.op == PRUNED:
-            return predictors.ordered(predictors.pruned(base, record, piece), 32), None
+            bits = 8 * DTYPES[record.dtype].itemsize
+            return predictors.ordered(predictors.cast(base, record, piece), bits), None
+        if record.op in ZEROING:
+            bits = 8 * DTYPES[record.dtype].itemsize
+            return predictors.ordered(predictors.zeroed(base, record, piece), bits), None
         scales = self._floats(record.one, 0)
         if record.op == QUANTISED:
-            return predictors.quantise(base, record, scales, piece), None
+            zeros = self._codes(record.two) if record.zeros else None
+            return predictors.quantise(base, record, scales, zeros, piece), None
         make = predictors.bias if record.op == BIAS else predictors.rescale
         return make(base, record, scales, piece), None
