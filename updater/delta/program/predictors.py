@@ -34,10 +34,16 @@ F32T = np.dtype("<f4")
 def flush(values: Array) -> Array:
     """float32 with subnormal numbers made zero and every NaN the same one, by their bits."""
     words = np.ascontiguousarray(values, dtype="<f4").view("<u4")
-    size = words & 0x7FFFFFFF
-    words = np.where(size < _TINY, words & 0x80000000, words)
-    out: Array = np.where(size > 0x7F800000, 0x7FC00000, words).astype("<u4").view("<f4")
-    return out
+    size = words & np.uint32(0x7FFFFFFF)
+    # Subnormal numbers, zeros and NaNs are few: one comparison finds them all.
+    odd = np.flatnonzero(size - np.uint32(_TINY) > np.uint32(0x7F800000 - _TINY))
+    if not len(odd):
+        return words.view("<f4")
+    shape = words.shape
+    words = words.reshape(-1).copy()
+    found, size = words[odd], size.reshape(-1)[odd]
+    words[odd] = np.where(size > 0x7F800000, 0x7FC00000, found & np.uint32(0x80000000))
+    return words.reshape(shape).view("<f4")
 
 
 def ordered(words: Array, bits: int) -> U32:
