@@ -52,9 +52,7 @@ def _read_block(file: Reader, header: Header, number: int, base: bytes, target: 
     payload_length, target_length = file.varint(), file.varint()
     fields = file.data[start : file.at]
     check(1 <= target_length <= header.block_size, "a block's target length is out of its range", INVALID)
-    check(
-        payload_length <= target_length + limits.BLOCK_OVERHEAD_BYTES, "a payload is too long", OVER_LIMIT
-    )
+    check(payload_length <= target_length + limits.BLOCK_OVERHEAD_BYTES, "a payload is too long", OVER_LIMIT)
     checksum = int.from_bytes(file.take(4), "little")
     payload = file.take(payload_length)
     found = zlib.crc32(number.to_bytes(8, "little"), header.checksum)

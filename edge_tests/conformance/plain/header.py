@@ -63,7 +63,7 @@ def read_header(file: Reader) -> Header:
 def _features(body: Reader) -> list[str]:
     count = body.varint()
     check(count <= limits.MAX_FEATURES, "too many features", OVER_LIMIT)
-    names = []
+    names: list[bytes] = []
     for _ in range(count):
         length = body.varint()
         check(length <= limits.MAX_FEATURE_CHARACTERS, "a feature's name is too long", OVER_LIMIT)
@@ -72,6 +72,6 @@ def _features(body: Reader) -> list[str]:
         check(not names or names[-1] < name, "features are not sorted and distinct")
         names.append(name)
     out = [name.decode("ascii") for name in names]
-    for name in out:
-        check(name in FEATURES, f"the feature {name} is not known", UNSUPPORTED)
+    for known in out:
+        check(known in FEATURES, f"the feature {known} is not known", UNSUPPORTED)
     return out

@@ -19,11 +19,11 @@ RANGES = {"i8": (-128, 127), "u8": (0, 255), "i32": (-(1 << 31), (1 << 31) - 1)}
 F32 = ("f32",)
 CODES = ("i8", "u8")
 ALLOWED = {
-    **{name: TYPES for name in ("same", "refer", "self")},
-    **{name: F32 for name in ("product", "peak", "lowest", "highest", "plain", "peaked", "ranged")},
-    **{name: F32 for name in ("pruned", "given")},
-    **{name: CODES for name in ("quantised", "codes")},
-    **{name: ("i32",) for name in ("bias", "rescaled")},
+    **dict.fromkeys(("same", "refer", "self"), TYPES),
+    **dict.fromkeys(("product", "peak", "lowest", "highest", "plain", "peaked", "ranged"), F32),
+    **dict.fromkeys(("pruned", "given"), F32),
+    **dict.fromkeys(("quantised", "codes"), CODES),
+    **dict.fromkeys(("bias", "rescaled"), ("i32",)),
     "float": ("f32", "f16", "bf16"),
     "cast": ("f16", "bf16"),
 }

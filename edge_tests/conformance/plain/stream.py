@@ -75,9 +75,7 @@ def decode_frame(coded: bytes, length: int, window: bytes | None) -> bytes:
     dictionary = None
     if window is not None:
         dictionary = zstandard.ZstdCompressionDict(window, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    decompressor = zstandard.ZstdDecompressor(
-        dict_data=dictionary, format=zstandard.FORMAT_ZSTD1_MAGICLESS
-    )
+    decompressor = zstandard.ZstdDecompressor(dict_data=dictionary, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
     try:
         data = decompressor.decompress(coded, max_output_size=length, allow_extra_data=False)
     except (zstandard.ZstdError, ValueError) as error:

@@ -35,7 +35,9 @@ def read_tables(data: bytes, contexts: int, alphabet: int) -> list[Table]:
     check(1 <= count <= MOST_TABLES, "the number of tables is out of its range")
     fineness = 1 << coder.plain(2)
     numbers = _read_map(coder, contexts, count) if count > 1 else [0] * contexts
-    tables = [Table(frequencies(levels, fineness)) for levels in _read_levels(coder, count, alphabet, fineness)]
+    tables = [
+        Table(frequencies(levels, fineness)) for levels in _read_levels(coder, count, alphabet, fineness)
+    ]
     return [tables[number] for number in numbers]
 
 
