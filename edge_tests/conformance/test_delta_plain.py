@@ -1,0 +1,239 @@
+"""The plain decoder, written from the document, and the engine agree to the bit on every part of the format."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import chain, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_tests.conformance import crafted
+from edge_tests.conformance.crafted import Case
+from edge_tests.conformance.plain import limits as plain_limits
+from edge_tests.conformance.plain.delta import decode
+from edge_tests.conformance.plain.fault import Fault
+from edge_tests.conformance.plain.header import FEATURES
+from edge_tests.conformance.plain.number import to_half
+from edge_tests.conformance.plain.pool import POOLS
+from edge_tests.conformance.plain.record import NAMES
+from edge_tests.harness import models
+from updater import delta, limits
+from updater.delta import container, streams
+from updater.delta.instructions import DENSE, DIFFERENCE, PLAIN, REQUANTISE, SPARSE
+from updater.delta.program import body, records
+from updater.delta.program.records import Record
+from updater.digests import digest_bytes
+from updater.errors import SluiceError
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED_PAIRS = Path(os.environ.get("SLUICE_PAIRS", ROOT.parent / "shared" / "pairs"))
+SMALL_PAIRS = ("git_microspeech", "git_kws_i8_a", "git_resnet_i8", "git_resnet_f32_to_i8", "git_facedet_short")
+
+ROWS, COLUMNS = 64, 82
+COUNT = ROWS * COLUMNS
+TEXT = b"".join(b"node %d of a graph, weight %d; " % (number, number * 7 % 13) for number in range(90))
+SPECIALS = [0x7FC00001, 0xFF800001, 0x7F800000, 0xFF800000, 0x80000000, 0, 0x00000001, 0x807FFFFF, 0x33D6BF94]
+SPECIALS += [0x461C4001, 0x7F7FFFFF, 0x33000000, 0x33000001, 0x387FE000, 0x477FF000, 0x38800000, 0x3F801000]
+
+
+def base_of() -> tuple[bytes, dict[str, int]]:
+    """A base with arrays of every kind, and where they begin."""
+    random = np.random.default_rng(11)
+    weights = random.normal(0, 0.05, (ROWS, COLUMNS)).astype(np.float32)
+    special = weights[:2].copy()
+    special.view(np.uint32).reshape(-1)[: len(SPECIALS)] = SPECIALS
+    scales = (np.abs(weights).max(axis=1) / np.float32(127)).astype(np.float32)
+    odd = scales.copy()
+    odd.view(np.uint32)[:8] = [0, 0x80000000, 0x7FC00000, 0x7F800000, 1, 0x807FFFFF, 0x00800000, 0x7F7FFFFF]
+    parts = {
+        "text": TEXT,
+        "weights": weights.tobytes(),
+        "special": special.tobytes(),
+        "scales": scales.tobytes(),
+        "columns": (np.abs(weights).max(axis=0) / np.float32(100)).astype(np.float32).tobytes(),
+        "odd": odd.tobytes(),
+        "halves": weights.astype(np.float16).tobytes(),
+        "codes": random.integers(-100, 100, COUNT).astype(np.int8).tobytes(),
+        "ints": random.integers(-(1 << 31), 1 << 31, COUNT).astype(np.int32).tobytes(),
+    }
+    out, places = b"", {}
+    for name, part in parts.items():
+        places[name] = len(out)
+        out += part
+    return out, places
+
+
+BASE, AT = base_of()
+F32, I8, U8, I32, I64, F16, BF16 = range(7)
+
+
+def same(count: int, place: str, dtype: int = F32) -> Record:
+    return Record(records.SAME, dtype, 0, count, base=AT[place])
+
+
+def matrix(op: int, dtype: int, place: str, residual: int, **fields: object) -> Record:
+    given = {"rows": ROWS, **fields}
+    return Record(op, dtype, 0, COUNT, base=AT[place], residual=residual, **given)  # type: ignore[arg-type]
+
+
+def gains(digits: int, size: int) -> dict[str, object]:
+    values = (1 << digits) + np.arange(size) % 9 - 4
+    values[0], values[-1] = -3, 1 << 15
+    return {"gain_bits": digits, "gains": values.astype(np.int64), "by_rows": size == ROWS}
+
+
+def following() -> Iterator[Case]:
+    words = [0x3C000000 + 7 * number for number in range(ROWS)]
+    items = [
+        Record(records.GIVEN, F32, 0, ROWS, base=-1, words=words),
+        same(ROWS, "scales"),
+        same(ROWS, "odd"),
+        same(1, "columns"),
+        *(same(30, "codes", dtype) for dtype in (I8, U8, I32, I64, F16, BF16)),
+        Record(records.REFER, F32, 0, ROWS, base=-1, one=2),
+        Record(records.REFER, F32, 0, ROWS, base=AT["odd"], one=0),
+    ]
+    first = len(items)
+    for op in (records.PRODUCT, records.PEAKED, records.RANGED):
+        items.append(Record(op, F32, 0, ROWS, base=-1, one=2, two=1))
+        items.append(Record(op, F32, 0, ROWS, base=-1, one=3, two=2))
+    items.append(Record(records.PRODUCT, F32, 0, ROWS, base=AT["odd"], one=first, two=first + 1))
+    for op in (records.PEAK, records.LOWEST, records.HIGHEST):
+        for rows, place, count, two in ((True, "weights", ROWS, COLUMNS), (False, "weights", COLUMNS, ROWS),
+                                        (True, "special", 1, 17), (True, "special", 17, 1)):  # fmt: skip
+            items.append(Record(op, F32, 0, count, base=AT[place], two=two, by_rows=rows))
+    items += [Record(records.SELF, I8, 0, 200, base=60), Record(records.SELF, I64, 0, 5, base=0)]
+    for way in range(4):
+        yield crafted.program_case(f"following {way}", BASE, items, TEXT[300:700], way, way)
+
+
+def quantised() -> Iterator[Case]:
+    for number, residual in enumerate((records.EXACT, records.EXCEPTIONS, records.POOL, records.SPARSE)):
+        items = [same(ROWS, "scales"), same(1, "columns"), same(COLUMNS, "columns"), same(ROWS, "odd")]
+        for dtype, one, rows, zero in (
+            (I8, 0, True, 0), (U8, 1, True, 128), (I8, 2, False, 3), (I8, 3, True, -128), (U8, 3, True, 0),
+        ):  # fmt: skip
+            items.append(
+                matrix(records.QUANTISED, dtype, "weights", residual, one=one, by_rows=rows, zero=zero)
+            )
+        specials = Record(records.QUANTISED, U8, 0, 2 * COLUMNS, base=AT["special"], one=1, zero=9)
+        items.append(specials)
+        yield crafted.program_case(f"quantised {residual}", BASE, items, b"", number, number)
+
+
+def integers() -> Iterator[Case]:
+    for number, residual in enumerate((records.EXACT, records.EXCEPTIONS, records.POOL)):
+        items = [same(1, "columns"), same(ROWS, "odd"), same(1, "odd")]
+        for one, count, place in ((0, 164, "special"), (1, ROWS, "special"), (2, ROWS, "weights")):
+            items.append(
+                Record(records.BIAS, I32, 0, count, base=AT[place], one=one, residual=residual)
+            )
+        for one, count, old in ((0, COUNT, "scales"), (1, ROWS, "scales"), (1, ROWS, "special")):
+            items.append(
+                Record(
+                    records.RESCALED, I32, 0, count, base=AT["ints"], one=one, two=AT[old], residual=residual
+                )
+            )
+        yield crafted.program_case(f"integers {residual}", BASE, items, TEXT[7:900], 3 - number, number)
+
+
+def floats() -> Iterator[Case]:
+    pool = records.POOL
+    items = [
+        matrix(records.FLOAT, F32, "weights", pool),
+        Record(records.FLOAT, F32, 0, 2 * COLUMNS, 2, base=AT["special"], residual=pool),
+        matrix(records.FLOAT, F16, "halves", pool, rows=1),
+        matrix(records.FLOAT, BF16, "halves", pool, rows=COUNT),
+        matrix(records.FLOAT, F32, "weights", pool, rows=COLUMNS),
+        Record(records.PLAIN, F32, 0, 900, 30, base=-1, residual=pool),
+        Record(records.PLAIN, F32, 0, 41, 41, base=AT["weights"], residual=pool),
+    ]
+    items += [
+        matrix(records.FLOAT, F32, "weights", pool, **gains(digits, size))
+        for digits, size in ((7, ROWS), (9, COLUMNS), (11, ROWS), (14, COLUMNS))
+    ]
+    special = gains(11, 2 * COLUMNS)
+    items.append(
+        Record(records.FLOAT, F32, 0, 2 * COLUMNS, 1, AT["special"], residual=pool, **special)  # type: ignore[arg-type]
+    )
+    for residual in (records.EXACT, records.EXCEPTIONS, pool):
+        for zero in (0, 1):
+            items.append(
+                Record(records.CAST, F16, 0, 2 * COLUMNS, base=AT["special"], zero=zero, residual=residual)
+            )
+        items.append(Record(records.CAST, BF16, 0, 2 * COLUMNS, base=AT["special"], residual=residual))
+    for residual, sign in ((records.EXACT, 0), (records.EXCEPTIONS, 1)):
+        items.append(
+            matrix(records.PRUNED, F32, "weights", residual, zero=0x3D000000, base_zero=sign)
+        )
+    yield crafted.program_case("floats", BASE, items, TEXT[:500], 1, 1)
+
+
+def codes() -> Iterator[Case]:
+    for number, residual in enumerate((records.EXACT, records.EXCEPTIONS, records.POOL, records.SPARSE)):
+        items = [
+            matrix(records.CODES, I8, "codes", residual),
+            matrix(records.CODES, U8, "codes", residual, zero=-20, base_zero=11),
+            matrix(records.CODES, I8, "codes", residual, rows=1),
+        ]
+        for digits, size in ((7, COLUMNS), (9, ROWS), (11, COLUMNS), (14, ROWS)):
+            zeros = {"zero": 4, "base_zero": -9}
+            items.append(matrix(records.CODES, I8, "codes", residual, **zeros, **gains(digits, size)))
+        if residual == records.SPARSE:
+            items.append(matrix(records.CODES, I8, "codes", residual, used=np.ones(ROWS, dtype=bool)))
+        yield crafted.program_case(f"codes {residual}", BASE, items, TEXT[::-1], number, number)
+
+
+def bytes_alone() -> Iterator[Case]:
+    """Skeletons without records: text that moved, text that changed, and noise."""
+    noise = np.random.default_rng(3).bytes(300)
+    changed = bytearray(TEXT[:1200])
+    changed[::37] = noise[: len(changed[::37])]
+    numbers = np.arange(100, 160, dtype="<u4").tobytes()
+    text = bytes(changed) + TEXT[1700:] + noise + TEXT[:400] + numbers + noise[:200]
+    item = Record(records.SELF, I8, 0, 5, base=1)
+    for way in range(4):
+        yield crafted.program_case(f"bytes {way}", BASE, [item], text, way, way)
+    yield crafted.program_case("bytes of a tiny base", bytes(52), [item], noise[:10], 3, 0)
+
+
+def tensors() -> Iterator[Case]:
+    for number, predictor, coding in product(range(12), (PLAIN, DIFFERENCE, REQUANTISE), (DENSE, SPARSE)):
+        if predictor != REQUANTISE or (number % 3 < 2 and number < 9):
+            yield crafted.tensor_case(number, predictor, coding, number)
+    yield crafted.stream_case()
+
+
+CASES = list(
+    chain(following(), quantised(), integers(), floats(), codes(), bytes_alone(), tensors())
+)
+
+
+def applied(case: Case, directory: Path) -> bytes:
+    """What the engine makes of a delta."""
+    base = None
+    if case.base is not None:
+        base = directory / "base"
+        base.write_bytes(case.base)
+    (directory / "delta").write_bytes(case.delta)
+    assert delta.apply(base, directory / "delta", directory / "out") == digest_bytes(case.target)
+    return (directory / "out").read_bytes()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_both_decoders_give_the_same_bytes(case: Case, tmp_path: Path) -> None:
+    assert applied(case, tmp_path) == case.target
+    assert decode(case.base, case.delta) == case.target
+
+
+def programs(case: Case) -> Iterator[body.Opened]:
+    """The programs of a crafted delta, whose second block has one."""
+    payload = case.delta
+    assert case.name
+    del payload
+    yield from ()
