@@ -243,7 +243,7 @@ def _put(target: bytearray, record: Record, values: NDArray[np.generic]) -> None
 def _coded(base: bytes, target: bytes, place: Place, records: list[Record], way: int) -> bytes:
     """The program, its skeleton coded in the way wanted."""
     with np.errstate(all="ignore"):  # there are NaNs among the numbers
-        program = writer.encode(Reading(base), target, place, records, 3, False)
+        program = writer.encode(Reading(base), target, place, records, 3, False)[0]
     opened = body.open_body(program, place.offset, len(target))
     known = body.Known(body.operands(Reading(base), len(target)), place, records)
     between = body.outside(target, records)
@@ -262,4 +262,3 @@ def _modelled(rest: bytes, between: bytes) -> bytes:
     coder = Coder(limit=250, budget=decisions(len(between)))
     skeleton.code(coder, rest, len(between), between)
     return coder.finish()
-

@@ -1,10 +1,8 @@
-"""The plain decoder, written from the document, and the engine agree to the bit on every part of the format."""
+"""The plain decoder, written from the document, and the engine agree to the bit on all of the format."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import chain, product
 from pathlib import Path
@@ -14,25 +12,22 @@ import pytest
 
 from edge_tests.conformance import crafted
 from edge_tests.conformance.crafted import Case
-from edge_tests.conformance.plain import limits as plain_limits
 from edge_tests.conformance.plain.delta import decode
-from edge_tests.conformance.plain.fault import Fault
-from edge_tests.conformance.plain.header import FEATURES
-from edge_tests.conformance.plain.number import to_half
-from edge_tests.conformance.plain.pool import POOLS
-from edge_tests.conformance.plain.record import NAMES
-from edge_tests.harness import models
-from updater import delta, limits
-from updater.delta import container, streams
+from updater import delta
 from updater.delta.instructions import DENSE, DIFFERENCE, PLAIN, REQUANTISE, SPARSE
 from updater.delta.program import body, records
 from updater.delta.program.records import Record
 from updater.digests import digest_bytes
-from updater.errors import SluiceError
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_PAIRS = Path(os.environ.get("SLUICE_PAIRS", ROOT.parent / "shared" / "pairs"))
-SMALL_PAIRS = ("git_microspeech", "git_kws_i8_a", "git_resnet_i8", "git_resnet_f32_to_i8", "git_facedet_short")
+SMALL_PAIRS = (
+    "git_microspeech",
+    "git_kws_i8_a",
+    "git_resnet_i8",
+    "git_resnet_f32_to_i8",
+    "git_facedet_short",
+)
 
 ROWS, COLUMNS = 64, 82
 COUNT = ROWS * COLUMNS
@@ -130,9 +125,7 @@ def integers() -> Iterator[Case]:
     for number, residual in enumerate((records.EXACT, records.EXCEPTIONS, records.POOL)):
         items = [same(1, "columns"), same(ROWS, "odd"), same(1, "odd")]
         for one, count, place in ((0, 164, "special"), (1, ROWS, "special"), (2, ROWS, "weights")):
-            items.append(
-                Record(records.BIAS, I32, 0, count, base=AT[place], one=one, residual=residual)
-            )
+            items.append(Record(records.BIAS, I32, 0, count, base=AT[place], one=one, residual=residual))
         for one, count, old in ((0, COUNT, "scales"), (1, ROWS, "scales"), (1, ROWS, "special")):
             items.append(
                 Record(
@@ -168,9 +161,7 @@ def floats() -> Iterator[Case]:
             )
         items.append(Record(records.CAST, BF16, 0, 2 * COLUMNS, base=AT["special"], residual=residual))
     for residual, sign in ((records.EXACT, 0), (records.EXCEPTIONS, 1)):
-        items.append(
-            matrix(records.PRUNED, F32, "weights", residual, zero=0x3D000000, base_zero=sign)
-        )
+        items.append(matrix(records.PRUNED, F32, "weights", residual, zero=0x3D000000, base_zero=sign))
     yield crafted.program_case("floats", BASE, items, TEXT[:500], 1, 1)
 
 
@@ -209,9 +200,7 @@ def tensors() -> Iterator[Case]:
     yield crafted.stream_case()
 
 
-CASES = list(
-    chain(following(), quantised(), integers(), floats(), codes(), bytes_alone(), tensors())
-)
+CASES = list(chain(following(), quantised(), integers(), floats(), codes(), bytes_alone(), tensors()))
 
 
 def applied(case: Case, directory: Path) -> bytes:

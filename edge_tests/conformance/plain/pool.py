@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from edge_tests.conformance.plain.fault import check
-from edge_tests.conformance.plain.rans import decode_symbols
-from edge_tests.conformance.plain.table import read_tables
 
 # (name, alphabet, contexts), in the order of the mask's bits
 POOLS = (
@@ -41,19 +39,11 @@ class Bits:
 
 
 class Pool:
-    """A decoded pool.
+    """The symbols and raw bits of a pool, taken record by record."""
 
-    Args:
-        parts: its tables, stream and raw part.
-        alphabet: how many symbols there can be.
-        contexts: for each symbol its context.
-        total: how many contexts there can be.
-    """
-
-    def __init__(self, parts: list[bytes], alphabet: int, contexts: list[int], total: int) -> None:
-        tables = read_tables(parts[0], total, alphabet)
-        self.symbols, payload = decode_symbols(parts[1], [tables[context] for context in contexts])
-        self.bits = Bits(payload + parts[2])
+    def __init__(self, symbols: list[int], raw: bytes) -> None:
+        self.symbols = symbols
+        self.bits = Bits(raw)
         self.at = 0
 
     def take(self, count: int) -> list[int]:

@@ -6,6 +6,7 @@ from edge_tests.conformance.plain import limits
 from edge_tests.conformance.plain.fault import check
 from edge_tests.conformance.plain.operation import FOLLOWING, Base, Operands, base_bytes, predict
 from edge_tests.conformance.plain.pool import POOLS, Pool
+from edge_tests.conformance.plain.rans import decode_symbols, payload_bytes
 from edge_tests.conformance.plain.reader import Reader
 from edge_tests.conformance.plain.record import EXCEPTIONS, POOL, SPARSE, Record, read_records
 from edge_tests.conformance.plain.residual import (
@@ -17,8 +18,10 @@ from edge_tests.conformance.plain.residual import (
     pools_of,
 )
 from edge_tests.conformance.plain.skeleton import Window, decode_skeleton
+from edge_tests.conformance.plain.table import Table, read_tables
 from edge_tests.conformance.plain.tensor import FLOAT, UNSIGNED, order, unorder
 
+MOST_TABLES = 1024
 PREDICTED = ("quantised", "bias", "rescaled", "codes", "cast", "pruned")
 
 
@@ -31,12 +34,18 @@ def run_program(data: bytes, offset: int, length: int, base: bytes) -> bytes:
     mask = reader.byte()
     check(mask < 1 << len(POOLS), "a pool that is not known")
     there = [name for bit, (name, _, _) in enumerate(POOLS) if mask >> bit & 1]
-    sizes = {name: [reader.varint() for _ in range(3)] for name in there}
+    sizes = {name: (reader.varint(), reader.varint()) for name in there}
+    stream_bytes = reader.varint() if there else 0
     records = read_records(reader.take(record_bytes), offset, length)
-    parts = {name: [reader.take(size) for size in sizes[name]] for name in there}
+    tables = {name: reader.take(sizes[name][0]) for name in there}
+    stream = reader.take(stream_bytes)
+    raw_sizes = {name: sizes[name][1] for name in there}
+    raw = reader.take(max(0, sum(raw_sizes.values()) - payload_bytes(stream))) if there else b""
     skeleton = reader.take(reader.left())
-    run = Run(records, parts, Base(base))
+    run = Run(records, Base(base))
     run.check_share(size, length)
+    if there or any(pools_of(record) for record in records):
+        run.open_pools(tables, stream, raw_sizes, raw)
     run.decode()
     window = Window(b"", 0)
     if size:
@@ -49,12 +58,12 @@ def run_program(data: bytes, offset: int, length: int, base: bytes) -> bytes:
 class Run:
     """One run of a program: the elements of its records, as words, when `decode` is done."""
 
-    def __init__(self, records: list[Record], parts: dict[str, list[bytes]], base: Base) -> None:
+    def __init__(self, records: list[Record], base: Base) -> None:
         self.records = records
-        self.parts = parts
         self.base = base
         self.operands = Operands(records, base)
         self.words: dict[int, list[int]] = {}
+        self.pools: dict[str, Pool] = {}
 
     def check_share(self, window: int, length: int) -> None:
         """Refuses programs that read too much of the base."""
@@ -67,79 +76,78 @@ class Run:
         most = limits.OPERAND_EXPANSION * length + limits.OPERAND_OVERHEAD_BYTES
         check(total <= most, "a program reads too much of the base")
 
+    def open_pools(
+        self, tables: dict[str, bytes], stream: bytes, raw_sizes: dict[str, int], raw: bytes
+    ) -> None:
+        """Decodes the symbols of all pools."""
+        used = {name for record in self.records for name in pools_of(record)}
+        check(used == set(tables), "pools and records do not fit each other")
+        opened: dict[str, list[Table]] = {}
+        for name, alphabet, count in POOLS:
+            if name in used:
+                opened[name] = self._tables(name, tables[name], alphabet, count)
+        every = [table for name in opened for table in opened[name]]
+        check(len({id(table) for table in every}) <= MOST_TABLES, "too many tables")
+        symbols, payload = decode_symbols(stream, every)
+        total = sum(raw_sizes.values())
+        check(not any(payload[total:]), "lanes carry what no pool has")
+        raw = payload[:total] + raw
+        for name, own in opened.items():
+            size = raw_sizes[name]
+            self.pools[name] = Pool(symbols[: len(own)], raw[:size])
+            symbols, raw = symbols[len(own) :], raw[size:]
+
+    def _tables(self, name: str, sent: bytes, alphabet: int, count: int) -> list[Table]:
+        """The table of each symbol of a pool."""
+        members = [number for number, record in enumerate(self.records) if name in pools_of(record)]
+        found = groups(name, [self.records[number] for number in members])
+        by_context = read_tables(sent, count * (max(found) + 1), alphabet)
+        out = []
+        for place, (number, group) in enumerate(zip(members, found, strict=True)):
+            record = self.records[number]
+            words: list[int] = []
+            lost: list[int] = []
+            if record.op in ("float", "codes"):
+                words, lost = predict(record, self.base, self.operands)
+            own = contexts(name, record, words, lost or [16] * record.count, place)
+            out += [by_context[count * group + context] for context in own]
+        return out
+
     def decode(self) -> None:
         """Works out all records but copies of the target."""
-        used = {name for record in self.records for name in pools_of(record)}
-        check(used == set(self.parts), "pools and records do not fit each other")
         for number, record in enumerate(self.records):
             if record.op == "same":
                 self._know(number, self.base.words(record.base or 0, record.count, record.width))
-        self._decode_floats()
+            elif record.op == "float":
+                self._know(number, self._predicted(record))
+            elif record.op == "plain":
+                self._know(number, plain_words(record, self.pools["plain"]))
         for number, record in enumerate(self.records):
             if record.op in FOLLOWING:
                 self.words[number] = self.operands.get(number, record.type)
-        self._decode_predicted()
+        for number, record in enumerate(self.records):
+            if record.op in PREDICTED:
+                self.words[number] = self._predicted(record)
+        for pool in self.pools.values():
+            pool.bits.end()
 
     def _know(self, number: int, words: list[int]) -> None:
         self.words[number] = self.operands.known[number] = words
 
-    def _open(self, name: str, members: list[int], known: list[list[int]]) -> Pool:
-        """The pool of some records, the contexts of each being known."""
-        alphabet, count = next((a, c) for pool, a, c in POOLS if pool == name)
-        found = groups(name, [self.records[number] for number in members])
-        joined = []
-        for group, own in zip(found, known, strict=True):
-            joined += [count * group + context for context in own]
-        return Pool(self.parts[name], alphabet, joined, count * (max(found) + 1))
-
-    def _of_pool(self, name: str) -> list[int]:
-        return [number for number, record in enumerate(self.records) if name in pools_of(record)]
-
-    def _decode_floats(self) -> None:
-        for name in ("float", "half"):
-            members = self._of_pool(name)
-            if not members:
-                continue
-            guesses = [predict(self.records[n], self.base, self.operands)[0] for n in members]
-            known = [contexts(name, self.records[n], w, [], 0) for n, w in zip(members, guesses, strict=True)]
-            pool = self._open(name, members, known)
-            for number, guess in zip(members, guesses, strict=True):
-                record = self.records[number]
-                added = differences(record, pool)
-                self._know(number, [_sum(record, w, d) for w, d in zip(guess, added, strict=True)])
-            pool.bits.end()
-        members = self._of_pool("plain")
-        if members:
-            known = [contexts("plain", self.records[n], [], [], k) for k, n in enumerate(members)]
-            pool = self._open("plain", members, known)
-            for number in members:
-                self._know(number, plain_words(self.records[number], pool))
-            pool.bits.end()
-
-    def _decode_predicted(self) -> None:
-        members = [n for n, record in enumerate(self.records) if record.op in PREDICTED]
-        guesses = {n: predict(self.records[n], self.base, self.operands) for n in members}
-        pools = {}
-        for name in ("wide", "codes", "gaps", "sizes"):
-            mine = self._of_pool(name)
-            if mine:
-                known = [contexts(name, self.records[n], *guesses[n], 0) for n in mine]
-                pools[name] = self._open(name, mine, known)
-        for number in members:
-            record, words = self.records[number], guesses[number][0]
-            added = [(0, 0)]
-            if record.residual == EXCEPTIONS:
-                added = record.exceptions
-            elif record.residual == SPARSE:
-                added = changes(record, pools["gaps"], pools["sizes"])
-            elif record.residual == POOL:
-                added = list(enumerate(differences(record, pools[pools_of(record)[0]])))
-            out = [_sum(record, word, 0) for word in words]
-            for place, difference in added:
-                out[place] = _sum(record, words[place], difference)
-            self.words[number] = out
-        for pool in pools.values():
-            pool.bits.end()
+    def _predicted(self, record: Record) -> list[int]:
+        """The elements of a record: predictions and what is added to them."""
+        words, _ = predict(record, self.base, self.operands)
+        added: list[tuple[int, int]] = []
+        if record.residual == EXCEPTIONS:
+            added = record.exceptions
+        elif record.residual == SPARSE:
+            added = changes(record, self.pools["gaps"], self.pools["sizes"])
+        elif record.residual == POOL:
+            added = list(enumerate(differences(record, self.pools[pools_of(record)[0]])))
+        out = [_sum(record, word, 0) for word in words]
+        for place, difference in added:
+            out[place] = _sum(record, words[place], difference)
+        return out
 
     def joined(self, between: bytes, length: int) -> bytes:
         """Records and skeleton, put together."""

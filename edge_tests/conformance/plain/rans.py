@@ -8,10 +8,15 @@ from edge_tests.conformance.plain.table import TOTAL, Table
 MOST_LOGARITHM = 14
 
 
+def payload_bytes(stream: bytes) -> int:
+    """The bytes that a stream carries."""
+    check(len(stream) >= 1 and stream[0] <= MOST_LOGARITHM, "the number of lanes is out of its range")
+    return 2 << stream[0]
+
+
 def decode_symbols(stream: bytes, tables: list[Table]) -> tuple[list[int], bytes]:
     """The symbols, each coded with its table, and the payload."""
-    check(len(stream) >= 1 and stream[0] <= MOST_LOGARITHM, "the number of lanes is out of its range")
-    lanes = 1 << stream[0]
+    lanes = payload_bytes(stream) // 2
     states, at = _states(stream, lanes)
     symbols = []
     for index, table in enumerate(tables):

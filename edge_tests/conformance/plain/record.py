@@ -179,7 +179,7 @@ def _read_gains(coder: Arithmetic, record: Record, op: int) -> None:
 
 def _read_changes(coder: Arithmetic, record: Record) -> None:
     record.changed = coder.unsigned("changed")
-    check(record.changed <= record.count, "more changes than elements")
+    check(1 <= record.changed <= record.count, "no changes, or more than elements")
     if coder.bit("rows used"):
         record.used = []
         following = 0

@@ -105,7 +105,7 @@ def _gap_shape(record: Record) -> tuple[int, int, int]:
     """Elements that gaps run over, their raw low bits, their context."""
     rows = record.rows if record.used is None else len(record.used)
     total = rows * record.columns
-    mean = 4 * total // max(1, record.changed)
+    mean = 4 * total // record.changed
     low = max(0, mean.bit_length() - 5)
     return total, low, min(63, mean >> low)
 
