@@ -35,16 +35,24 @@ from updater.delta.streams import Stream
 
 FEATURES = ("patch", "program", "requantise", "tensor")
 BLOCK_BYTES = 1 << 20
+PROGRAM_OFFSET = 50
 
 
 @dataclass(frozen=True)
 class Case:
-    """A delta with what it is made of and makes."""
+    """A delta with what it is made of and makes.
+
+    Attributes:
+        name: of the case.
+        base, delta, target: the files.
+        program: the program in it, which writes all of the target from `PROGRAM_OFFSET` on; else empty.
+    """
 
     name: str
-    base: bytes | None
+    base: bytes
     delta: bytes
     target: bytes
+    program: bytes = b""
 
 
 class Reading:
@@ -59,12 +67,14 @@ class Reading:
         return self.base[offset : offset + length]
 
 
-def joined(name: str, base: bytes | None, target: bytes, payloads: Sequence[tuple[bytes, int]]) -> Case:
+def joined(
+    name: str, base: bytes, target: bytes, payloads: Sequence[tuple[bytes, int]], program: bytes = b""
+) -> Case:
     """A delta of blocks, each given as its payload and its target length."""
-    digests = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in (base or b"", target)]
+    digests = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in (base, target)]
     header = container.Header(
-        None if base is None else digests[0],
-        len(base or b""),
+        digests[0],
+        len(base),
         digests[1],
         len(target),
         BLOCK_BYTES,
@@ -75,7 +85,7 @@ def joined(name: str, base: bytes | None, target: bytes, payloads: Sequence[tupl
     seed = container.header_checksum(out)
     for number, (payload, length) in enumerate(payloads):
         out += container.encode_block(seed, number, length, payload)
-    return Case(name, base, out + bytes([container.MARK_END]), target)
+    return Case(name, base, out + bytes([container.MARK_END]), target, program)
 
 
 def payload_of(listing: Sequence[Instruction], others: Sequence[Stream], offset: int) -> bytes:
@@ -142,7 +152,7 @@ def stream_case() -> Case:
 def program_case(
     name: str, base: bytes, records: Sequence[Record], between: bytes, way: int, seed: int
 ) -> Case:
-    """A program behind 50 copied bytes, whose records begin behind each other with 11 bytes between them.
+    """A program behind some copied bytes, whose records begin behind each other with 11 bytes between them.
 
     Args:
         name: of the case.
@@ -161,9 +171,11 @@ def program_case(
     length = at + max(37, len(between))
     size = length - sum(record.length for record in placed)
     filler = (between + base * (size // max(1, len(base)) + 1))[:size]
-    place = Place(50, length, 3, min(len(base) - 3, 60_000))
+    place = Place(PROGRAM_OFFSET, length, 3, min(len(base) - 3, 60_000))
     plain = [
-        record if record.op in (FLOAT, PLAIN) else replace(record, residual=EXACT, activity=None)
+        replace(record, used=record.used[:0])
+        if record.op in (FLOAT, PLAIN)
+        else replace(record, residual=EXACT, activity=None)
         for record in placed
     ]
     target = _woven(placed, filler, random.bytes(length))
@@ -175,10 +187,18 @@ def program_case(
     final = [_moved(target, record, random) for record in placed]
     program = _coded(base, bytes(target), place, final, way)
     target = bytearray(run(Reading(base), program, place.offset, length))  # with exceptions
+    return wrapped(name, base, program, bytes(target))
+
+
+def wrapped(name: str, base: bytes, program: bytes, target: bytes) -> Case:
+    """A delta of a copied block and a block with a program that writes `target`."""
     stream = Stream(streams.RAW, len(program), program)
-    first = payload_of([instructions.Copy(0, 50)], [], 0)
-    payload = payload_of([instructions.Program(1, len(program), length)], [stream], 50)
-    return joined(name, base, base[:50] + bytes(target), [(first, 50), (payload, length)])
+    first = payload_of([instructions.Copy(0, PROGRAM_OFFSET)], [], 0)
+    item = instructions.Program(1, len(program), len(target))
+    payload = payload_of([item], [stream], PROGRAM_OFFSET)
+    start = base[:PROGRAM_OFFSET]
+    blocks = [(first, PROGRAM_OFFSET), (payload, len(target))]
+    return joined(name, base, start + target, blocks, program)
 
 
 def _activity(record: Record) -> Activity | None:
@@ -209,25 +229,26 @@ def _near(base: bytes, record: Record, random: np.random.Generator) -> bytes:
 
 def _moved(target: bytearray, record: Record, random: np.random.Generator) -> Record:
     """Moves the record's elements in the target away from the prediction, as its residual may say."""
-    kind = DTYPES[record.dtype]
-    elements = np.frombuffer(target, kind, count=record.count, offset=record.at)
-    if record.op in (FLOAT, PLAIN) or record.residual == EXACT:
+    used = np.zeros(record.rows if len(record.used) else 0, dtype=bool)
+    used[:: max(1, record.rows // 3)] = True
+    if record.op in (FLOAT, PLAIN):
+        return replace(record, used=used)
+    if record.residual == EXACT:
         return record
     if record.residual == EXCEPTIONS:
         places = np.unique(random.integers(0, record.count, 5)).tolist()
         return replace(record, exceptions=[(place, int(random.integers(-90, 90))) for place in places])
+    kind = DTYPES[record.dtype]
+    elements = np.frombuffer(target, kind, count=record.count, offset=record.at)
+    allowed = np.flatnonzero(np.repeat(used, record.columns)) if len(used) else np.arange(record.count)
     if record.residual == POOL:
         step = 40 if kind.itemsize == 1 else 1 << 30 if kind.itemsize == 4 else 1 << 14
-        moved = elements.astype(np.int64) + np.rint(random.normal(0, 1, record.count) ** 7 * step)
+        moved = elements.astype(np.float64)
+        moved[allowed] += np.rint(random.normal(0, 1, len(allowed)) ** 7 * step)
         low, high = np.iinfo(kind).min, np.iinfo(kind).max
         _put(target, record, np.clip(moved, low, high).astype(kind))
-        return record
+        return replace(record, used=used)
     assert record.residual == SPARSE
-    rows = record.rows
-    used = np.zeros(rows, dtype=bool) if len(record.used) else record.used
-    if len(used):
-        used[:: max(1, rows // 3)] = True
-    allowed = np.flatnonzero(np.repeat(used, record.columns)) if len(used) else np.arange(record.count)
     places = np.unique(np.append(allowed[:40], allowed[-1]))
     values = elements.astype(np.int64)
     signs = np.where(values[places] > 0, -1, 1)

@@ -93,3 +93,15 @@ def to_half(word: int, clamped: bool) -> int:
 def to_bfloat16(word: int) -> int:
     """bfloat16 of a float32 word."""
     return ((word + 0x7FFF + (word >> 16 & 1)) >> 16) & 0xFFFF
+
+
+def widened(word: int, kind: str) -> int:
+    """The float32 word of a word of 16 bits."""
+    if kind == "bf16":
+        return word << 16
+    sign, exponent, fraction = (word & 0x8000) << 16, word >> 10 & 31, word & 0x3FF
+    if exponent == 31:
+        return sign | 0x7F800000 | fraction << 13
+    if exponent == 0:
+        return sign | word_of(fraction * 2.0**-24)
+    return sign | (exponent + 112) << 23 | fraction << 13

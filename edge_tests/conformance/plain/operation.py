@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from edge_tests.conformance.plain import limits, number
+import math
+
+from edge_tests.conformance.plain import number
 from edge_tests.conformance.plain.fault import check
-from edge_tests.conformance.plain.record import RANGES, REDUCED, Record
+from edge_tests.conformance.plain.record import CODES, RANGES, READING, REDUCED, WIDTHS, ZEROED, Record
+from edge_tests.conformance.plain.tensor import FLOAT, UNSIGNED, order, unorder
 
 OPERANDS = (
     *("same", "refer", "product", "peak", "lowest", "highest", "float", "plain", "peaked", "ranged"),
-    "given",
+    *("given", "spanned"),
 )
+ZERO_POINTS = ("same", "refer", "zeros")
+ORDERED = ("peak", "lowest", "highest", "spanned", "float", "cast", *ZEROED)
+MOST_LINKS = 64  # of a chain of references
 FOLLOWING = ("refer", "product", *REDUCED, "peaked", "ranged")
 
 
@@ -25,20 +31,35 @@ class Base:
         check(offset >= 0 and end <= len(self.data), "a range lies outside the base")
         return [int.from_bytes(self.data[at : at + width], "little") for at in range(offset, end, width)]
 
+    def source(self, record: Record) -> list[int]:
+        """What a record reads: words of its source type."""
+        offset = record.base if record.base is not None else -1
+        width = WIDTHS[record.source_type]
+        if not record.axes:
+            return self.words(offset, record.reads, width)
+        end = offset + record.span * width
+        check(offset >= 0 and end <= len(self.data), "a source lies outside the base")
+        out = []
+        for index in range(record.reads):
+            at, left = offset, index
+            for size, stride in reversed(record.axes):
+                at += left % size * stride * width
+                left //= size
+            out.append(int.from_bytes(self.data[at : at + width], "little"))
+        return out
+
+    def floats(self, record: Record) -> list[int]:
+        """What a record reads, as float32 words."""
+        words = self.source(record)
+        return [number.widened(word, record.narrow) for word in words] if record.narrow else words
+
 
 def base_bytes(record: Record, scales: int) -> int:
     """The bytes of the base that a record reads, with so many old scales."""
-    if record.op == "same":
-        return record.length
-    if record.op in REDUCED:
-        return 4 * record.count * record.two
-    if record.op == "rescaled":
-        return 4 * record.count + 4 * scales
-    if record.op in ("quantised", "bias", "cast", "pruned"):
-        return 4 * record.count
-    if record.op in ("float", "codes"):
-        return record.length
-    return 0
+    if record.op not in READING:
+        return 0
+    total = record.reads * WIDTHS[record.source_type]
+    return total + 4 * scales if record.op == "rescaled" else total
 
 
 class Operands:
@@ -54,27 +75,42 @@ class Operands:
         self.base = base
         self.known: dict[int, list[int]] = {}
 
-    def get(self, place: int, kind: str, links: int = 0) -> list[int]:
-        """The elements of record `place`, which must be of type `kind`."""
+    def get(self, place: int, allowed: tuple[str, ...] = OPERANDS, links: int = 0) -> list[int]:
+        """The elements of record `place`, words or codes, if its operation is one of those allowed."""
         check(0 <= place < len(self.records), "a record refers to one that is not there")
-        check(links <= limits.MAX_REFERENCES, "references make a circle or too long a chain")
+        check(links <= MOST_LINKS, "references make a circle or too long a chain")
         record = self.records[place]
-        check(record.op in OPERANDS, f"a record of operation {record.op} is no operand")
-        check(record.type == kind, "an operand is of another type")
+        check(record.op in allowed, f"a record of operation {record.op} is no operand")
         if place not in self.known:
-            self.known[place] = self._follow(record, links + 1)
+            self.known[place] = corrected(record, self._follow(record, links + 1), record.exceptions)
         return self.known[place]
+
+    def floats(self, place: int, links: int = 0) -> list[int]:
+        """The words of a record of float32."""
+        words = self.get(place, OPERANDS, links)
+        check(self.records[place].type == "f32", "an operand is not of float32")
+        return words
+
+    def zero_points(self, place: int) -> list[int]:
+        """The codes of a record of 8 bits."""
+        words = self.get(place, ZERO_POINTS)
+        kind = self.records[place].type
+        check(kind in CODES, "zero points that are no codes")
+        return [word - 256 if kind == "i8" and word > 127 else word for word in words]
 
     def _follow(self, record: Record, links: int) -> list[int]:
         if record.op == "given":
             return record.words
+        if record.op == "zeros":
+            return self._zeros(record, self.floats(record.one, links))
         if record.op in REDUCED:
             return self._reduced(record)
-        one = self.get(record.one, record.type, links)
         if record.op == "refer":
+            one = self.get(record.one, OPERANDS, links)
+            check(self.records[record.one].type == record.type, "a record refers to one of another type")
             check(len(one) == record.count, "an operand has another count")
             return one
-        two = self.get(record.two, record.type, links)
+        one, two = self.floats(record.one, links), self.floats(record.two, links)
         check(max(len(one), len(two)) == record.count, "operands have other counts")
         check(len(one) in (1, record.count) and len(two) in (1, record.count), "operands have other counts")
         out = []
@@ -85,16 +121,46 @@ class Operands:
         return out
 
     def _reduced(self, record: Record) -> list[int]:
-        check(record.base is not None, "a record without its base")
-        words = self.base.words(record.base or 0, record.count * record.two, 4)
+        divisor = record.halves / 2
         out = []
-        for index in range(record.count):
-            if record.by_rows:
-                part = words[index * record.two : (index + 1) * record.two]
+        for part in self._parts(record):
+            if record.op == "peak":
+                top = number.value_of(_extreme("peak", part))
+                out.append(number.flush(number.word_of(top / divisor)))
+            elif record.op == "spanned":
+                low, high = _with_zero("lowest", part), _with_zero("highest", part)
+                span = number.value_of(number.flush(number.word_of(high - low)))
+                out.append(number.flush(number.word_of(span / divisor)))
             else:
-                part = words[index :: record.count]
-            out.append(_extreme(record.op, part))
+                out.append(_extreme(record.op, part))
         return out
+
+    def _zeros(self, record: Record, scales: list[int]) -> list[int]:
+        check(len(scales) == record.count, "another number of scales than of zero points")
+        low, high = RANGES[record.type]
+        out = []
+        for word, part in zip(scales, self._parts(record), strict=True):
+            scale = number.value_of(number.flush(word))
+            point = number.rint(low - _with_zero("lowest", part) / (1.0 if scale == 0 else scale))
+            out.append(number.clamp(point, low, high) % 256)
+        return out
+
+    def _parts(self, record: Record) -> list[list[int]]:
+        """What each result of a reduction follows from."""
+        words = self.base.floats(record)
+        if record.by_rows:
+            return [words[index * record.two : (index + 1) * record.two] for index in range(record.count)]
+        return [words[index :: record.count] for index in range(record.count)]
+
+
+def corrected(record: Record, words: list[int], added: list[tuple[int, int]]) -> list[int]:
+    """Predictions as words, with differences added at some places, modulo their width."""
+    bits = 8 * record.width
+    reading = FLOAT if record.op in ORDERED else UNSIGNED
+    out = [word % (1 << bits) for word in words]
+    for place, difference in added:
+        out[place] = unorder((order(out[place], reading, bits) + difference) % (1 << bits), reading, bits)
+    return out
 
 
 def _combined(op: str, one: int, two: int) -> int:
@@ -110,21 +176,48 @@ def _combined(op: str, one: int, two: int) -> int:
 
 
 def _extreme(op: str, words: list[int]) -> int:
+    """The least, the greatest or the greatest magnitude, flushed, as a word."""
     if any(number.is_nan(word) for word in words):
         return number.NAN
     values = [number.value_of(word) for word in words]
     if op == "peak":
-        top = number.flush(number.word_of(max(abs(value) for value in values)))
-        return number.flush(number.word_of(number.value_of(top) / 127))
-    picked = min(values) if op == "lowest" else max(values)
+        picked = max(abs(value) for value in values)
+    else:
+        picked = min(values) if op == "lowest" else max(values)
     return number.flush(number.word_of(picked + 0.0))
 
 
+def _with_zero(op: str, words: list[int]) -> float:
+    """The least or the greatest of some numbers and 0."""
+    value = number.value_of(_extreme(op, words))
+    if math.isnan(value):
+        return value
+    picked = min(value, 0.0) if op == "lowest" else max(value, 0.0)
+    return picked if picked else 0.0
+
+
 def channel(record: Record, index: int, size: int) -> int:
-    """Which of `size` values for rows or columns belongs to an element."""
+    """Which of `size` scales or zero points belongs to an element."""
+    row, column = divmod(index, record.columns)
     if size == 1:
         return 0
-    return index // record.columns if record.by_rows else index % record.columns
+    if record.by_rows:
+        check(record.rows % size == 0, "another number of scales than of channels")
+        return row % size
+    if record.rows == 1:
+        check(record.phase + record.columns <= size, "another number of scales than of channels")
+        return record.phase + column
+    groups = size // record.columns
+    check(
+        size % record.columns == 0 and record.rows % groups == 0, "another number of scales than of channels"
+    )
+    return row // (record.rows // groups) * record.columns + column
+
+
+def gain_of(record: Record, index: int) -> int:
+    """The gain of an element's row or column."""
+    row, column = divmod(index, record.columns)
+    return record.gains[row if record.by_rows else column]
 
 
 def predict(record: Record, base: Base, operands: Operands) -> tuple[list[int], list[int]]:
@@ -132,45 +225,48 @@ def predict(record: Record, base: Base, operands: Operands) -> tuple[list[int], 
 
     Predictions are words of float, cast and pruned records, and codes of the others.
     """
-    offset = record.base if record.base is not None else -1
     middle = [16] * record.count
     if record.op == "quantised":
-        return _quantised(record, base.words(offset, record.count, 4), operands), middle
+        return _quantised(record, base.floats(record), operands), middle
     if record.op == "bias":
-        return _bias(record, base.words(offset, record.count, 4), operands), middle
+        return _bias(record, base.floats(record), operands), middle
     if record.op == "rescaled":
-        return _rescaled(record, base.words(offset, record.count, 4), operands), middle
+        return _rescaled(record, base.source(record), operands), middle
     if record.op == "codes":
-        return _codes(record, base.words(offset, record.count, 1))
+        return _codes(record, base.source(record))
     if record.op == "float":
-        return _floats(record, base.words(offset, record.count, record.width)), middle
-    words = base.words(offset, record.count, 4)
-    if record.op == "pruned":
-        sign = 0x80000000 if record.base_zero else 0
-        return [word & sign if word & 0x7FFFFFFF < record.zero else word for word in words], middle
+        return _floats(record, base.floats(record)), middle
+    if record.op in ZEROED:
+        return _zeroed(record, base.source(record)), middle
+    words = base.floats(record)
+    if record.type == "f32":
+        return words, middle
     if record.type == "f16":
         return [number.to_half(word, record.zero != 0) for word in words], middle
     return [number.to_bfloat16(word) for word in words], middle
 
 
 def _quantised(record: Record, words: list[int], operands: Operands) -> list[int]:
-    scales = operands.get(record.one, "f32")
-    sides = record.rows if record.by_rows else record.columns
-    check(len(scales) in (1, sides), "another number of scales than of channels")
+    scales = operands.floats(record.one)
+    zeros = [record.zero]
     low, high = RANGES[record.type]
-    if record.type == "i8" and record.zero == 0:
+    if record.has_zeros:
+        zeros = operands.zero_points(record.two)
+        check(len(zeros) == len(scales), "another number of zero points than of scales")
+    elif record.type == "i8" and record.zero == 0:
         low = -127
-    zero = number.rounded(float(record.zero))
     out = []
     for index, word in enumerate(words):
-        scale = number.value_of(number.flush(scales[channel(record, index, len(scales))]))
+        place = channel(record, index, len(scales))
+        scale = number.value_of(number.flush(scales[place]))
+        zero = number.rounded(float(zeros[place if record.has_zeros else 0]))
         quotient = number.rounded(number.value_of(number.flush(word)) / (1.0 if scale == 0 else scale))
         out.append(number.clamp(number.rounded(number.rint(quotient) + zero), low, high))
     return out
 
 
 def _bias(record: Record, words: list[int], operands: Operands) -> list[int]:
-    scales = operands.get(record.one, "f32")
+    scales = operands.floats(record.one)
     check(len(scales) in (1, record.count), "another number of scales than of elements")
     low, high = RANGES["i32"]
     out = []
@@ -182,7 +278,7 @@ def _bias(record: Record, words: list[int], operands: Operands) -> list[int]:
 
 
 def _rescaled(record: Record, words: list[int], operands: Operands) -> list[int]:
-    scales = operands.get(record.one, "f32")
+    scales = operands.floats(record.one)
     check(len(scales) in (1, record.count), "another number of scales than of elements")
     olds = operands.base.words(record.two, len(scales), 4)
     low, high = RANGES["i32"]
@@ -202,7 +298,7 @@ def _codes(record: Record, words: list[int]) -> tuple[list[int], list[int]]:
         code = (word - 256 if record.type == "i8" and word > 127 else word) - record.base_zero
         fraction = 16
         if digits:
-            code = code * record.gains[channel(record, index, len(record.gains))] + (1 << (digits - 1))
+            code = code * gain_of(record, index) + (1 << (digits - 1))
             fraction = ((code & ((1 << digits) - 1)) << 5) >> digits
             code >>= digits
         out.append(min(high, max(low, code + record.zero)))
@@ -215,7 +311,38 @@ def _floats(record: Record, words: list[int]) -> list[int]:
         return words
     out = []
     for index, word in enumerate(words):
-        gain = record.gains[channel(record, index, len(record.gains))] / (1 << record.digits)
+        gain = gain_of(record, index) / (1 << record.digits)
         product = number.value_of(number.flush(word)) * gain
         out.append(number.flush(number.word_of(product)))
     return out
+
+
+def _zeroed(record: Record, words: list[int]) -> list[int]:
+    half = 1 << (8 * record.width - 1)
+    sizes = [min(word, 256 - word) if record.type == "i8" else word & (half - 1) for word in words]
+    if record.op == "pruned":
+        gone = {index for index, size in enumerate(sizes) if size < record.zero}
+    elif record.op == "masked":
+        marks = set(record.marks)
+        gone = {
+            index
+            for index in range(record.count)
+            if (index // record.columns if record.by_rows else index % record.columns) in marks
+        }
+    else:
+        gone = _thinned(record, sizes)
+    kept = half if record.base_zero and record.type != "i8" else 0
+    return [word & kept if index in gone else word for index, word in enumerate(words)]
+
+
+def _thinned(record: Record, sizes: list[int]) -> set[int]:
+    """The elements that are not among the largest of their group."""
+    gone: set[int] = set()
+    step = 1 if record.by_rows else record.columns
+    for index in range(record.count):
+        row, column = divmod(index, record.columns)
+        if (column if record.by_rows else row) % record.group == 0:
+            group = [index + step * place for place in range(record.group)]
+            group.sort(key=lambda place: (-sizes[place], place))
+            gone.update(group[max(0, record.zero) :])
+    return gone

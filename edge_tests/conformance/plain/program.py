@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from edge_tests.conformance.plain import limits
 from edge_tests.conformance.plain.fault import check
-from edge_tests.conformance.plain.operation import FOLLOWING, Base, Operands, base_bytes, predict
+from edge_tests.conformance.plain.operation import (
+    FOLLOWING,
+    Base,
+    Operands,
+    base_bytes,
+    corrected,
+    predict,
+)
 from edge_tests.conformance.plain.pool import POOLS, Pool
 from edge_tests.conformance.plain.rans import decode_symbols, payload_bytes
 from edge_tests.conformance.plain.reader import Reader
-from edge_tests.conformance.plain.record import EXCEPTIONS, POOL, SPARSE, Record, read_records
+from edge_tests.conformance.plain.record import (
+    EXCEPTIONS,
+    POOL,
+    PREDICTED,
+    SPARSE,
+    Record,
+    read_records,
+)
 from edge_tests.conformance.plain.residual import (
     changes,
     contexts,
@@ -19,10 +33,8 @@ from edge_tests.conformance.plain.residual import (
 )
 from edge_tests.conformance.plain.skeleton import Window, decode_skeleton
 from edge_tests.conformance.plain.table import Table, read_tables
-from edge_tests.conformance.plain.tensor import FLOAT, UNSIGNED, order, unorder
 
 MOST_TABLES = 1024
-PREDICTED = ("quantised", "bias", "rescaled", "codes", "cast", "pruned")
 
 
 def run_program(data: bytes, offset: int, length: int, base: bytes) -> bytes:
@@ -117,14 +129,14 @@ class Run:
         """Works out all records but copies of the target."""
         for number, record in enumerate(self.records):
             if record.op == "same":
-                self._know(number, self.base.words(record.base or 0, record.count, record.width))
+                self._know(number, self.base.source(record))
             elif record.op == "float":
                 self._know(number, self._predicted(record))
             elif record.op == "plain":
                 self._know(number, plain_words(record, self.pools["plain"]))
         for number, record in enumerate(self.records):
             if record.op in FOLLOWING:
-                self.words[number] = self.operands.get(number, record.type)
+                self.words[number] = self.operands.get(number, FOLLOWING)
         for number, record in enumerate(self.records):
             if record.op in PREDICTED:
                 self.words[number] = self._predicted(record)
@@ -143,18 +155,15 @@ class Run:
         elif record.residual == SPARSE:
             added = changes(record, self.pools["gaps"], self.pools["sizes"])
         elif record.residual == POOL:
-            added = list(enumerate(differences(record, self.pools[pools_of(record)[0]])))
-        out = [_sum(record, word, 0) for word in words]
-        for place, difference in added:
-            out[place] = _sum(record, words[place], difference)
-        return out
+            added = differences(record, self.pools[pools_of(record)[0]])
+        return corrected(record, words, added)
 
     def joined(self, between: bytes, length: int) -> bytes:
         """Records and skeleton, put together."""
         out = bytearray()
         used = 0
         for number, record in enumerate(self.records):
-            if record.op == "given":
+            if record.silent:
                 continue
             gap = record.at - len(out)
             out += between[used : used + gap]
@@ -169,10 +178,3 @@ class Run:
         out += between[used:]
         check(len(out) == length, "a program writes another length than it says")
         return bytes(out)
-
-
-def _sum(record: Record, word: int, difference: int) -> int:
-    """A prediction and a difference, modulo the element's width."""
-    bits = 8 * record.width
-    reading = FLOAT if record.op in ("float", "cast", "pruned") else UNSIGNED
-    return unorder((order(word, reading, bits) + difference) % (1 << bits), reading, bits)

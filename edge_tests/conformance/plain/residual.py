@@ -50,8 +50,7 @@ def contexts(name: str, record: Record, words: list[int], lost: list[int], plain
         _, _, context = _gap_shape(record)
         return [context if name == "gaps" else min(31, context >> 1)] * record.changed
     out = []
-    for index in range(record.count):
-        level = record.level(index)
+    for index, level in levels(record):
         if name in ("float", "half"):
             out.append(min(159, max(0, 2 * _exponent(record, words[index]) - level + 40)))
         elif name == "plain":
@@ -63,6 +62,15 @@ def contexts(name: str, record: Record, words: list[int], lost: list[int], plain
     return out
 
 
+def levels(record: Record) -> list[tuple[int, int]]:
+    """The elements that may change, each with its activity level."""
+    out = []
+    for place, row in enumerate(record.changing):
+        for column in range(record.columns):
+            out.append((row * record.columns + column, record.level(place, column)))  # noqa: PERF401
+    return out
+
+
 def _exponent(record: Record, word: int) -> int:
     if record.type == "f32":
         return (word >> 23 & 255) - 127
@@ -71,40 +79,40 @@ def _exponent(record: Record, word: int) -> int:
     return (word >> 10 & 31) - 15
 
 
-def differences(record: Record, pool: Pool) -> list[int]:
-    """What tokens or codes add to each element."""
-    symbols = pool.take(record.count)
+def differences(record: Record, pool: Pool) -> list[tuple[int, int]]:
+    """Elements, and what tokens or codes add to each."""
+    places = [index for index, _ in levels(record)]
+    symbols = pool.take(len(places))
     if record.op not in ("codes", "quantised"):
-        return [read_token(symbol, pool.bits) for symbol in symbols]
+        return [(place, read_token(symbol, pool.bits)) for place, symbol in zip(places, symbols, strict=True)]
     out = []
-    for symbol in symbols:
-        if symbol <= 200:
-            out.append(symbol - 100)
-        else:
+    for place, symbol in zip(places, symbols, strict=True):
+        difference = symbol - 100
+        if symbol > 200:
             size = pool.bits.take(8) + 101
-            out.append(size if symbol == 201 else -size)
+            difference = size if symbol == 201 else -size
+        out.append((place, difference))
     return out
 
 
 def plain_words(record: Record, pool: Pool) -> list[int]:
     """The float32 words of a plain record."""
     out = []
-    for index, symbol in enumerate(pool.take(record.count)):
+    for symbol, (_, level) in zip(pool.take(record.count), levels(record), strict=True):
         sign, low = pool.bits.take(1), pool.bits.take(20)
         fine = pool.bits.take(3) if symbol >= PLAIN_FINE else 7 - (symbol & 7)
         if symbol == PLAIN_ESCAPE:
             exponent = pool.bits.take(8)
         else:
             above = symbol >> 3 if symbol < PLAIN_FINE else symbol - 128 + 16
-            exponent = ((record.level(index) >> 1) + 6 - above + 127) % 256
+            exponent = ((level >> 1) + 6 - above + 127) % 256
         out.append(sign << 31 | exponent << 23 | fine << 20 | low)
     return out
 
 
 def _gap_shape(record: Record) -> tuple[int, int, int]:
     """Elements that gaps run over, their raw low bits, their context."""
-    rows = record.rows if record.used is None else len(record.used)
-    total = rows * record.columns
+    total = len(record.changing) * record.columns
     mean = 4 * total // record.changed
     low = max(0, mean.bit_length() - 5)
     return total, low, min(63, mean >> low)
@@ -121,7 +129,7 @@ def changes(record: Record, gaps: Pool, sizes: Pool) -> list[tuple[int, int]]:
         at += (part << low | rest) + 1
         check(at < total, "a gap leads beyond its record")
         row, column = divmod(at, record.columns)
-        places.append((row if record.used is None else record.used[row]) * record.columns + column)
+        places.append(record.changing[row] * record.columns + column)
     symbols = sizes.take(record.changed)
     signs = [sizes.bits.take(1) for _ in symbols]
     values = [(sizes.bits.take(8) if symbol == SIZE_ESCAPE else symbol) + 1 for symbol in symbols]

@@ -10,6 +10,7 @@ TOTAL = 4096
 TABLE_LIMIT = 60
 MOST_TABLES = 255
 OCTAVES = 16
+MOST_FINENESS = 4
 STEPS = (65536, 71468, 77936, 84990, 92682, 101070, 110218, 120194)
 
 
@@ -34,6 +35,7 @@ def read_tables(data: bytes, contexts: int, alphabet: int) -> list[Table]:
     count = coder.unsigned("number")
     check(1 <= count <= MOST_TABLES, "the number of tables is out of its range")
     fineness = 1 << coder.plain(2)
+    check(fineness <= MOST_FINENESS, "levels are too fine")
     numbers = _read_map(coder, contexts, count) if count > 1 else [0] * contexts
     tables = [
         Table(frequencies(levels, fineness)) for levels in _read_levels(coder, count, alphabet, fineness)
