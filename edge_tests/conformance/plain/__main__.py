@@ -1,10 +1,12 @@
 """`python -m edge_tests.conformance.plain BASE_OR_DASH DELTA OUT`: applies a delta; "-" stands for no base.
 
-Ends with 0, or with 1 and the error code as the last line of standard error.
+Ends with 0, or with 1 and the error code at the begin of the last line of standard error. The environment may
+announce a target: DELTA_ANNOUNCED_SHA256 (hexadecimal) and DELTA_ANNOUNCED_SIZE.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,10 +19,14 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m edge_tests.conformance.plain BASE_OR_DASH DELTA OUT", file=sys.stderr)
         return 2
     base = None if arguments[0] == "-" else Path(arguments[0]).read_bytes()
+    announced = None
+    if "DELTA_ANNOUNCED_SHA256" in os.environ:
+        digest = bytes.fromhex(os.environ["DELTA_ANNOUNCED_SHA256"])
+        announced = digest, int(os.environ["DELTA_ANNOUNCED_SIZE"])
     try:
-        target = decode(base, Path(arguments[1]).read_bytes())
+        target = decode(base, Path(arguments[1]).read_bytes(), announced)
     except Fault as fault:
-        print(f"{fault}\n{fault.code}", file=sys.stderr)
+        print(f"{fault.code}: {fault}", file=sys.stderr)
         return 1
     Path(arguments[2]).write_bytes(target)
     return 0

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from edge_tests.conformance.plain import limits
-from edge_tests.conformance.plain.fault import check
+from edge_tests.conformance.plain.fault import OVER_LIMIT, check
 from edge_tests.conformance.plain.reader import unfold
 
 MASK = 0xFFFFFFFF
-MOST = 1 << 62  # of a number field
 
 
 def budget(length: int) -> int:
@@ -35,7 +34,7 @@ class Arithmetic:
     def decide(self, probability: int) -> int:
         """A bit that is 1 with a probability of so many 65536ths."""
         self.left -= 1
-        check(self.left >= 0, "a stream takes too many decisions")
+        check(self.left >= 0, "a stream takes too many decisions", OVER_LIMIT)
         span = self.high - self.low
         middle = self.low + (span >> 16) * probability + (((span & 0xFFFF) * probability) >> 16)
         if self.code <= middle:
@@ -50,6 +49,16 @@ class Arithmetic:
             self.at += 1
             check(self.at <= len(self.data) + 4, "a stream ends before its values")
         return bit
+
+    def end(self) -> None:
+        """Refuses a stream that is not the shortest for its decisions."""
+        for count in range(5):
+            step = 1 << (32 - 8 * count)
+            value = (self.low + step - 1) // step * step
+            if value <= self.high:
+                tail = value.to_bytes(5, "big")[1 : 1 + count]
+                check(self.data[self.at - 4 :] == tail, "a stream does not end where its values do")
+                return
 
     def bit(self, *context: object) -> int:
         """A bit with the model of a context."""
@@ -98,6 +107,6 @@ class Arithmetic:
         if self.bit("again", name, key):
             return last
         value = (last if near is None else near) + self.signed(name)
-        check(-MOST <= value <= MOST, "a number is out of its range")
+        check(abs(value) <= limits.MAX_RECORD_NUMBER, "a number is out of its range", OVER_LIMIT)
         self.last[name, key] = value
         return value

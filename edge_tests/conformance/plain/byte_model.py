@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edge_tests.conformance.plain import limits
 from edge_tests.conformance.plain.arithmetic import Arithmetic, rate
-from edge_tests.conformance.plain.fault import check
+from edge_tests.conformance.plain.fault import OVER_LIMIT, check
 
 MODEL_LIMIT = 250
 MATCH = 6
@@ -59,7 +59,7 @@ class Mixer:
 
     def decode(self, contexts: Sequence[int], selector: int, expected: int) -> int:
         self.left -= 1
-        check(self.left >= 0, "a skeleton mixes too many bytes")
+        check(self.left >= 0, "a skeleton mixes too many bytes", OVER_LIMIT)
         partial = 1
         for place in range(8):
             hit = 2

@@ -20,10 +20,14 @@ from edge_tests.conformance.plain.header import Header, read_header
 from edge_tests.conformance.plain.reader import Reader
 
 
-def decode(base: bytes | None, delta: bytes) -> bytes:
-    """The target. Raises Fault."""
+def decode(base: bytes | None, delta: bytes, announced: tuple[bytes, int] | None = None) -> bytes:
+    """The target, which may have been announced by its SHA-256 and size. Raises Fault."""
     file = Reader(delta, "the delta", TRUNCATED)
     header = read_header(file)
+    if announced is not None:
+        check(
+            (header.target_digest, header.target_size) == announced, "another target than announced", MISMATCH
+        )
     known = _proven(base, header)
     target = bytearray()
     for number in range(header.block_count):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from edge_tests.conformance.plain import number
-from edge_tests.conformance.plain.fault import check
+from edge_tests.conformance.plain import limits, number
+from edge_tests.conformance.plain.fault import OVER_LIMIT, check
 from edge_tests.conformance.plain.record import CODES, RANGES, READING, REDUCED, WIDTHS, ZEROED, Record
 from edge_tests.conformance.plain.tensor import FLOAT, UNSIGNED, order, unorder
 
@@ -15,7 +15,6 @@ OPERANDS = (
 )
 ZERO_POINTS = ("same", "refer", "zeros")
 ORDERED = ("peak", "lowest", "highest", "spanned", "float", "cast", *ZEROED)
-MOST_LINKS = 64  # of a chain of references
 FOLLOWING = ("refer", "product", *REDUCED, "peaked", "ranged")
 
 
@@ -78,7 +77,7 @@ class Operands:
     def get(self, place: int, allowed: tuple[str, ...] = OPERANDS, links: int = 0) -> list[int]:
         """The elements of record `place`, words or codes, if its operation is one of those allowed."""
         check(0 <= place < len(self.records), "a record refers to one that is not there")
-        check(links <= MOST_LINKS, "references make a circle or too long a chain")
+        check(links <= limits.MAX_REFERENCES, "references make a circle or too long a chain", OVER_LIMIT)
         record = self.records[place]
         check(record.op in allowed, f"a record of operation {record.op} is no operand")
         if place not in self.known:
@@ -184,7 +183,7 @@ def _extreme(op: str, words: list[int]) -> int:
         picked = max(abs(value) for value in values)
     else:
         picked = min(values) if op == "lowest" else max(values)
-    return number.flush(number.word_of(picked + 0.0))
+    return number.word_of(number.value_of(number.flush(number.word_of(picked))) + 0.0)
 
 
 def _with_zero(op: str, words: list[int]) -> float:
@@ -271,8 +270,8 @@ def _bias(record: Record, words: list[int], operands: Operands) -> list[int]:
     low, high = RANGES["i32"]
     out = []
     for index, word in enumerate(words):
-        scale = number.value_of(scales[index if len(scales) > 1 else 0])
-        quotient = number.value_of(word) / (1.0 if scale == 0 else scale)
+        scale = number.value_of(number.flush(scales[index if len(scales) > 1 else 0]))
+        quotient = number.value_of(number.flush(word)) / (1.0 if scale == 0 else scale)
         out.append(number.clamp(number.rint(quotient), low, high))
     return out
 
@@ -285,8 +284,8 @@ def _rescaled(record: Record, words: list[int], operands: Operands) -> list[int]
     out = []
     for index, word in enumerate(words):
         code = float(word - (1 << 32) if word >> 31 else word)
-        old = number.value_of(olds[index if len(olds) > 1 else 0])
-        new = number.value_of(scales[index if len(scales) > 1 else 0])
+        old = number.value_of(number.flush(olds[index if len(olds) > 1 else 0]))
+        new = number.value_of(number.flush(scales[index if len(scales) > 1 else 0]))
         out.append(number.clamp(number.rint(code * old / (1.0 if new == 0 else new)), low, high))
     return out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_tests.conformance.plain.fault import check
+from edge_tests.conformance.plain.bits import Bits
 
 # (name, alphabet, contexts), in the order of the mask's bits
 POOLS = (
@@ -14,28 +14,6 @@ POOLS = (
     ("gaps", 200, 64),
     ("sizes", 64, 32),
 )
-
-
-class Bits:
-    """A stream of bits, each byte from its lowest on."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def take(self, count: int) -> int:
-        """A number of so many bits, the lowest first."""
-        value = 0
-        for place in range(count):
-            check(self.at < 8 * len(self.data), "the raw bits end before their records")
-            value |= (self.data[self.at // 8] >> (self.at % 8) & 1) << place
-            self.at += 1
-        return value
-
-    def end(self) -> None:
-        left = 8 * len(self.data) - self.at
-        check(left < 8, "raw bits that no record takes")
-        check(self.take(left) == 0, "padding that is not zero")
 
 
 class Pool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_tests.conformance.plain import limits
-from edge_tests.conformance.plain.fault import check
+from edge_tests.conformance.plain.fault import OVER_LIMIT, check
 from edge_tests.conformance.plain.operation import (
     FOLLOWING,
     Base,
@@ -40,15 +40,15 @@ MOST_TABLES = 1024
 def run_program(data: bytes, offset: int, length: int, base: bytes) -> bytes:
     """The bytes that a program writes at `offset` of the target."""
     reader = Reader(data, "a program")
-    record_bytes = reader.varint()
+    record_bytes, row_bytes = reader.varint(), reader.varint()
     begin, size = offset + reader.signed(), reader.varint()
-    check(size <= limits.MAX_WINDOW_BYTES, "a window is too long")
+    check(size <= limits.MAX_WINDOW_BYTES, "a window is too long", OVER_LIMIT)
     mask = reader.byte()
     check(mask < 1 << len(POOLS), "a pool that is not known")
     there = [name for bit, (name, _, _) in enumerate(POOLS) if mask >> bit & 1]
     sizes = {name: (reader.varint(), reader.varint()) for name in there}
     stream_bytes = reader.varint() if there else 0
-    records = read_records(reader.take(record_bytes), offset, length)
+    records = read_records(reader.take(record_bytes), reader.take(row_bytes), offset, length)
     tables = {name: reader.take(sizes[name][0]) for name in there}
     stream = reader.take(stream_bytes)
     raw_sizes = {name: sizes[name][1] for name in there}
@@ -86,7 +86,7 @@ class Run:
                 scales = self.records[record.one].count
             total += base_bytes(record, scales)
         most = limits.OPERAND_EXPANSION * length + limits.OPERAND_OVERHEAD_BYTES
-        check(total <= most, "a program reads too much of the base")
+        check(total <= most, "a program reads too much of the base", OVER_LIMIT)
 
     def open_pools(
         self, tables: dict[str, bytes], stream: bytes, raw_sizes: dict[str, int], raw: bytes

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from edge_tests.conformance.plain import limits
 from edge_tests.conformance.plain.arithmetic import Arithmetic, budget
-from edge_tests.conformance.plain.fault import check
+from edge_tests.conformance.plain.bits import Bits
+from edge_tests.conformance.plain.fault import OVER_LIMIT, check
 
 NAMES = (
     *("same", "refer", "product", "peak", "lowest", "highest", "quantised", "bias", "rescaled", "float"),
@@ -37,6 +38,7 @@ MOST_STRIDE = 1 << 40
 MOST_GROUP = 64
 MOST_HALVES = 1 << 17
 MOST_PHASE = 1 << 31
+MOST_ROW_BITS = 32
 EXACT, EXCEPTIONS, POOL, SPARSE = 0, 1, 2, 3
 DIGITS = (0, 7, 9, 11, 14)
 MOST_GAIN = 1 << 20
@@ -126,11 +128,12 @@ class Record:
         )
 
 
-def read_records(data: bytes, offset: int, length: int) -> list[Record]:
-    """The records of a program that writes `length` bytes at `offset`."""
+def read_records(data: bytes, row_data: bytes, offset: int, length: int) -> list[Record]:
+    """The records of a program that writes `length` bytes at `offset`, from their stream and rows."""
     coder = Arithmetic(data, RECORD_LIMIT, budget(length))
+    rows = Bits(row_data)
     total = coder.unsigned("records")
-    check(total <= limits.MAX_INSTRUCTIONS, "too many records")
+    check(total <= limits.MAX_INSTRUCTIONS, "too many records", OVER_LIMIT)
     records: list[Record] = []
     end, base_end, before, runs, silent = 0, offset, (0, 0), 0, 0
     for number in range(total):
@@ -160,13 +163,15 @@ def read_records(data: bytes, offset: int, length: int) -> list[Record]:
         if record.op in READING and coder.bit("laid"):
             _read_axes(coder, record)
             runs += runs_of(record)
-            check(runs <= limits.MAX_OPERAND_RUNS, "too many runs of the base")
-        _read_residual(coder, record, op)
+            check(runs <= limits.MAX_OPERAND_RUNS, "too many runs of the base", OVER_LIMIT)
+        _read_residual(coder, rows, record, op)
         records.append(record)
         end = record.at + record.length
         if record.base is not None and record.op not in (*REDUCED, "self"):
             base_end = record.base + count * WIDTHS[record.source_type]
         before = (op, min(count, 2))
+    coder.end()
+    rows.end()
     return records
 
 
@@ -203,7 +208,7 @@ def _read_operands(coder: Arithmetic, record: Record, op: int, number: int, leng
         check(max(abs(record.zero), abs(record.base_zero)) <= most, "a zero point is out of its range")
 
 
-def _read_residual(coder: Arithmetic, record: Record, op: int) -> None:
+def _read_residual(coder: Arithmetic, rows: Bits, record: Record, op: int) -> None:
     name = record.op
     if name in (*PREDICTED, "float", "plain"):
         record.residual = coder.tree(("residual", op), 2)
@@ -219,11 +224,11 @@ def _read_residual(coder: Arithmetic, record: Record, op: int) -> None:
     if kind == SPARSE:
         record.changed = coder.unsigned("changed")
         check(1 <= record.changed <= record.count, "no changes, or more than elements")
-    if (kind == SPARSE or (kind == POOL and name != "plain")) and coder.bit("rows used", kind):
-        record.used = _read_marks(coder, record.rows)
-        check(len(record.used) >= 1, "changes in no row")
     if name == "masked":
-        record.marks = _read_marks(coder, record.rows if record.by_rows else record.columns)
+        check(coder.bit("rows used", kind) == 1, "a masked record masks nothing")
+        record.marks = _read_used(coder, rows, kind, record.rows if record.by_rows else record.columns)
+    elif (kind == SPARSE or (kind == POOL and name != "plain")) and coder.bit("rows used", kind):
+        record.used = _read_used(coder, rows, kind, record.rows)
     if kind == POOL:
         _read_activity(coder, record)
 
@@ -250,16 +255,25 @@ def _read_gains(coder: Arithmetic, record: Record, op: int) -> None:
             record.gains.append(gain)
 
 
-def _read_marks(coder: Arithmetic, size: int) -> list[int]:
-    """Some of the numbers below `size`."""
-    marks: list[int] = []
-    following = 0
-    for _ in range(coder.unsigned("used")):
-        mark = following + coder.unsigned("row gap")
-        check(mark < size, "a mark lies outside its record")
-        marks.append(mark)
-        following = mark + 1
-    return marks
+def _read_used(coder: Arithmetic, rows: Bits, residual: int, size: int) -> list[int]:
+    """Some of `size` rows or columns."""
+    low = coder.number("row bits", (residual,))
+    count, zeros = coder.unsigned("used"), coder.unsigned("row zeros")
+    check(0 <= low <= MOST_ROW_BITS, "low bits of rows are out of their range")
+    check(1 <= count <= size and zeros <= size, "more rows than a record has")
+    unary = [rows.take(1) for _ in range(count + zeros)]
+    check(sum(unary) == count and unary[-1] == 1, "the gaps between rows are not as many as said")
+    highs, passed = [], 0
+    for bit in unary:
+        if bit:
+            highs.append(passed)
+        passed = 0 if bit else passed + 1
+    out, row = [], -1
+    for high in highs:
+        row += 1 + (high << low) + rows.take(low)
+        out.append(row)
+    check(row < size, "a row lies outside its record")
+    return out
 
 
 def _read_axes(coder: Arithmetic, record: Record) -> None:

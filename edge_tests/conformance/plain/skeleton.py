@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edge_tests.conformance.plain import limits
 from edge_tests.conformance.plain.arithmetic import Arithmetic, budget
 from edge_tests.conformance.plain.byte_model import MODEL_LIMIT, Mixer, Skeleton
-from edge_tests.conformance.plain.fault import check
+from edge_tests.conformance.plain.fault import OVER_LIMIT, check
 from edge_tests.conformance.plain.record import REDUCED, WIDTHS, Record
 from edge_tests.conformance.plain.stream import decode_frame
 
@@ -55,7 +55,9 @@ def decode_skeleton(data: bytes, size: int, window: Window, records: list[Record
     rest = rest_of(window, records)
     if way == ZSTD_REST:
         return decode_frame(body, size, rest)
-    check(size <= limits.MAX_MODELLED_BYTES, "a skeleton models too many bytes")
-    check(len(rest) <= limits.MAX_MODEL_WINDOW_BYTES, "a skeleton looks at too many bytes")
+    check(size <= limits.MAX_MODELLED_BYTES, "a skeleton models too many bytes", OVER_LIMIT)
+    check(len(rest) <= limits.MAX_MODEL_WINDOW_BYTES, "a skeleton looks at too many bytes", OVER_LIMIT)
     coder = Arithmetic(body, MODEL_LIMIT, budget(size))
-    return Skeleton(Mixer(coder), coder, rest).decode(size)
+    out = Skeleton(Mixer(coder), coder, rest).decode(size)
+    coder.end()
+    return out

@@ -66,6 +66,7 @@ def _ranges(table: Reader, place: int) -> list[tuple[int, int]]:
 
 def decode_frame(coded: bytes, length: int, window: bytes | None) -> bytes:
     """A Zstandard frame without its magic, of `length` bytes, with raw content as dictionary or none."""
+    check(length >= 1, "a stream of no bytes is coded")
     try:
         frame = zstandard.get_frame_parameters(coded, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
     except (zstandard.ZstdError, ValueError, struct.error) as error:

@@ -40,6 +40,7 @@ def read_tables(data: bytes, contexts: int, alphabet: int) -> list[Table]:
     tables = [
         Table(frequencies(levels, fineness)) for levels in _read_levels(coder, count, alphabet, fineness)
     ]
+    coder.end()
     return [tables[number] for number in numbers]
 
 
