@@ -11,9 +11,10 @@ from edge_tests.conformance.plain.arithmetic import Arithmetic
 from edge_tests.conformance.plain.pool import Bits, read_token
 from edge_tests.conformance.plain.rans import decode_symbols
 from edge_tests.conformance.plain.table import Table, frequencies
-from updater.delta.program import bits, rans, tables, tokens
+from updater.delta.program import bits, bytemodel, rans, records, tables, tokens
 from updater.delta.program.arithmetic import Coder
 
+TYPES = ("f32", "i8", "u8", "i32", "i64", "f16", "bf16")
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "delta-format" / "programs.md").read_text("utf-8")
 
 
@@ -110,3 +111,24 @@ def test_rans_goes_through_the_documents_steps() -> None:
     model = rans.Tables(np.array([frequency], dtype=np.uint32))
     coded = rans.encode(np.array(symbols, dtype=np.uint8), None, model, 2, payload)
     assert bytes([1]) + coded == stream
+
+
+def test_lists_of_the_document_are_those_of_the_code() -> None:
+    """Operations with their types, pools, element types and constants."""
+    operations: dict[int, tuple[str, set[str]]] = {}
+    for number, name, types, *_ in rows(TEXT.split("\n## Operations\n")[1].split("\n\n")[0]):
+        known = operations.setdefault(int(number), (name, set()))
+        assert known[0] == name
+        known[1].update(TYPES if types == "all" else types.split(", "))
+    assert [operations[number][0] for number in sorted(operations)] == list(records.NAMES)
+    for number, (name, types) in operations.items():
+        allowed = records._KINDS_OF.get(number, records._ANY)
+        assert {TYPES[kind] for kind in allowed} == types, name
+    pools = rows(TEXT.split("| k | pool |")[1].split("\n\n")[0].replace("\n", "\n|\n", 1))
+    found = {
+        name: (int(alphabet), int(contexts.replace(",", ""))) for _, name, alphabet, contexts, _ in pools
+    }
+    assert found == {name: (kind.alphabet, kind.contexts) for name, kind in records.KINDS.items()}
+    for name, values in (("C", bytemodel._CURVE[:33]), ("G", tables._FRACTIONS)):
+        listed = re.findall(rf"    {name} = \(([\d,\s]+)\)", TEXT)[0]
+        assert tuple(map(int, listed.split(","))) == values
