@@ -1,4 +1,4 @@
-"""The plain decoder, written from the document, and the engine agree to the bit on all of the format."""
+"""The plain decoder, which follows the document, and the engine agree to the bit on all of the format."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from updater.errors import SluiceError
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_PAIRS = Path(os.environ.get("SLUICE_PAIRS", ROOT.parent / "shared" / "pairs"))
-SMALL_PAIRS = ("git_microspeech", "git_kws_i8_a", "git_resnet_i8", "git_resnet_f32_to_i8")
+SMALL_PAIRS = ("git_microspeech", "git_kws_i8_a", "git_resnet_f32_to_i8")
 ALLOWED_MODULES = {
     *("__future__", "collections", "ctypes", "dataclasses", "hashlib", "math", "os", "pathlib", "re"),
     *("struct", "sys", "typing", "zlib", "zstandard"),
@@ -97,7 +97,7 @@ def gains(digits: int, size: int) -> dict[str, object]:
 def following() -> Iterator[Case]:
     words = [0x3C000000 + 7 * number for number in range(ROWS)]
     items = [
-        Record(records.GIVEN, F32, 0, ROWS, base=-1, words=words),
+        Record(records.GIVEN, F32, 0, ROWS, base=AT["text"], words=words),
         same(ROWS, "scales"),
         same(ROWS, "odd"),
         same(1, "columns"),
@@ -448,7 +448,7 @@ def test_both_decoders_say_the_same_of_damage(group: Callable[[], Iterator[Case]
         assert outcome(lambda cut=cut, case=case: decode(case.base, cut)) == "DELTA_TRUNCATED"
 
 
-@pytest.mark.parametrize("effort", ["fast", "default", "max"])
+@pytest.mark.parametrize("effort", ["fast", "default"])
 @pytest.mark.parametrize("make", [models.tiny_onnx, models.tiny_tflite])
 def test_deltas_of_the_encoder(tmp_path: Path, make: Callable[..., Path], effort: str) -> None:
     old, new = make(tmp_path / "old", 1, hidden=48), make(tmp_path / "new", 2, hidden=48, change=0.01)

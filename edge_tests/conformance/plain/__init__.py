@@ -1,5 +1,5 @@
-"""A second decoder of the delta format, written from docs/delta-format.md alone, to hold that document and
-`updater.delta` to each other.
+"""A second decoder of the delta format, which follows docs/delta-format.md and shares no code with
+`updater.delta`, to hold that document and the engine to each other.
 
 Order: delta -> header, block -> stream, instruction -> tensor, program -> record, pool, operation, residual,
 skeleton. Rules: plain integers and one element at a time; nothing is imported from the engine; where the

@@ -1,7 +1,7 @@
 """`python -m edge_tests.conformance.plain BASE_OR_DASH DELTA OUT`: applies a delta; "-" stands for no base.
 
 Ends with 0, or with 1 and the error code at the begin of the last line of standard error. The environment may
-announce a target: DELTA_ANNOUNCED_SHA256 (hexadecimal) and DELTA_ANNOUNCED_SIZE.
+announce a target: ANNOUNCED_SHA256 (hexadecimal) and ANNOUNCED_SIZE.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def main(arguments: list[str]) -> int:
         return 2
     base = None if arguments[0] == "-" else Path(arguments[0]).read_bytes()
     announced = None
-    if "DELTA_ANNOUNCED_SHA256" in os.environ:
-        digest = bytes.fromhex(os.environ["DELTA_ANNOUNCED_SHA256"])
-        announced = digest, int(os.environ["DELTA_ANNOUNCED_SIZE"])
+    if "ANNOUNCED_SHA256" in os.environ:
+        digest = bytes.fromhex(os.environ["ANNOUNCED_SHA256"])
+        announced = digest, int(os.environ["ANNOUNCED_SIZE"])
     try:
         target = decode(base, Path(arguments[1]).read_bytes(), announced)
     except Fault as fault:

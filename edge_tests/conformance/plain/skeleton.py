@@ -26,7 +26,7 @@ def rest_of(window: Window, records: list[Record]) -> bytes:
     """The window without the arrays that records stand for."""
     ranges = []
     for record in records:
-        if record.base is None or record.op in (*REDUCED, "self"):
+        if record.base is None or record.op in (*REDUCED, "self", "given"):
             continue
         begin = record.base - window.begin
         end = begin + record.span * WIDTHS[record.source_type]
