@@ -18,6 +18,7 @@ from updater.digests import digest_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = (ROOT / "docs" / "delta-format.md").read_text()
+PROGRAMS = (ROOT / "docs" / "delta-format" / "programs.md").read_text()
 
 BASE = b"model v1\n" + struct.pack("<4f", 1.0, -2.0, 0.5, 4.0)
 TARGET = b"model v2\n" + struct.pack("<4f", 1.0, -2.0000002384185791015625, 0.5, 4.0)
@@ -90,9 +91,20 @@ def test_every_must_cites_a_test_that_exists() -> None:
         cited = re.findall(r"`(test_\w+)`", rule)
         assert cited, rule
         assert set(cited) <= tests, rule
-    # Elsewhere the text describes; what binds stands among the rules.
-    prose = TEXT.split("## Rules")[0].split("## Terms")[1] + TEXT.split("## Rules")[1].split("\n## ", 1)[1]
-    assert "MUST" not in prose
+
+
+def test_key_words_outside_the_rules_name_their_rule() -> None:
+    rules = len(re.findall(r"^\d+\. ", TEXT.split("## Rules")[1].split("\n## ")[0], re.M))
+    prose = re.sub(r"\n## Rules\n.*?\n## ", "\n\n## ", TEXT, flags=re.S) + PROGRAMS
+    sentences = re.split(r"\n\n|\n[|*-]|(?<=[.:])\s+(?=[A-Z*])", prose)
+    binding = [text for text in sentences if re.search(r"\b(MUST|SHOULD|MAY)\b", text)]
+    assert len(binding) > 10
+    for sentence in binding:
+        if "the meaning of RFC 2119" in sentence:
+            continue
+        cited = re.findall(r"\(rules? ([\d, ]+)\)", sentence)
+        assert cited, sentence
+        assert all(1 <= int(number) <= rules for part in cited for number in part.split(",")), sentence
 
 
 def test_requantisation_is_the_documents_formula() -> None:
