@@ -36,7 +36,6 @@ MAX_MODEL_WINDOW_BYTES = 128 << 10  # of base that it looks at
 OPERAND_EXPANSION = 24  # a program reads at most this times its target length of the base ...
 OPERAND_OVERHEAD_BYTES = 64 << 10  # ... and this
 MAX_OPERAND_RUNS = 1 << 18  # of the base that operands of one program are gathered from; a read each
-MAX_RUN_READS = 8 * MAX_OPERAND_RUNS  # as operands are read in bands, for contexts and for values
 GATHER_ELEMENTS = 1 << 22  # of an operand that are gathered at a time
 MAX_CHANNELS = 1 << 20  # of one requantise instruction
 MAX_DELTA_HEADER_BYTES = 4096  # of a header's body

@@ -20,6 +20,7 @@ from updater.delta.program import body, run, skeleton, skeletons, writer
 from updater.delta.program.activity import Activity
 from updater.delta.program.arithmetic import Coder, decisions
 from updater.delta.program.body import Place
+from updater.delta.program.operands import Operands
 from updater.delta.program.records import (
     DTYPES,
     EXACT,
@@ -266,7 +267,7 @@ def _coded(base: bytes, target: bytes, place: Place, records: list[Record], way:
     with np.errstate(all="ignore"):  # there are NaNs among the numbers
         program = writer.encode(Reading(base), target, place, records, 3, False)[0]
     opened = body.open_body(program, place.offset, len(target))
-    known = body.Known(body.operands(Reading(base), len(target)), place, records)
+    known = body.Known(Operands(Reading(base)), place, records)
     between = body.outside(target, records)
     ways = {
         0: lambda: between,

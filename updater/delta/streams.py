@@ -72,7 +72,9 @@ def decode_table(
     """
     reader = varint.Reader(payload, "a block's stream table")
     count = reader.varint()
-    if not 1 <= count <= limits.MAX_STREAMS:
+    if not count:
+        raise faults.invalid("a block has no streams")
+    if count > limits.MAX_STREAMS:
         raise faults.over_limit("streams in a block", count, limits.MAX_STREAMS)
     allowed = limits.STREAM_EXPANSION * target_length + limits.STREAM_OVERHEAD_BYTES
     total = window_total = 0
@@ -102,7 +104,9 @@ def decode_table(
 
 def _ranges(reader: varint.Reader, cursor: int) -> Ranges:
     count = reader.varint()
-    if not 1 <= count <= limits.MAX_WINDOW_RANGES:
+    if not count:
+        raise faults.invalid("a window has no ranges")
+    if count > limits.MAX_WINDOW_RANGES:
         raise faults.over_limit("ranges in a window", count, limits.MAX_WINDOW_RANGES)
     ranges = []
     for _ in range(count):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_tests.harness import models
 from updater import delta
 from updater.delta import faults, varint
-from updater.delta.program import bits, rans, records, run, tables, tokens
+from updater.delta.program import bits, rans, records, row_bits, run, tables, tokens
 from updater.delta.program.arithmetic import Coder, CoderError
 from updater.delta.program.encoder import ProgramEncoder
 from updater.delta.program.operands import LimitError
@@ -353,14 +353,14 @@ def test_scales_that_do_not_fit_their_record_are_refused_before_memory_is_taken(
     kind = records.I8 if op == records.QUANTISED else records.I32
     many = records.Record(op, kind, 200_000, 50_000, rows=1, base=0, one=0, residual=records.EXACT)
     coder = Coder(limit=30)
-    records.code_records(coder, [scales, many], 400_000, 0, records.RowBits())
+    records.code_records(coder, [scales, many], 400_000, 0, row_bits.RowBits(), records.Share(400_000))
     coded = coder.finish()
     program = varint.encode(len(coded)) + bytes([0, 0, 0, 0]) + coded + bytes([0]) + bytes(400_000)
     assert many.columns == 50_000
     if op != records.QUANTISED:
         few = replace(many, count=3, base=0)
         coder = Coder(limit=30)
-        records.code_records(coder, [scales, few], 400_000, 0, records.RowBits())
+        records.code_records(coder, [scales, few], 400_000, 0, row_bits.RowBits(), records.Share(400_000))
         coded = coder.finish()
         program = varint.encode(len(coded)) + bytes([0, 0, 0, 0]) + coded + bytes([0]) + bytes(400_000)
     with pytest.raises(SluiceError, match="another number of scales"):

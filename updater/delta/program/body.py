@@ -14,7 +14,7 @@ from functools import cached_property
 from updater import limits
 from updater.delta import varint
 from updater.delta.program.arithmetic import Coder, decisions
-from updater.delta.program.operands import Operands, ProgramError, ReadBase, within
+from updater.delta.program.operands import Operands, ProgramError, within
 from updater.delta.program.pools import Packed
 from updater.delta.program.rans import payload_capacity
 from updater.delta.program.records import (
@@ -25,9 +25,10 @@ from updater.delta.program.records import (
     SELF,
     U8,
     Record,
-    RowBits,
+    Share,
     code_records,
 )
+from updater.delta.program.row_bits import RowBits
 
 RECORD_LIMIT = 30  # visits after which a model of the records' coder keeps its rate
 
@@ -46,11 +47,6 @@ class Place:
     length: int
     window_start: int
     window_length: int
-
-
-def operands(read: ReadBase, length: int) -> Operands:
-    """The base within the budget of a block that writes `length` bytes."""
-    return Operands(read, limits.OPERAND_EXPANSION * length + limits.OPERAND_OVERHEAD_BYTES)
 
 
 def outside(data: bytes, records: list[Record]) -> bytes:
@@ -148,7 +144,9 @@ def open_body(body: bytes | memoryview, offset: int, length: int) -> Opened:
     stream_bytes = reader.varint() if mask else 0
     coder = Coder(reader.take(record_bytes), RECORD_LIMIT, decisions(length))
     rows = RowBits(reader.take(row_bytes))
-    records = code_records(coder, None, length, offset, rows)
+    share = Share(length)
+    share.add(window_length)
+    records = code_records(coder, None, length, offset, rows, share)
     coder.end()
     rows.finish()
     tables = {name: reader.take(size) for name, (size, _) in sizes.items()}

@@ -25,7 +25,6 @@ Bytes = NDArray[np.uint8]
 _LEAST_BYTES = 256  # a smaller block gains nothing by a program
 _ALONE_BYTES = 256 << 10  # of a block that is also tried without records
 _WINDOW_BYTES = 1 << 20  # of a large base's window beyond the block's own length
-_UNBOUNDED = 1 << 62  # each program is held to its own budget when it is coded
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class ProgramEncoder:
         for item in old:
             if item.dtype == F32 and len(item.value) <= 1 << 16:
                 places.setdefault(item.content, item.at)
-        self._known = Known(base, Operands(self._read, _UNBOUNDED, _UNBOUNDED), places)
+        self._known = Known(base, Operands(self._read), places)
 
     def encode(self, offset: int, length: int) -> ProgramBytes | None:
         """The program that writes `length` bytes of the target at `offset`; None if there is none."""

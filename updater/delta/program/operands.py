@@ -1,4 +1,7 @@
-"""The base as a block's program reads it: arrays at offsets, within a budget."""
+"""The base as a block's program reads it: arrays at offsets, in whatever layout they lie.
+
+How much a program may read is decided with its records (`records.Share`), not here.
+"""
 
 from __future__ import annotations
 
@@ -39,27 +42,17 @@ class Operands:
 
     Args:
         read: gives bytes of the base.
-        budget: bytes that may be read in all; each array also at most as many.
-        runs: scattered runs that may be read in all.
     """
 
-    def __init__(self, read: ReadBase, budget: int, runs: int = limits.MAX_RUN_READS) -> None:
+    def __init__(self, read: ReadBase) -> None:
         self._read = read
-        self._budget, self._spent = budget, 0
-        self._run_budget, self._runs = runs, 0
         self._band: tuple[object, int, Array] | None = None  # what, its first element, gathered last
 
     def bytes(self, offset: int, length: int) -> bytes:
-        """`length` bytes at `offset`. Raises ProgramError beyond the budget."""
+        """`length` bytes at `offset`."""
         if length < 0:
             raise ProgramError("a program reads less than nothing of the base")
-        self._spend(length)
         return self._read(offset, length)
-
-    def _spend(self, length: int) -> None:
-        """Counts bytes of operands against the budget: an element that is read twice counts twice."""
-        self._spent += length
-        within("bytes of base", self._spent, self._budget)
 
     def array(self, dtype: np.dtype[Any] | str, count: int, offset: int) -> Array:
         """`count` elements at byte `offset`; read-only."""
@@ -113,13 +106,10 @@ class Operands:
         sizes = [size for size, _ in axes]
         span, wide, count = layout.cover(axes), kind.itemsize, layout.count(axes)
         if span <= 2 * count:
-            self._spend(wide * max(0, count - span))
             whole = self.array(kind, span, offset)
             strides = [stride * wide for _, stride in axes]
             return np.lib.stride_tricks.as_strided(whole, sizes, strides, writeable=False).reshape(-1)
         length = layout.run_length(axes)
-        self._runs += layout.runs(axes)
-        within("reads of runs of the base", self._runs, self._run_budget)
         runs = [self.bytes(offset + at * wide, length * wide) for at in layout.starts(axes)]
         order = sorted(range(len(axes)), key=lambda place: axes[place][1])[::-1]
         found = np.frombuffer(b"".join(runs), dtype=kind).reshape([sizes[place] for place in order])

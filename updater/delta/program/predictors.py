@@ -69,7 +69,7 @@ def unordered(value: U32, bits: int) -> U32:
 
 
 def difference(actual: Array, predicted: Array, bits: int) -> NDArray[np.int32]:
-    """Actual - predicted, unsigned integers modulo 2^bits, as the number nearest to zero; 16 or 32 bits."""
+    """Actual - predicted, unsigned integers modulo 2^bits, as the number nearest to zero; 8 to 32 bits."""
     out = actual.astype(np.uint32) - predicted.astype(np.uint32)
     out <<= np.uint32(32 - bits)
     return out.view(np.int32) >> np.int32(32 - bits)

@@ -232,7 +232,10 @@ def _unpack_states(data: bytes | memoryview, lanes: int) -> tuple[U32, int]:
         raise RansError("a stream ends inside its states")
     keep = np.arange(32) < sizes[:, None] + 16
     bits = np.zeros((lanes, 32), dtype=np.uint32)
-    bits[keep] = np.unpackbits(body, bitorder="little")[:total]
+    unpacked = np.unpackbits(body, bitorder="little")
+    if unpacked[total:].any() or (lanes % 2 and packed[-1] >> 4):
+        raise RansError("the padding of a stream's states is not zero")
+    bits[keep] = unpacked[:total]
     bits[np.arange(lanes), sizes + 16] = 1
     state: U32 = (bits << np.arange(32, dtype=np.uint32)).sum(axis=1, dtype=np.uint32)
     return state, head + (total + 7) // 8

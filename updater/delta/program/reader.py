@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from updater.delta.program import body, predictors, residuals, skeletons
 from updater.delta.program.bits import CHUNK
 from updater.delta.program.body import Opened
-from updater.delta.program.operands import ProgramError, ReadBase
+from updater.delta.program.operands import Operands, ProgramError, ReadBase
 from updater.delta.program.piece import Piece, pieces
 from updater.delta.program.pools import OpenPool, OpenPools
 from updater.delta.program.records import (
@@ -27,6 +27,7 @@ from updater.delta.program.records import (
     EXCEPTIONS,
     FLOAT,
     GIVEN,
+    I8,
     KINDS,
     PLAIN,
     POOL,
@@ -40,7 +41,11 @@ from updater.delta.program.records import (
 from updater.delta.program.values import FOLLOWING, Values
 
 Array = NDArray[Any]
-_ORDERED = (FLOAT, CAST, *ZEROING)  # residuals of these are differences in the order of floats
+
+
+def ordered(record: Record) -> bool:
+    """Whether its residuals are differences in the order of floats."""
+    return record.op in (FLOAT, CAST) or (record.op in ZEROING and record.dtype != I8)
 
 
 def decode(read: ReadBase, data: bytes | memoryview, offset: int, length: int) -> bytearray:
@@ -65,7 +70,11 @@ class Reader:
         self._records = opened.records
         self._out = bytearray(opened.place.length)
         self._block = np.frombuffer(self._out, dtype=np.uint8)
-        self._values = Values(body.operands(read, opened.place.length), opened.records, self._block)
+        place = opened.place
+        if place.window_length:  # inside the base, also where the skeleton does not look at it
+            read(place.window_start, 0)
+            read(place.window_start + place.window_length, 0)
+        self._values = Values(Operands(read), opened.records, self._block)
         self._groups = residuals.groups(opened.records)
         self._members: dict[str, list[int]] = {}
         for number, record in enumerate(self._records):
@@ -186,7 +195,7 @@ class Reader:
         else:
             guess = guess.view(np.uint32)
             _add(record, piece, guess, lambda count: residuals.get_tokens(pool, count))
-        return predictors.unordered(guess, bits) if record.op in _ORDERED else guess
+        return predictors.unordered(guess, bits) if ordered(record) else guess
 
     def _change(self, record: Record, places: NDArray[np.int64], missed: Array) -> None:
         """Adds to elements that lie in the block already, modulo their width."""
@@ -194,7 +203,7 @@ class Reader:
         elements = np.frombuffer(self._out, f"<u{bits // 8}", count=record.count, offset=record.at)
         words = elements[places]
         moved = (missed & ((1 << bits) - 1)).astype(np.uint32)
-        if record.op in _ORDERED:
+        if ordered(record):
             elements[places] = predictors.unordered(predictors.ordered(words, bits) + moved, bits)
         else:
             elements[places] = words.astype(np.uint32) + moved

@@ -25,10 +25,10 @@ from updater import limits
 from updater.delta.program import activity, bits, layout
 from updater.delta.program.activity import Activity
 from updater.delta.program.arithmetic import Coder
-from updater.delta.program.bits import BitReader
 from updater.delta.program.layout import Axes
 from updater.delta.program.operands import ProgramError, within
 from updater.delta.program.pools import Kind
+from updater.delta.program.row_bits import RowBits
 
 Array = NDArray[Any]
 Ints = NDArray[np.int64]
@@ -85,7 +85,8 @@ KINDS = {
 }
 GAIN_BITS = (0, 7, 9, 11, 14)
 MAX_GAIN = 1 << 20
-MAX_ZERO_POINT = 1 << 9  # of CODES
+MAX_ZERO_POINT = 1 << 9  # of codes
+MAX_THRESHOLD = 1 << 31  # of a magnitude's word
 # The element types that an operation may have; any where it is not listed.
 _ANY = frozenset((F32, I8, U8, I32, I64, F16, BF16))
 _FLOATS = frozenset((F32,))
@@ -220,7 +221,12 @@ _BASED = _LAID | {SELF}
 
 
 def code_records(
-    coder: Coder, records: list[Record] | None, target_size: int, base_start: int, rows: RowBits
+    coder: Coder,
+    records: list[Record] | None,
+    target_size: int,
+    base_start: int,
+    rows: RowBits,
+    share: Share,
 ) -> list[Record]:
     """Sends records in the order of their places, or reads them.
 
@@ -230,6 +236,7 @@ def code_records(
         target_size: bytes that the records may write.
         base_start: where the base is thought to go on before the first record.
         rows: in the coder's direction.
+        share: of the base, for what the records read.
 
     Raises ProgramError for what no encoder sends.
     """
@@ -263,11 +270,37 @@ def code_records(
             _code_axes(fields, record, given)
             runs += layout.runs(record.axes)
             within("runs of operands", runs, limits.MAX_OPERAND_RUNS)
+        share.take(record)
         _code_residual(fields, record, given, records is not None, rows)
         out.append(record)
         end = record.at + record.length
         last_key = (op, min(count, 2))
     return out
+
+
+class Share:
+    """The share of the base that a program may look at: each operand's elements, and the window, once.
+
+    Args:
+        target_size: bytes that the program writes.
+    """
+
+    def __init__(self, target_size: int) -> None:
+        self._limit = limits.OPERAND_EXPANSION * target_size + limits.OPERAND_OVERHEAD_BYTES
+        self._bytes = 0
+
+    def take(self, record: Record) -> None:
+        """Counts what a record reads. Raises LimitError."""
+        if record.op in _LAID:
+            each = record.two if record.op in REDUCING else 1
+            self.add(record.count * each * DTYPES[record.operand_dtype].itemsize)
+        if record.op == RESCALED:  # as many old scales as elements, at most
+            self.add(record.count * DTYPES[F32].itemsize)
+
+    def add(self, length: int) -> None:
+        """Counts bytes. Raises LimitError."""
+        self._bytes += length
+        within("bytes of base", self._bytes, self._limit)
 
 
 def _check_place(record: Record, gap: int, target_size: int) -> None:
@@ -285,7 +318,7 @@ def _code_base(fields: Fields, record: Record, given: Record, base_end: int, shi
         return base_end
     if record.widens and fields.coder.bit("narrow", int(given.source != F32)):
         record.source = BF16 if fields.coder.bit("bfloat", int(given.source == BF16)) else F16
-    if op == CAST and record.dtype == F32 and record.source == F32:
+    if op == CAST and record.dtype == record.source:
         raise ProgramError("a cast changes nothing")
     guess = base_end + shift
     record.base = guess + fields.number(("base", op, record.dtype), given.base - guess)
@@ -335,10 +368,21 @@ def _code_operands(fields: Fields, record: Record, given: Record, number: int, t
         side = record.columns if record.by_rows else record.rows
         if not 2 <= record.group <= MAX_GROUP or side % record.group:
             raise ProgramError("a record's groups do not divide its rows")
-    if op in (QUANTISED, CODES, CAST, *ZEROING):
+    _code_zeros(fields, record, given)
+
+
+def _code_zeros(fields: Fields, record: Record, given: Record) -> None:
+    """Zero points, thresholds, and the flags that go with them."""
+    op = record.op
+    if op == CAST and record.dtype == F16:
+        record.zero = fields.coder.bit("clamps", given.zero)
+    if op in (QUANTISED, CODES, *ZEROING):
         record.zero = fields.number(("zero", op), given.zero)
-        record.base_zero = fields.number(("base zero", op), given.base_zero)
-        most = MAX_ZERO_POINT if op == CODES else 1 << 31
+        if op == CODES:
+            record.base_zero = fields.number(("base zero", op), given.base_zero)
+        if op in ZEROING and record.dtype != I8:
+            record.base_zero = fields.coder.bit("signs", given.base_zero)
+        most = MAX_THRESHOLD if op in ZEROING else MAX_ZERO_POINT
         if max(abs(record.zero), abs(record.base_zero)) > most:
             raise ProgramError("a zero point or threshold lies outside its range")
 
@@ -375,12 +419,12 @@ def _code_residual(fields: Fields, record: Record, given: Record, writing: bool,
         raise ProgramError("a record of exact words has a residual that it cannot have")
     if record.residual == EXCEPTIONS:
         _code_exceptions(coder, record, given, writing)
-    if record.op in (FLOAT, CODES):
+    if record.op == CODES or (record.op == FLOAT and record.dtype == F32):
         _code_gains(coder, record, given, writing)
     if record.residual == SPARSE:
         record.changed = coder.unsigned("changed", given.changed)
-        if record.changed > record.count:
-            raise ProgramError("a record changes more elements than it has")
+        if not 1 <= record.changed <= record.count:
+            raise ProgramError("a record changes no elements or more than it has")
     if record.op == MASKED:
         _code_used(fields, record, given, rows, record.rows if record.by_rows else record.columns)
         if not len(record.used):
@@ -399,8 +443,9 @@ def _code_exceptions(coder: Coder, record: Record, given: Record, writing: bool)
         place, value = given.exceptions[index] if writing else (0, 0)
         last += coder.unsigned(("place", record.op), place - last)
         record.exceptions.append((last, coder.signed(("value", record.op), value)))
-        if last >= record.count:
-            raise ProgramError("an exception lies outside its record")
+        width = 8 * DTYPES[record.dtype].itemsize
+        if last >= record.count or abs(record.exceptions[-1][1]) >> width:
+            raise ProgramError("an exception lies outside its record or its elements' range")
         last += 1
 
 
@@ -439,35 +484,3 @@ def _code_used(fields: Fields, record: Record, given: Record, rows: RowBits, siz
         raise ProgramError("a row lies outside its record")
     record.used = np.zeros(size, dtype=bool)
     record.used[places] = True
-
-
-class RowBits:
-    """The gaps between rows that change, of all records: gap >> low in unary, then the low bits.
-
-    Args:
-        data: what is read; None to write.
-    """
-
-    def __init__(self, data: bytes | None = None) -> None:
-        self._reader = None if data is None else BitReader(data)
-        self._fields: list[tuple[NDArray[Any], NDArray[np.uint8]]] = []
-
-    def code(self, gaps: Ints, low: int, count: int, zeros: int) -> Ints:
-        """Sends `count` gaps, or reads them."""
-        if self._reader is None:
-            unary = np.zeros(count + zeros, dtype=np.uint8)
-            unary[np.cumsum((gaps >> low) + 1) - 1] = 1
-            self._fields.append((unary, np.ones(len(unary), dtype=np.uint8)))
-            self._fields.append((gaps & ((1 << low) - 1), np.full(count, low, dtype=np.uint8)))
-            return gaps
-        ones = np.flatnonzero(self._reader.same(1, count + zeros))
-        if len(ones) != count or ones[-1] != count + zeros - 1:
-            raise ProgramError("the gaps between rows are not as many as there should be")
-        high = np.diff(ones, prepend=-1) - 1
-        return (high << low) + self._reader.same(low, count).astype(np.int64)
-
-    def finish(self) -> bytes:
-        """The bits written; after reading, refuses what is left."""
-        if self._reader is not None:
-            self._reader.end()
-        return bits.pack(self._fields)

@@ -254,6 +254,8 @@ def _code_model(
 ) -> tuple[NDArray[np.uint8], int, Ints]:
     number = coder.unsigned("number", number)
     power = coder.bits(precision.bit_length() - 1 if precision else 0, 2)
+    if 1 << power not in _PRECISIONS:
+        raise RansError("a model has levels of an unknown precision")
     if not 1 <= number <= 255:
         raise RansError("a model has no table or more than 255")
     out = np.zeros(contexts, dtype=np.uint8)

@@ -23,6 +23,7 @@ from updater.delta.program.records import (
     F32,
     FLOAT,
     GIVEN,
+    I8,
     PEAKED,
     PLAIN,
     PRODUCT,
@@ -31,6 +32,7 @@ from updater.delta.program.records import (
     REDUCING,
     REFER,
     SAME,
+    U8,
     ZEROING,
     ZEROS,
     Record,
@@ -138,10 +140,10 @@ class Values:
         return value
 
     def _codes(self, number: int) -> Array:
-        value = self.get(number)
-        if value.dtype.itemsize > 2 or value.dtype.kind not in "iu":
-            raise ProgramError("an operand is not of codes")
-        return value
+        record = self.records[number] if 0 <= number < len(self.records) else None
+        if record is not None and (record.op not in (SAME, REFER, ZEROS) or record.dtype not in (I8, U8)):
+            raise ProgramError("an operand is not of zero points")
+        return self.get(number)
 
     def predicted(self, number: int, piece: Piece) -> tuple[Array, Array | None]:
         """What a record of integers or words predicts for a piece, flat; lost fractions for CODES."""
@@ -153,7 +155,8 @@ class Values:
             return predictors.ordered(predictors.cast(base, record, piece), bits), None
         if record.op in ZEROING:
             bits = 8 * DTYPES[record.dtype].itemsize
-            return predictors.ordered(predictors.zeroed(base, record, piece), bits), None
+            words = predictors.zeroed(base, record, piece)
+            return words if record.dtype == I8 else predictors.ordered(words, bits), None
         scales = self._floats(record.one, 0)
         if record.op == QUANTISED:
             zeros = self._codes(record.two) if record.zeros else None

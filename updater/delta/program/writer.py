@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from updater.delta.program import body, pools, predictors, residuals, skeletons
 from updater.delta.program.arithmetic import Coder, decisions
 from updater.delta.program.body import Place
-from updater.delta.program.operands import ReadBase
+from updater.delta.program.operands import Operands, ReadBase
 from updater.delta.program.piece import Piece, pieces
 from updater.delta.program.pools import Packed, Pool
 from updater.delta.program.records import (
@@ -26,9 +26,10 @@ from updater.delta.program.records import (
     SAME,
     SPARSE,
     Record,
-    RowBits,
+    Share,
     code_records,
 )
+from updater.delta.program.row_bits import RowBits
 from updater.delta.program.values import Values
 
 Array = NDArray[Any]
@@ -39,11 +40,12 @@ def encode(
 ) -> tuple[bytes, Packed]:
     """The program that writes `target`, and its pools. Raises ProgramError when readers would not take it."""
     coder = Coder(limit=body.RECORD_LIMIT, budget=decisions(len(target)))
-    rows = RowBits()
-    code_records(coder, records, len(target), place.offset, rows)
+    rows, share = RowBits(), Share(len(target))
+    share.add(place.window_length)
+    code_records(coder, records, len(target), place.offset, rows, share)
     named = rows.finish()
     block = np.frombuffer(target, dtype=np.uint8)
-    base = body.operands(read, len(target))
+    base = Operands(read)
     values = Values(base, records, block)
     for number, record in enumerate(records):
         if record.op in (FLOAT, PLAIN, SAME):

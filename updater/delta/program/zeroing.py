@@ -55,7 +55,10 @@ def plan(base: Operands, item: Item) -> None:
     for record, cost in _ways(item, sizes, gone):
         record.base_zero = int(signed)
         guess = predictors.zeroed(base, record, Piece.whole(record.rows, record.columns))
-        missed = predictors.difference(predictors.ordered(new, bits), predictors.ordered(guess, bits), bits)
+        one, two = new, guess
+        if item.dtype != I8:
+            one, two = predictors.ordered(new, bits), predictors.ordered(guess, bits)
+        missed = predictors.difference(one, two, bits)
         cost += planner.settle(record, missed, [record.rows])
         if record.residual != POOL:
             found.append((cost, len(found), record))
