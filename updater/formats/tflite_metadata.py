@@ -48,26 +48,30 @@ class Operator:
 
 
 def read(source: Source) -> tuple[list[Tensor], list[Operator]]:
-    """Tensors and operators of the first subgraph of a file that updater.formats.tflite accepts."""
+    """Tensors and operators of a file that updater.formats.tflite accepts, numbered over its subgraphs."""
     model = Flatbuffer(source).root("the model table")
     buffers = [
         buffer.vector(0, 1, "the data") for buffer in model.tables(4, "buffer {}".format, limits.MAX_TENSORS)
     ]
-    subgraph = model.tables(2, "subgraph {}".format, limits.MAX_TENSORS)[0]
-    tensors = []
-    for index, table in enumerate(subgraph.tables(0, "tensor {}".format, limits.MAX_TENSORS)):
-        tensors.append(_tensor(index, table, buffers))
-    operators = []
-    for table in subgraph.tables(3, "operator {}".format, limits.MAX_NODES):
-        ends = [
-            tuple(int(value) for value in table.numbers(field, "i", "the ends", 1 << 16) or ())
-            for field in (1, 2)
-        ]
-        operators.append(Operator(table.scalar(0, "I"), ends[0], ends[1]))
+    tensors: list[Tensor] = []
+    operators: list[Operator] = []
+    for number, subgraph in enumerate(model.tables(2, "subgraph {}".format, limits.MAX_TENSORS)):
+        prefix, first = f"{number}/" if number else "", len(tensors)
+        for table in subgraph.tables(0, "tensor {}".format, limits.MAX_TENSORS):
+            tensors.append(_tensor(len(tensors), prefix, table, buffers))
+        for table in subgraph.tables(3, "operator {}".format, limits.MAX_NODES):
+            ends = [
+                tuple(
+                    int(value) + first if value >= 0 else -1
+                    for value in table.numbers(field, "i", "the ends", 1 << 16) or ()
+                )
+                for field in (1, 2)
+            ]
+            operators.append(Operator(table.scalar(0, "I"), ends[0], ends[1]))
     return tensors, operators
 
 
-def _tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Tensor:
+def _tensor(index: int, prefix: str, table: Table, buffers: list[tuple[int, int]]) -> Tensor:
     quantised = table.table(4, "the quantisation")
     arrays = {}
     axis = 0
@@ -81,5 +85,11 @@ def _tensor(index: int, table: Table, buffers: list[tuple[int, int]]) -> Tensor:
     place = table.scalar(2, "I")
     start, count = buffers[place] if place < len(buffers) else (0, 0)
     return Tensor(
-        index, table.text(3, "the name"), shape, table.scalar(1, "b"), axis, Array(start, count), arrays
+        index,
+        prefix + table.text(3, "the name"),
+        shape,
+        table.scalar(1, "b"),
+        axis,
+        Array(start, count),
+        arrays,
     )

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from edge_tests.harness.tflite import Graph, Quantisation
 from updater.errors import SluiceError
-from updater.formats import TensorSpan, read_model
+from updater.formats import TensorSpan, read_model, tflite_metadata
+from updater.formats.source import Source
 
 Array = NDArray[Any]
 
@@ -138,6 +139,11 @@ def test_tensors_of_a_second_subgraph_are_named_by_it(tmp_path: Path) -> None:
     spans = by_name(path)
     assert set(spans) == {"w", "b", "1/w"}
     assert path.read_bytes()[spans["1/w"].offset :][:24] == bytes(range(24))
+    tensors, operators = tflite_metadata.read(Source(path.read_bytes(), path))
+    assert [tensor.index for tensor in tensors] == list(range(len(tensors)))
+    weight = next(tensor for tensor in tensors if tensor.name == "1/w")
+    assert weight.data.offset == spans["1/w"].offset
+    assert any(weight.index in operator.inputs for operator in operators)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ _SKELETON_BYTES = 1 << 16
 _PIECE_BYTES = 40  # what cutting a piece out of an array costs, about
 _SINGLES = 300
 _SAID = 2  # scales that are said rather than worked out
-_REDUCED = 12  # times a block's bytes: of the base, read for scales; decoders allow more
+_REDUCED = 16  # times a block's bytes: of the base, read for scales; decoders allow more ...
+_REDUCED_BYTES = 48 << 10  # ... and this
 _LEAST = 64  # bytes of a repeat; four times that where elements are bytes
 
 
@@ -75,7 +76,7 @@ def records_for(
         if item.dtype == F32 and len(item.value) <= 1 << 16:
             by_content[item.content].append(item)
     seen: dict[bytes, Item] = {}
-    room = scales.Room(_REDUCED * len(target))
+    room = scales.Room(_REDUCED * len(target) + _REDUCED_BYTES)
     for item in new:
         if not _equal(item):
             if item.dtype == F32 and item.weights is not None:

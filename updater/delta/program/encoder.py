@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
-from updater.delta.program import arrange, pairing, parts, planner, reader, scales, writer
+from updater.delta.program import arrange, pairing, parts, planner, reader, scales, writer, zeroing
 from updater.delta.program.arrange import Known
 from updater.delta.program.body import Place
 from updater.delta.program.operands import Operands, ProgramError
@@ -71,6 +71,7 @@ class ProgramEncoder:
         with np.errstate(all="ignore"):
             self._items = pairing.pair(old, new)
         scales.link(self._items)
+        zeroing.mark(self._items)
         places: dict[bytes, int] = {}
         for item in old:
             if item.dtype == F32 and len(item.value) <= 1 << 16:

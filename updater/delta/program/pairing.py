@@ -24,7 +24,7 @@ from updater.delta.program.views import View
 
 Array = NDArray[Any]
 _ALIKE = 0.5  # correlation from which arrays are a pair
-_SURE = 0.97  # ... and from which no other is looked for
+_SURE = 0.97  # ... and from which no other order of the axes is tried
 _CHANCE = 6.0  # correlation, times the root of the elements compared, that chance does not reach
 _TAKEN = 0.01  # what is taken off the likeness to an array that another one follows from
 _SAMPLE = 2048  # elements compared
@@ -78,7 +78,7 @@ class _Pairing:
         cut: dict[int, list[Item]] = {}
         for item in later:
             score = self._like(item)
-            if score < _SURE:
+            if score < _ALIKE:
                 pieces = self._rows(item)
                 if not pieces and item.base is None:
                     pieces = self._part(item)

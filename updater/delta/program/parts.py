@@ -24,7 +24,7 @@ def inside(items: Sequence[Item], offset: int, length: int) -> Iterator[Item]:
         cuts = {first, last}
         if (first, last) != (0, len(item.value)):
             steps = {row} | set(layout.pitches(item.base.axes) if item.base is not None else ())
-            for step in steps:
+            for step in steps | ({item.grain} if item.grain else set()):
                 cuts |= {cut for cut in (-(-first // step) * step, last // step * step) if first < cut < last}
         for start, stop in pairwise(sorted(cuts)):
             yield part(item, start, stop, offset)

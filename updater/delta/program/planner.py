@@ -84,6 +84,7 @@ class Item:
     weights: Item | None = None  # whose scales or zero points these are
     phase: int = -1  # of a part of one row whose channels run along it: the first one's
     number: int = -1  # of the whole array in its file
+    grain: int = 0  # elements at whose multiples a block should cut it, beside whole rows
     axes: Axes = ()  # of a base whose elements, as `value` has them, do not lie one behind the other
 
     @property

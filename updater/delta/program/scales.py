@@ -80,7 +80,7 @@ def plan(base: Operands, value: Array, at: int, weights: Item, room: Room) -> Re
     for op in (PEAK, SPANNED):
         record = Record(op, F32, at, len(value), halves=2, **fields)
         plain = predictors.reduce(base, record).astype(np.float64)
-        sure = (value > 0) & (plain > 0)
+        sure = (value > 0) & (plain > 0) & np.isfinite(value) & np.isfinite(plain)
         if not sure.any():
             continue
         halves = round(2 * float(np.median(plain[sure] / value[sure])))

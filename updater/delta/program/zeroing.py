@@ -32,6 +32,8 @@ from updater.delta.program.records import (
 Array = NDArray[Any]
 _LEAST = 64  # elements
 _WRONG = 0.001  # share of the kept elements that may differ
+_SAMPLE = 1 << 12  # elements by which an array is taken for a pruned one ...
+_SPARSE = 0.05  # ... with this share of zeros
 _ROW_BITS = 6.0  # what a row or column that is zero costs, about
 
 
@@ -64,6 +66,23 @@ def plan(base: Operands, item: Item) -> None:
             found.append((cost, len(found), record))
     if found:
         item.record = min(found)[2]
+
+
+def mark(items: list[Item]) -> None:
+    """Says where arrays may be cut that keep some numbers of each group down their columns."""
+    for item in items:
+        source, count = item.base, len(item.value)
+        if source is None or source.dtype != item.dtype or item.dtype not in (F32, F16, BF16, I8):
+            continue
+        words = f"<u{item.value.itemsize}"
+        old, new = (predictors.magnitudes(array.value.view(words), item.dtype) for array in (source, item))
+        places = slice(None, None, max(1, count // _SAMPLE) | 1)
+        if count < _LEAST or ((new[places] == 0) & (old[places] != 0)).mean() < _SPARSE:
+            continue
+        for record, _ in _thinned(item, old, new == 0):
+            if not record.by_rows:
+                item.grain = record.group * record.columns
+                break
 
 
 def _ways(item: Item, sizes: Array, gone: Array) -> Iterator[tuple[Record, float]]:
