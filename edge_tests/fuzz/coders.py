@@ -72,5 +72,3 @@ class DrawingCoder(Coder):
             return super().unsigned(context, value)
         finally:
             self._inside = False
-
-

@@ -92,7 +92,9 @@ def put_together(header: container.Header, blocks: list[tuple[bytes, int]]) -> b
     """The inverse of `take_apart`."""
     start = container.encode_header(header)
     seed = container.header_checksum(start)
-    body = (container.encode_block(seed, number, size, payload) for number, (payload, size) in enumerate(blocks))
+    body = (
+        container.encode_block(seed, number, size, payload) for number, (payload, size) in enumerate(blocks)
+    )
     return start + b"".join(body) + bytes([container.MARK_END])
 
 
@@ -231,5 +233,12 @@ def _tensor(size: int, parts: list[bytes], choices: Choices) -> bytes:
     if predictor == 2:
         channels = 1 + choices.below(4)
         parts.append(b"".join(build.signed(choices.signed()) for _ in range(channels + 2)))
-        shape = (len(parts), choices.number(), 1 + choices.number(), channels, choices.below(64), choices.below(3))
+        shape = (
+            len(parts),
+            choices.number(),
+            1 + choices.number(),
+            channels,
+            choices.below(64),
+            choices.below(3),
+        )
     return build.Tensor(predictor, coding, kind, count, numbers, choices.signed(), len(gaps), shape).encode()

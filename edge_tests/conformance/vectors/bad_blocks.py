@@ -112,6 +112,8 @@ def frames() -> Iterator[Made]:
     yield _bad("frame-window", "A frame that asks for a window of 32 MiB.", of(large), *_DAMAGED)
     yield _bad("frame-none", "Bytes that are no frame.", of(b"\xff no frame"), *_DAMAGED)
     yield _bad("frame-empty", "No bytes where a frame is due.", of(b""), *_DAMAGED)
+    coded = payload(literal(1, 100) + b"", Stream(ZSTD, _TARGET, 100), Stream(ZSTD, b"", 0))
+    yield _bad("frame-of-nothing", "A coded stream of no bytes.", coded, *_DAMAGED)
     yield _bad("frame-cut", "A frame cut short.", of(build.frame(BASE[:60] + bytes(40))[:-9]), CORRUPT)
     yield _bad(
         "frame-behind",

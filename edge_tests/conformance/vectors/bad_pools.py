@@ -24,54 +24,52 @@ from updater.delta.program.records import KINDS, POOL, SPARSE, Record
 def pools() -> Iterator[Made]:
     """Pools, tables, rANS streams."""
     parts, target = pooled()
-    assert parts.pools is not None
-    sent, stream, rest = parts.pools["codes"]
+    sent, stream = parts.tables["codes"], parts.stream
 
-    def of(name: str, about: str, *pool: bytes) -> Made:
-        program = replace(parts, pools={"codes": pool}).encode()
-        return Made(name, about, NUMBERS, programs.delta(NUMBERS, target, program), None, (INVALID,))
+    def of(name: str, about: str, code: str = INVALID, **changes: object) -> Made:
+        program = replace(parts, **changes).encode()  # type: ignore[arg-type]
+        return Made(name, about, NUMBERS, programs.delta(NUMBERS, target, program), None, (code,))
 
-    yield of("pool-without-tables", "A pool without tables.", b"", stream, rest)
-    yield of("pool-without-stream", "A pool without its stream.", sent, b"", rest)
-    yield of("pool-cut", "A rANS stream that lacks its last word.", sent, stream[:-2], rest)
-    yield of("pool-odd", "A rANS stream that ends inside a word.", sent, stream[:-1], rest)
-    yield of("pool-long", "A rANS stream with a word more.", sent, stream + b"\0\0", rest)
-    yield of("pool-states-cut", "A rANS stream that ends inside its states.", sent, stream[:2], rest)
-    yield of("pool-lanes-over", "More lanes than the limit.", sent, bytes([15]) + stream[1:], rest)
-    yield of("pool-lanes-huge", "2^255 lanes.", sent, b"\xff" + stream[1:], rest)
-    yield of("pool-raw-left", "Raw bits that nothing takes.", sent, stream, rest + b"\0")
-    yield of(
-        "pool-state-left", "A state that does not end at 2^16 to 2^17.", sent, _other_end(sent, target), rest
-    )
-    yield from _tables(of, stream, rest)
+    def other(state: int) -> bytes:
+        return _other_end(sent, target, state)
+
+    yield of("pool-without-tables", "A pool without tables.", tables={"codes": b""})
+    yield of("pool-without-stream", "Pools without a stream.", stream=b"")
+    yield of("pool-stream-beyond", "A stream longer than its program.", stream_bytes=5000)
+    yield of("pool-tables-left", "Tables with a byte left over.", tables={"codes": sent + b"\x80"})
+    yield of("pool-cut", "A rANS stream that lacks its last word.", stream=stream[:-2])
+    yield of("pool-odd", "A rANS stream that ends inside a word.", stream=stream[:-1])
+    yield of("pool-long", "A rANS stream with a word more.", stream=stream + b"\0\0")
+    yield of("pool-states-cut", "A rANS stream that ends inside its states.", stream=stream[:2])
+    yield of("pool-lanes-over", "More lanes than the limit.", stream=bytes([15]) + stream[1:])
+    yield of("pool-lanes-huge", "2^255 lanes.", stream=b"\xff" + stream[1:])
+    yield of("pool-raw-left", "Raw bits that nothing takes.", raw_sizes={"codes": 3}, raw=b"\0")
+    yield of("pool-raw-beyond", "Raw bits that are not there.", raw_sizes={"codes": 1 << 40})
+    yield of("pool-state-left", "A state that does not end between 2^16 and 2^17.", stream=other(3 << 16))
+    yield of("pool-payload-left", "Lanes that carry what no pool has.", stream=other((1 << 16) + 5))
+    yield from _tables(of)
+    yield from _raw()
+    yield from _gaps()
+
+
+def _raw() -> Iterator[Made]:
+    """Raw bits of floats."""
     floats = Record(ops.FLOAT, ops.F32, 0, 48, 1, PLACES["clean"].at, residual=POOL, activity=level([-14]))
     clean = np.frombuffer(NUMBERS, "<u4", count=48, offset=PLACES["clean"].at)
     moved = (clean + np.arange(48, dtype=np.uint32) * 997).astype("<u4").tobytes()
     whole = programs.encode(NUMBERS, moved, [floats])
-    assert whole.pools is not None
-    short = [*whole.pools["float"][:2], whole.pools["float"][2][:-1]]
-    yield Made(
-        "pool-raw-short",
-        "A raw part that ends before its records.",
-        NUMBERS,
-        programs.delta(NUMBERS, moved, replace(whole, pools={"float": short}).encode()),
-        None,
-        (INVALID,),
-    )
-    ones = bytearray(whole.pools["float"][2])
-    ones[-1] |= 0x80
-    if ones != whole.pools["float"][2]:
-        yield Made(
-            "pool-padding",
-            "Padding that is not zero.",
-            NUMBERS,
-            programs.delta(
-                NUMBERS, moved, replace(whole, pools={"float": [*short[:2], bytes(ones)]}).encode()
-            ),
-            None,
-            (INVALID,),
-        )
-    yield from _gaps()
+
+    def of(name: str, about: str, changed: Parts) -> Made:
+        return Made(name, about, NUMBERS, programs.delta(NUMBERS, moved, changed.encode()), None, (INVALID,))
+
+    size = whole.raw_sizes["float"]
+    short = replace(whole, raw_sizes={"float": size - 1}, raw=whole.raw[:-1])
+    yield of("pool-raw-short", "Raw bits that end before their records.", short)
+    for spare in range(1, 8):
+        padded = whole.raw[:-1] + bytes([whole.raw[-1] | 0x100 - (1 << 8 - spare)])
+        if padded != whole.raw and whole.raw[-1] < 1 << 8 - spare:
+            yield of("pool-padding", "Padding that is not zero.", replace(whole, raw=padded))
+            break
 
 
 def _gaps() -> Iterator[Made]:
@@ -85,11 +83,11 @@ def _gaps() -> Iterator[Made]:
     yield bad("pool-gap-beyond", "A gap that leads beyond its record.", program)
 
 
-def _other_end(sent: bytes, target: bytes) -> bytes:
-    """The stream of the right symbols from a state that no encoder begins with."""
+def _other_end(sent: bytes, target: bytes, state: int) -> bytes:
+    """The stream of the right symbols, from another state than encoders begin with."""
     model = tables.read(sent, KINDS["codes"].contexts, KINDS["codes"].alphabet)
-    row = model.tables.frequencies[model.classes[(2 + 9) * ops.FRACTIONS + ops.FRACTIONS // 2]].tolist()
-    state, words = 3 << 16, b""
+    row = model.frequencies[model.classes[(2 + 9) * ops.FRACTIONS + ops.FRACTIONS // 2]].tolist()
+    words = b""
     for at in reversed(range(len(target))):
         symbol = ops.CODE_EDGE + at % 3
         if state >= row[symbol] << 20:
@@ -100,7 +98,7 @@ def _other_end(sent: bytes, target: bytes) -> bytes:
     return bytes([0, length - 16]) + bits + words
 
 
-def _tables(of: Callable[..., Made], stream: bytes, rest: bytes) -> Iterator[Made]:
+def _tables(of: Callable[..., Made]) -> Iterator[Made]:
     kind = KINDS["codes"]
 
     def coded(number: int, contexts: Sequence[int] = (), levels: Sequence[int] = (), power: int = 0) -> bytes:
@@ -125,49 +123,41 @@ def _tables(of: Callable[..., Made], stream: bytes, rest: bytes) -> Iterator[Mad
                 coder.signed(("level", 1), value - 1)
         return coder.finish()
 
-    yield of("tables-0", "No table.", coded(0), stream, rest)
-    yield of("tables-256", "256 tables.", coded(256), stream, rest)
+    yield of("tables-0", "No table.", tables={"codes": coded(0)})
+    yield of("tables-256", "256 tables.", tables={"codes": coded(256)})
     yield of(
         "tables-run-beyond",
         "A run of contexts that leads beyond the last.",
-        coded(2, (kind.contexts, 0)),
-        stream,
-        rest,
+        tables={"codes": coded(2, (kind.contexts, 0))},
     )
     yield of(
         "tables-unknown",
         "A context whose table is not there yet.",
-        coded(3, (0, 0, 0, 1, 0, 3)),
-        stream,
-        rest,
+        tables={"codes": coded(3, (0, 0, 0, 1, 0, 3))},
     )
     yield of(
         "table-beyond",
         "A table whose last symbol lies outside the alphabet.",
-        coded(1, (), (0, kind.alphabet)),
-        stream,
-        rest,
+        tables={"codes": coded(1, (), (0, kind.alphabet))},
     )
     yield of(
         "table-before",
         "A table whose first symbol lies before the alphabet.",
-        coded(1, (), (-1, 5)),
-        stream,
-        rest,
+        tables={"codes": coded(1, (), (-1, 5))},
     )
     yield of(
-        "table-empty", "A table whose last symbol lies before its first.", coded(1, (), (9, 8)), stream, rest
+        "table-empty",
+        "A table whose last symbol lies before its first.",
+        tables={"codes": coded(1, (), (9, 8))},
     )
-    yield of("table-level-0", "A used symbol of level 0.", coded(1, (), (100, 100, 0)), stream, rest)
+    yield of("table-level-0", "A used symbol of level 0.", tables={"codes": coded(1, (), (100, 100, 0))})
     yield of(
         "table-level-over",
         "A level over the range of its precision.",
-        coded(1, (), (100, 100, 17)),
-        stream,
-        rest,
+        tables={"codes": coded(1, (), (100, 100, 17))},
     )
-    yield of("table-level-huge", "A level of 2^40.", coded(1, (), (100, 100, 1 << 40)), stream, rest)
-    yield of("tables-endless", "Tables that end before their levels.", coded(255), stream, rest)
+    yield of("table-level-huge", "A level of 2^40.", tables={"codes": coded(1, (), (100, 100, 1 << 40))})
+    yield of("tables-endless", "Tables that end before their levels.", tables={"codes": coded(255)})
 
 
 def skeletons() -> Iterator[Made]:

@@ -18,7 +18,7 @@ from updater.delta.program import records as ops
 from updater.delta.program.arithmetic import Coder
 from updater.delta.program.records import EXACT, EXCEPTIONS, POOL, SPARSE, Record
 
-REFUSED = (INVALID, LIMIT)  # what a number over a limit of a program is called is the decoder's choice
+REFUSED = (LIMIT,)
 SIZE = 400
 
 
@@ -89,10 +89,11 @@ def heads() -> Iterator[Made]:
         "A window before the base.",
         replace(good, window=(-1, 100), frame=frame).encode(),
     )
+    spare, _ = pooled()
     yield bad(
         "program-pool-unused",
         "A pool that no record takes from.",
-        replace(good, pools={"codes": pooled()[0].pools["codes"]}).encode(),  # type: ignore[index]
+        replace(good, tables=spare.tables, raw_sizes=spare.raw_sizes, stream=spare.stream).encode(),
     )
     yield bad("program-pool-unknown", "Bit 7 of the mask of pools.", replace(good, mask=0x80).encode())
     twice = build.program(1, len(whole), SIZE) * 2
@@ -187,20 +188,17 @@ def records() -> Iterator[Made]:
     yield of("record-base-huge", "A record that reads at 2^60.", "base", lambda value: value + (1 << 60))
     yield of("record-rows-odd", "Rows that do not divide the elements.", "rows", lambda value: value + 2)
     yield of("record-rows-negative", "Rows below one.", "rows", lambda value: value - 3)
-    yield of(
-        "records-over-limit",
-        "More records than a program may have.",
-        "records",
-        lambda _: limits.MAX_INSTRUCTIONS + 1,
-        kind="plain",
-    )
+    over = _field("plain", "records", lambda _: limits.MAX_INSTRUCTIONS + 1)
+    yield bad("records-over-limit", "More records than a program may have.", _tampered(pair, over), (LIMIT,))
+    over = _field("number", "base", lambda value: value + limits.MAX_RECORD_NUMBER)
+    yield bad("record-number-over-limit", "A place in the base over 2^62.", _tampered(pair, over), (LIMIT,))
     yield of(
         "records-missing", "A record more than there are.", "records", lambda value: value + 1, kind="plain"
     )
     yield bad(
         "records-endless",
         "Records that do not end: an integer of more than 64 bits.",
-        Parts(b"\0" * 40, frame=b"\0" + bytes(SIZE)).encode(),
+        Parts((b"\0" * 40, b""), frame=b"\0" + bytes(SIZE)).encode(),
     )
     yield bad("record-operation-unknown", "An operation without a meaning.", _symbol(pair, "op", 0b11111))
     yield bad("record-type-unknown", "An element type without a meaning.", _symbol(pair, "dtype", 0b111))
@@ -213,7 +211,6 @@ def _symbol(pair: Sequence[Record], field: str, value: int) -> bytes:
     """Records whose first operation or element type is sent as another symbol."""
 
     class Coded(Coder):
-        left = value.bit_length() if field == "op" else 3
         at = 0
 
         def bit(self, context: object, bit: int = 0) -> int:
@@ -233,30 +230,31 @@ def _symbol(pair: Sequence[Record], field: str, value: int) -> bytes:
             return super().bit(context, bit)
 
     coder = Coded(limit=body.RECORD_LIMIT)
-    ops.code_records(coder, list(pair), SIZE, 0)
-    return Parts(coder.finish(), frame=b"\0" + bytes(SIZE)).encode()
+    ops.code_records(coder, list(pair), SIZE, 0, ops.RowBits())
+    return Parts((coder.finish(), b""), frame=b"\0" + bytes(SIZE)).encode()
 
 
 def _references() -> Iterator[Made]:
     scales = Record(ops.SAME, ops.F32, 0, 8, base=PLACES["scales"].at)
     refer = Record(ops.REFER, ops.F32, 64, 8, one=0)
+    either = (INVALID, LIMIT)  # a decoder may see the circle or count how far it leads
 
-    def of(name: str, about: str, found: Sequence[Record]) -> Made:
-        return bad(name, about, _tampered(found, lambda _sent, _context, value: value))
+    def of(name: str, about: str, found: Sequence[Record], *errors: str) -> Made:
+        return bad(name, about, _tampered(found, lambda _sent, _context, value: value), errors or (INVALID,))
 
     yield of(
         "reference-forward", "A record that refers to one that is not there.", [scales, replace(refer, one=2)]
     )
     yield of("reference-before", "A record that refers before the first.", [scales, replace(refer, one=-1)])
-    yield of("reference-itself", "A record that refers to itself.", [scales, replace(refer, one=1)])
+    yield of("reference-itself", "A record that refers to itself.", [scales, replace(refer, one=1)], *either)
     circle = [replace(refer, one=1, at=0), replace(refer, one=0, at=64)]
-    yield of("reference-circle", "Two records that refer to each other.", circle)
+    yield of("reference-circle", "Two records that refer to each other.", circle, *either)
     chain = [
         replace(scales, count=1),
         *(Record(ops.REFER, ops.F32, 4 * at, 1, one=at + 1) for at in range(1, 90)),
         Record(ops.GIVEN, ops.F32, 360, 1, words=[7]),
     ]
-    yield of("reference-chain", "A chain of references longer than allowed.", chain)
+    yield of("reference-chain", "A chain of references longer than allowed.", chain, LIMIT)
     codes = Record(ops.SAME, ops.U8, 0, 8, base=0)
     yield of("reference-type", "A record that refers to one of another type.", [codes, refer])
     yield of(
@@ -293,9 +291,13 @@ def _references() -> Iterator[Made]:
         _tampered([reduced], _field("number", "two", lambda value: value + (1 << 40))),
     )
     words = [Record(ops.GIVEN, ops.F32, 0, SIZE, words=[0] * SIZE)] * 2
-    yield of("decisions-over-limit", "Records of more decisions than a range of 400 bytes allows.", words)
+    yield of(
+        "decisions-over-limit", "Records of more decisions than a range of 400 bytes allows.", words, LIMIT
+    )
     many = [replace(reduced, at=4 * at, count=1, two=192) for at in range(99)]
-    yield of("operands-over-budget", "Records that read more of the base than their program may.", many)
+    yield of(
+        "operands-over-budget", "Records that read more of the base than their program may.", many, LIMIT
+    )
 
 
 def _residuals() -> Iterator[Made]:
@@ -331,12 +333,26 @@ def _residuals() -> Iterator[Made]:
     )
     sparse = Record(ops.CODES, ops.U8, 0, 192, 12, 0, residual=SPARSE, changed=2, used=np.arange(12) < 3)
     yield of("changes-over", "More changes than elements.", sparse, _field(plain, "changed", lambda _: 193))
+    yield of("used-rows-over", "More used rows than rows.", sparse, _field(plain, "used", lambda _: 13))
+    yield of("used-rows-0", "No used row.", sparse, _field(plain, "used", lambda _: 0))
     yield of(
-        "used-row-beyond",
-        "A used row behind the last.",
-        sparse,
-        _field(plain, "row gap", lambda value: value + 12, 1),
+        "used-rows-zeros", "Gaps longer than the rows.", sparse, _field(plain, "row zeros", lambda _: 13)
     )
+    yield of(
+        "used-rows-width",
+        "Gaps of 33 low bits.",
+        replace(sparse, used=np.arange(12) > 10, changed=1),
+        _field("number", "row bits", lambda _: 33),
+    )
+    last = replace(sparse, used=np.arange(12) > 9, changed=2)
+    coded, bits = programs.code([last], SIZE, 0)
+    left = b"\0" + bytes(SIZE - 192)
+    for name, about, rows in (
+        ("cut", "Bits of rows that end early.", b""),
+        ("left", "Bits of rows that nothing takes.", bits + b"\0"),
+        ("fewer", "Bits of rows that name fewer than the record says.", bytes([bits[0] & 0xF7])),
+    ):
+        yield bad(f"used-rows-{name}", about, Parts((coded, rows), frame=left).encode())
     pooled = replace(codes, residual=POOL, exceptions=[], activity=level([4]))
     yield of(
         "pool-missing",

@@ -7,7 +7,7 @@ another value than it is told: so a record may say anything, whatever checks the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,14 +16,15 @@ from updater.delta.program import body, run, skeleton, skeletons, writer
 from updater.delta.program.arithmetic import Coder, decisions
 from updater.delta.program.body import Place
 from updater.delta.program.operands import ProgramError
-from updater.delta.program.records import KINDS, Record, code_records
+from updater.delta.program.records import KINDS, Record, RowBits, code_records
+from updater.delta.varint import Reader
 
 RAW, ZSTD, ZSTD_WHOLE, MODEL = range(4)
-Reader = Callable[[int, int], bytes]
+ReadBase = Callable[[int, int], bytes]
 Tamper = Callable[[str, object, int], int]  # (kind of value, context, value) -> the value to write
 
 
-def reader_of(base: bytes) -> Reader:
+def reader_of(base: bytes) -> ReadBase:
     """Reads a base that lies in memory; refuses what lies outside."""
 
     def read(offset: int, length: int) -> bytes:
@@ -56,11 +57,14 @@ class TamperingCoder(Coder):
         return value
 
 
-def code(records: Sequence[Record], length: int, offset: int, tamper: Tamper | None = None) -> bytes:
-    """The records' bytes."""
+def code(
+    records: Sequence[Record], length: int, offset: int, tamper: Tamper | None = None
+) -> tuple[bytes, bytes]:
+    """The records' bytes, and the bits of their rows."""
     coder = TamperingCoder(tamper) if tamper is not None else Coder(limit=body.RECORD_LIMIT)
-    code_records(coder, list(records), length, offset)
-    return coder.finish()
+    rows = RowBits()
+    code_records(coder, list(records), length, offset, rows)
+    return coder.finish(), rows.finish()
 
 
 @dataclass(frozen=True)
@@ -68,40 +72,56 @@ class Parts:
     """A program taken apart; None stands for what is right.
 
     Attributes:
-        records: the records' bytes.
+        records: the records' bytes, and the bits of their rows.
         window: start, against the range's offset in the target, and length.
-        pools: by name the bytes of tables, rANS stream and raw part.
+        tables: by pool, the bytes of its tables.
+        raw_sizes: by pool, bytes of its raw bits; 0 for those that are not there.
+        stream: the rANS stream of all pools, its lanes' logarithm first.
+        raw: the raw bits that the stream does not carry.
         frame: the skeleton with its first byte.
-        record_bytes, mask, sizes: what the head says of the others.
+        record_bytes, row_bytes, stream_bytes, mask: what the head says of the others.
     """
 
-    records: bytes
+    records: tuple[bytes, bytes]
     window: tuple[int, int] = (0, 0)
-    pools: Mapping[str, Sequence[bytes]] | None = None
+    tables: Mapping[str, bytes] = field(default_factory=dict)
+    raw_sizes: Mapping[str, int] = field(default_factory=dict)
+    stream: bytes = b""
+    raw: bytes = b""
     frame: bytes = b"\0"
     record_bytes: int | None = None
+    row_bytes: int | None = None
+    stream_bytes: int | None = None
     mask: int | None = None
-    sizes: Sequence[int] | None = None
 
     def encode(self) -> bytes:
         """The program's bytes."""
-        pools = self.pools or {}
-        mask = sum(1 << at for at, name in enumerate(KINDS) if name in pools)
-        parts = [part for name in KINDS if name in pools for part in pools[name]]
-        sizes = [len(part) for part in parts] if self.sizes is None else self.sizes
-        head = build.varint(len(self.records) if self.record_bytes is None else self.record_bytes)
+        names = [name for name in KINDS if name in self.tables]
+        mask = sum(1 << at for at, name in enumerate(KINDS) if name in names)
+        coded, rows = self.records
+        head = build.varint(len(coded) if self.record_bytes is None else self.record_bytes)
+        head += build.varint(len(rows) if self.row_bytes is None else self.row_bytes)
         head += build.signed(self.window[0]) + build.varint(self.window[1])
         head += bytes([mask if self.mask is None else self.mask])
-        return head + b"".join(map(build.varint, sizes)) + self.records + b"".join(parts) + self.frame
+        for name in names:
+            head += build.varint(len(self.tables[name])) + build.varint(self.raw_sizes.get(name, 0))
+        if names:
+            head += build.varint(len(self.stream) if self.stream_bytes is None else self.stream_bytes)
+        sent = b"".join(self.tables[name] for name in names)
+        return head + coded + rows + sent + self.stream + self.raw + self.frame
 
 
 def take_apart(program: bytes, length: int, offset: int = 0) -> Parts:
     """The inverse of `Parts.encode`."""
+    reader = Reader(program, "a program")
+    record_bytes, row_bytes = reader.varint(), reader.varint()
     opened = body.open_body(program, offset, length)
-    behind = len(opened.skeleton) + sum(len(part) for parts in opened.pools.values() for part in parts)
-    records = program[len(program) - behind - opened.record_bytes : len(program) - behind]
+    packed = opened.packed
+    behind = len(opened.skeleton) + packed.size
+    coded = program[len(program) - behind - record_bytes - row_bytes : len(program) - behind]
+    records = (coded[:record_bytes], coded[record_bytes : record_bytes + row_bytes])
     window = (opened.place.window_start - offset, opened.place.window_length)
-    return Parts(records, window, opened.pools, opened.skeleton)
+    return Parts(records, window, packed.tables, packed.raw_sizes, packed.stream, packed.raw, opened.skeleton)
 
 
 def settle(base: bytes, records: Sequence[Record], filler: bytes, length: int, offset: int = 0) -> bytes:
@@ -123,7 +143,7 @@ def encode(
     place = Place(offset, len(target), start, length)
     copies = [replace(record) for record in records]
     with np.errstate(all="ignore"):
-        program = writer.encode(reader_of(base), target, place, copies, 19, False)
+        program, _ = writer.encode(reader_of(base), target, place, copies, 19, False)
     parts = take_apart(program, len(target), offset)
     if window is None:
         parts = replace(parts, frame=bytes([RAW]) + body.outside(target, list(records)))

@@ -277,6 +277,20 @@ def coded() -> Iterator[Made]:
     large = [200 * (place == 3) - 120 * (place == 100) for place in range(192)]
     base_large = replace(sparse, dtype=ops.U8, base=PLACES["bytes"].at, changed=2)
     yield _case("program-sparse-escape", "Sizes beyond 63 escape.", [base_large], change={0: large})
+    for name, record in (
+        ("codes", Record(ops.CODES, ops.I8, 0, 192, 12, at, used=used, activity=level([1] * 12))),
+        (
+            "float",
+            Record(ops.FLOAT, ops.F32, 0, 192, 12, PLACES["clean"].at, used=used, activity=level([-14])),
+        ),
+        ("cast", Record(ops.CAST, ops.F16, 0, 192, 12, PLACES["clean"].at, used=used, activity=level([1]))),
+    ):
+        pooled = replace(record, residual=POOL)
+        if len(record.activity.rows) > 1:  # type: ignore[union-attr]
+            pooled = replace(pooled, activity=level([3 * int(one) for one in used]))
+        yield _case(
+            f"program-{name}-rows", "Residuals of a pool in three of the rows.", [pooled], change={0: inside}
+        )
     base = bytes(6000)
     lone = Record(ops.CODES, ops.I8, 0, 6000, 1, 0, residual=SPARSE, changed=41)
     steps = [int(place < 40 or place == 5999) for place in range(6000)]
