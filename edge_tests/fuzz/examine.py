@@ -6,8 +6,12 @@ behind an error; time and memory stay within bounds that follow from the target'
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +27,17 @@ SECONDS = 2.0
 SECONDS_A_KIBIBYTE = 0.25  # of target
 MEMORY_BYTES = 96 << 20  # as Python and NumPy allocate it
 MEMORY_EXPANSION = 64  # times the target's size, beyond that
+
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A directory for the files of a decoder, in memory where there is such a place."""
+    parent = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="delta-fuzz-", dir=parent) as directory:
+        yield Path(directory)
 
 
 class BrokenWordError(AssertionError):

@@ -42,7 +42,7 @@ def spoil(data: bytes, choices: Choices) -> bytes:
 
 
 def invent(base: bytes, length: int, offset: int, choices: Choices) -> bytes:
-    """A program of drawn records that writes `length` bytes; the encoder adds what fits them, where it can."""
+    """A program of drawn records for `length` bytes; the encoder adds what fits them, where it can."""
     coder, found = DrawingCoder(choices, body.RECORD_LIMIT), list[Record]()
     parts = Parts((b"", b""))
     try:
