@@ -121,7 +121,9 @@ def take_apart(program: bytes, length: int, offset: int = 0) -> Parts:
     coded = program[len(program) - behind - record_bytes - row_bytes : len(program) - behind]
     records = (coded[:record_bytes], coded[record_bytes : record_bytes + row_bytes])
     window = (opened.place.window_start - offset, opened.place.window_length)
-    return Parts(records, window, packed.tables, packed.raw_sizes, packed.stream, packed.raw, opened.skeleton)
+    tables = {name: bytes(sent) for name, sent in packed.tables.items()}
+    stream, rest, frame = bytes(packed.stream), bytes(packed.raw), bytes(opened.skeleton)
+    return Parts(records, window, tables, packed.raw_sizes, stream, rest, frame)
 
 
 def settle(base: bytes, records: Sequence[Record], filler: bytes, length: int, offset: int = 0) -> bytes:
