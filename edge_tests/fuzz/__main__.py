@@ -25,6 +25,7 @@ WORK = Path(".cache") / "fuzz"
 SECONDS = 60  # of a run, unless told otherwise
 _MEMORY_MIB = 1024  # that the fuzzer itself may hold
 _STATUS_S = 15.0
+_REACHED = "updater/delta/"  # whose lines count
 
 
 class Target:
@@ -60,6 +61,17 @@ def _fuzz(arguments: list[str]) -> int:
     return subprocess.run([sys.executable, "-m", "edge_tests.fuzz", "--", *arguments], check=False).returncode
 
 
+def keep(directory: Path) -> int:
+    """Stores the fewest inputs of a directory that reach all that they reach together; gives their number."""
+    with workplace() as place:
+
+        def reach(data: bytes) -> frozenset[tuple[str, int, int]]:
+            case = case_of(data)
+            return corpus.reached(lambda: examine(case, place), _REACHED)
+
+        return corpus.store(corpus.smallest((path.read_bytes() for path in directory.iterdir()), reach))
+
+
 def main() -> int:
     """Runs the command; gives its exit status."""
     if sys.argv[1:2] == ["--"]:
@@ -84,13 +96,7 @@ def main() -> int:
         print(f"an input broke the decoder's word: see {WORK}; run it again with --input FILE")
         return status
     if options.keep:
-        merged = WORK / "merged"
-        merged.mkdir(exist_ok=True)
-        for old in merged.iterdir():
-            old.unlink()
-        status = _fuzz([*limits, "-merge=1", str(merged), str(found)])
-        kept = corpus.store(path.read_bytes() for path in merged.iterdir())
-        print(f"{kept} inputs are kept in {corpus.FILE.name}")
+        print(f"{keep(found)} inputs are kept in {corpus.FILE.name}")
     return status
 
 

@@ -18,10 +18,12 @@ from edge_tests.conformance.index import VECTORS, Vector
 from edge_tests.conformance.vectors import (
     bad_blocks,
     bad_container,
+    bad_layouts,
     bad_pools,
     bad_programs,
     samples,
     valid_blocks,
+    valid_layouts,
     valid_programs,
     valid_skeletons,
     valid_tensors,
@@ -35,10 +37,12 @@ MODULES = (
     valid_blocks,
     valid_tensors,
     valid_programs,
+    valid_layouts,
     valid_skeletons,
     bad_container,
     bad_blocks,
     bad_programs,
+    bad_layouts,
     bad_pools,
 )
 _KEPT_BYTES = 4096  # of a target; of larger ones only the digest is kept

@@ -126,7 +126,7 @@ def heads() -> Iterator[Made]:
     )
 
 
-def _field(kind: str, name: str, change: Callable[[int], int], which: int = 0) -> Tamper:
+def field_of(kind: str, name: str, change: Callable[[int], int], which: int = 0) -> Tamper:
     """Changes the value that is sent in a context of this name, the `which`-th time."""
     seen = 0
 
@@ -145,7 +145,7 @@ def _field(kind: str, name: str, change: Callable[[int], int], which: int = 0) -
     return tamper
 
 
-def _tampered(records: Sequence[Record], tamper: Tamper, **changes: object) -> bytes:
+def tampered(records: Sequence[Record], tamper: Tamper, **changes: object) -> bytes:
     coded = programs.code(records, SIZE, 0, tamper)
     left = SIZE - sum(record.length for record in records)
     parts = Parts(coded, frame=b"\0" + bytes(max(0, left)))
@@ -161,7 +161,7 @@ def records() -> Iterator[Made]:
     def of(
         name: str, about: str, field: str, change: Callable[[int], int], which: int = 0, kind: str = "number"
     ) -> Made:
-        return bad(name, about, _tampered(pair, _field(kind, field, change, which)))
+        return bad(name, about, tampered(pair, field_of(kind, field, change, which)))
 
     yield of("record-count-0", "A record of no elements.", "count", lambda value: value - 100)
     yield of("record-count-huge", "A record of 2^40 elements.", "count", lambda value: value + (1 << 40))
@@ -188,10 +188,10 @@ def records() -> Iterator[Made]:
     yield of("record-base-huge", "A record that reads at 2^60.", "base", lambda value: value + (1 << 60))
     yield of("record-rows-odd", "Rows that do not divide the elements.", "rows", lambda value: value + 2)
     yield of("record-rows-negative", "Rows below one.", "rows", lambda value: value - 3)
-    over = _field("plain", "records", lambda _: limits.MAX_INSTRUCTIONS + 1)
-    yield bad("records-over-limit", "More records than a program may have.", _tampered(pair, over), (LIMIT,))
-    over = _field("number", "base", lambda value: value + limits.MAX_RECORD_NUMBER)
-    yield bad("record-number-over-limit", "A place in the base over 2^62.", _tampered(pair, over), (LIMIT,))
+    over = field_of("plain", "records", lambda _: limits.MAX_INSTRUCTIONS + 1)
+    yield bad("records-over-limit", "More records than a program may have.", tampered(pair, over), (LIMIT,))
+    over = field_of("number", "base", lambda value: value + limits.MAX_RECORD_NUMBER)
+    yield bad("record-number-over-limit", "A place in the base over 2^62.", tampered(pair, over), (LIMIT,))
     yield of(
         "records-missing", "A record more than there are.", "records", lambda value: value + 1, kind="plain"
     )
@@ -240,7 +240,7 @@ def _references() -> Iterator[Made]:
     either = (INVALID, LIMIT)  # a decoder may see the circle or count how far it leads
 
     def of(name: str, about: str, found: Sequence[Record], *errors: str) -> Made:
-        return bad(name, about, _tampered(found, lambda _sent, _context, value: value), errors or (INVALID,))
+        return bad(name, about, tampered(found, lambda _sent, _context, value: value), errors or (INVALID,))
 
     yield of(
         "reference-forward", "A record that refers to one that is not there.", [scales, replace(refer, one=2)]
@@ -283,12 +283,12 @@ def _references() -> Iterator[Made]:
     yield bad(
         "reduce-nothing",
         "A peak of no numbers.",
-        _tampered([reduced], _field("number", "two", lambda value: value - 12)),
+        tampered([reduced], field_of("number", "two", lambda value: value - 12)),
     )
     yield bad(
         "reduce-huge",
         "A peak of 2^40 numbers.",
-        _tampered([reduced], _field("number", "two", lambda value: value + (1 << 40))),
+        tampered([reduced], field_of("number", "two", lambda value: value + (1 << 40))),
     )
     words = [Record(ops.GIVEN, ops.F32, 0, SIZE, words=[0] * SIZE)] * 2
     yield of(
@@ -305,44 +305,44 @@ def _residuals() -> Iterator[Made]:
     plain = "plain"
 
     def of(name: str, about: str, record: Record, tamper: Tamper) -> Made:
-        return bad(name, about, _tampered([record], tamper))
+        return bad(name, about, tampered([record], tamper))
 
     yield of(
         "exception-beyond",
         "An exception behind its record.",
         codes,
-        _field(plain, "place", lambda value: value + 2, 1),
+        field_of(plain, "place", lambda value: value + 2, 1),
     )
-    yield of("exceptions-huge", "2^40 exceptions.", codes, _field(plain, "exceptions", lambda _: 1 << 40))
+    yield of("exceptions-huge", "2^40 exceptions.", codes, field_of(plain, "exceptions", lambda _: 1 << 40))
     pruned = Record(ops.PRUNED, ops.F32, 0, 96, 1, 0, zero=5)
     over = lambda value: value + (1 << 31)  # noqa: E731
-    yield of("threshold-over", "A threshold over 2^31.", pruned, _field("number", "zero", over))
+    yield of("threshold-over", "A threshold over 2^31.", pruned, field_of("number", "zero", over))
     shifted = replace(codes, residual=EXACT, exceptions=[], zero=3, base_zero=3)
     yield of(
         "code-zero-over",
         "A zero point of codes over its limit.",
         shifted,
-        _field("number", "zero", lambda value: value + 600),
+        field_of("number", "zero", lambda value: value + 600),
     )
     gained = replace(shifted, gain_bits=9, gains=np.full(12, 500))
     yield of(
         "gain-over",
         "A gain over its limit.",
         gained,
-        _field(plain, "gain", lambda value: value + ops.MAX_GAIN + 1),
+        field_of(plain, "gain", lambda value: value + ops.MAX_GAIN + 1),
     )
     sparse = Record(ops.CODES, ops.U8, 0, 192, 12, 0, residual=SPARSE, changed=2, used=np.arange(12) < 3)
-    yield of("changes-over", "More changes than elements.", sparse, _field(plain, "changed", lambda _: 193))
-    yield of("used-rows-over", "More used rows than rows.", sparse, _field(plain, "used", lambda _: 13))
-    yield of("used-rows-0", "No used row.", sparse, _field(plain, "used", lambda _: 0))
+    yield of("changes-over", "More changes than elements.", sparse, field_of(plain, "changed", lambda _: 193))
+    yield of("used-rows-over", "More used rows than rows.", sparse, field_of(plain, "used", lambda _: 13))
+    yield of("used-rows-0", "No used row.", sparse, field_of(plain, "used", lambda _: 0))
     yield of(
-        "used-rows-zeros", "Gaps longer than the rows.", sparse, _field(plain, "row zeros", lambda _: 13)
+        "used-rows-zeros", "Gaps longer than the rows.", sparse, field_of(plain, "row zeros", lambda _: 13)
     )
     yield of(
         "used-rows-width",
         "Gaps of 33 low bits.",
         replace(sparse, used=np.arange(12) > 10, changed=1),
-        _field("number", "row bits", lambda _: 33),
+        field_of("number", "row bits", lambda _: 33),
     )
     last = replace(sparse, used=np.arange(12) > 9, changed=2)
     coded, bits = programs.code([last], SIZE, 0)
@@ -364,14 +364,14 @@ def _residuals() -> Iterator[Made]:
         "activity-over",
         "An activity level out of its range.",
         pooled,
-        _field(plain, "level", lambda value: value + (1 << 12) + 1),
+        field_of(plain, "level", lambda value: value + (1 << 12) + 1),
     )
     unbounded = replace(pooled, activity=level([0] * 12, [0] * 16))
     yield of(
         "activity-sum-over",
         "Levels that leave their range step by step.",
         unbounded,
-        _field(plain, "level", lambda _: -(1 << 20), 5),
+        field_of(plain, "level", lambda _: -(1 << 20), 5),
     )
 
 
