@@ -16,7 +16,7 @@ MINILM_STAMP := $(MINILM)/.installed
 MINILM_NEEDS := torch transformers onnx onnxruntime onnxscript onnxconverter-common zipnn
 
 .PHONY: help install demo test test-main test-legacy lint proto bench bench-delta bench-link bench-memory \
-  minilm-venv minilm soak clean
+  minilm-venv minilm soak vectors fuzz clean
 
 help: ## Lists the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,13 @@ lint: $(STAMP) ## ruff, mypy --strict, the import rules; the tests run them too.
 
 proto: $(STAMP) ## Regenerates the stubs from proto/**/*.proto.
 	$(BIN)/python proto/generate.py
+
+vectors: $(STAMP) ## Writes the delta format's test vectors anew (docs/delta-format/vectors).
+	$(BIN)/python -m edge_tests.conformance.vectors $(ARGS)
+
+fuzz: $(STAMP) ## Feeds the delta decoder what nobody should; ARGS="--seconds 600", --keep to extend the corpus.
+	@$(BIN)/$(PIP) -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m edge_tests.fuzz $(ARGS)
 
 bench: bench-delta bench-link bench-memory ## Every benchmark.
 

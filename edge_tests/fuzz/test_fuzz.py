@@ -1,0 +1,90 @@
+"""A short run of the fuzzer, and the kept inputs again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge_tests.conformance.vectors import build
+from edge_tests.fuzz import corpus
+from edge_tests.fuzz.choices import Choices
+from edge_tests.fuzz.deltas import Case, case_of, put_together, samples
+from edge_tests.fuzz.examine import BrokenWordError, examine, workplace
+from updater import delta
+
+PARTS = 4  # of the corpus, so that workers share it
+MEASURED = 5  # every so many kept inputs memory is measured, which takes its time
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    with workplace() as found:
+        yield found
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_kept_inputs(directory: Path, part: int) -> None:
+    codes: Counter[str] = Counter()
+    for number, data in enumerate(corpus.load()[part::PARTS]):
+        codes[examine(case_of(data), directory, memory=number % MEASURED == 0).code] += 1
+    assert codes["right"] or codes["DELTA_TARGET_MISMATCH"]
+    assert codes["DELTA_INVALID"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.binary(min_size=4, max_size=corpus.INPUT_BYTES))
+def test_new_inputs(directory: Path, data: bytes) -> None:
+    examine(case_of(data), directory)
+
+
+def test_valid_vectors_keep_within_bounds(directory: Path) -> None:
+    for sample in samples():
+        case = Case(sample.base, put_together(sample.header, list(sample.blocks)))
+        assert examine(case, directory, memory=True).code == "right"
+
+
+def test_the_corpus_is_small() -> None:
+    assert corpus.FILE.stat().st_size <= corpus.MOST_BYTES
+    assert len(corpus.load()) == len(set(corpus.load())) > 100
+
+
+def test_a_decoder_that_breaks_its_word_is_found(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the fuzzer holds against the decoder, each made true once."""
+    case = Case(b"x" * 20, build.one_block(b"x" * 20, b"x" * 9, build.payload(build.copy(0, 9))))
+    assert examine(case, directory).code == "right"
+
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("updater.delta.applier.decode_block", crash)
+        with pytest.raises(ZeroDivisionError):
+            examine(case, directory)
+    with monkeypatch.context() as patch:
+        patch.setattr("edge_tests.fuzz.examine.SECONDS", 0)
+        patch.setattr("edge_tests.fuzz.examine.SECONDS_A_KIBIBYTE", 0)
+        with pytest.raises(BrokenWordError, match="s for a target"):
+            examine(case, directory)
+    with monkeypatch.context() as patch:
+        patch.setattr("edge_tests.fuzz.examine.MEMORY_BYTES", 100)
+        patch.setattr("edge_tests.fuzz.examine.MEMORY_EXPANSION", 1)
+        with pytest.raises(BrokenWordError, match="MiB for a target"):
+            examine(case, directory, memory=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(delta.Applier, "finish", lambda self: "sha256:" + "0" * 64)
+        with pytest.raises(BrokenWordError, match="another target"):
+            examine(case, directory)
+    assert list(directory.iterdir()) == []
+
+
+def test_choices_end_in_first_ones() -> None:
+    choices = Choices(b"")
+    assert (choices.below(7), choices.number(), choices.signed(), choices.rarely()) == (0, 0, 0, False)
+    assert choices.bytes(3) == bytes(3)
+    seen = {Choices(bytes([kind, step])).number() for kind in range(224, 256) for step in range(5)}
+    assert {(1 << 64) - 1, 1 << 63, 1 << 31} <= seen
