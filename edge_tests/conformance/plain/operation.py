@@ -14,7 +14,7 @@ OPERANDS = (
     *("given", "spanned"),
 )
 ZERO_POINTS = ("same", "refer", "zeros")
-ORDERED = ("peak", "lowest", "highest", "spanned", "float", "cast", *ZEROED)
+ORDERED = ("peak", "lowest", "highest", "spanned", "float", "cast", *ZEROED)  # but for codes
 FOLLOWING = ("refer", "product", *REDUCED, "peaked", "ranged")
 
 
@@ -53,12 +53,12 @@ class Base:
         return [number.widened(word, record.narrow) for word in words] if record.narrow else words
 
 
-def base_bytes(record: Record, scales: int) -> int:
-    """The bytes of the base that a record reads, with so many old scales."""
+def base_bytes(record: Record) -> int:
+    """The bytes of the base that a record reads; of old scales as many as there can be."""
     if record.op not in READING:
         return 0
     total = record.reads * WIDTHS[record.source_type]
-    return total + 4 * scales if record.op == "rescaled" else total
+    return total + 4 * record.count if record.op == "rescaled" else total
 
 
 class Operands:
@@ -155,7 +155,7 @@ class Operands:
 def corrected(record: Record, words: list[int], added: list[tuple[int, int]]) -> list[int]:
     """Predictions as words, with differences added at some places, modulo their width."""
     bits = 8 * record.width
-    reading = FLOAT if record.op in ORDERED else UNSIGNED
+    reading = FLOAT if record.op in ORDERED and record.type not in CODES else UNSIGNED
     out = [word % (1 << bits) for word in words]
     for place, difference in added:
         out[place] = unorder((order(out[place], reading, bits) + difference) % (1 << bits), reading, bits)
@@ -241,7 +241,7 @@ def predict(record: Record, base: Base, operands: Operands) -> tuple[list[int], 
     if record.type == "f32":
         return words, middle
     if record.type == "f16":
-        return [number.to_half(word, record.zero != 0) for word in words], middle
+        return [number.to_half(word, record.clamps) for word in words], middle
     return [number.to_bfloat16(word) for word in words], middle
 
 
@@ -330,7 +330,7 @@ def _zeroed(record: Record, words: list[int]) -> list[int]:
         }
     else:
         gone = _thinned(record, sizes)
-    kept = half if record.base_zero and record.type != "i8" else 0
+    kept = half if record.signs else 0
     return [word & kept if index in gone else word for index, word in enumerate(words)]
 
 

@@ -56,13 +56,11 @@ def run_program(data: bytes, offset: int, length: int, base: bytes) -> bytes:
     skeleton = reader.take(reader.left())
     run = Run(records, Base(base))
     run.check_share(size, length)
+    check(size == 0 or (begin >= 0 and begin + size <= len(base)), "a window lies outside the base")
     if there or any(pools_of(record) for record in records):
         run.open_pools(tables, stream, raw_sizes, raw)
     run.decode()
-    window = Window(b"", 0)
-    if size:
-        check(begin >= 0 and begin + size <= len(base), "a window lies outside the base")
-        window = Window(base[begin : begin + size], begin)
+    window = Window(base[begin : begin + size] if size else b"", begin)
     between = decode_skeleton(skeleton, length - sum(record.length for record in records), window, records)
     return run.joined(between, length)
 
@@ -79,12 +77,7 @@ class Run:
 
     def check_share(self, window: int, length: int) -> None:
         """Refuses programs that read too much of the base."""
-        total = window
-        for record in self.records:
-            scales = 0
-            if record.op == "rescaled" and 0 <= record.one < len(self.records):
-                scales = self.records[record.one].count
-            total += base_bytes(record, scales)
+        total = window + sum(base_bytes(record) for record in self.records)
         most = limits.OPERAND_EXPANSION * length + limits.OPERAND_OVERHEAD_BYTES
         check(total <= most, "a program reads too much of the base", OVER_LIMIT)
 

@@ -46,7 +46,9 @@ def _states(stream: bytes, lanes: int) -> tuple[list[int], int]:
     check(len(stream) >= end, "a stream ends inside its states")
     bits = int.from_bytes(stream[head:end], "little")
     states = []
+    check(lanes > 1 or stream[1] >> 4 == 0, "padding that is not zero")
     for size in sizes:
         states.append(1 << size | bits & ((1 << size) - 1))
         bits >>= size
+    check(bits == 0, "padding that is not zero")
     return states, end

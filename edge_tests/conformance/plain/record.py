@@ -39,6 +39,8 @@ MOST_GROUP = 64
 MOST_HALVES = 1 << 17
 MOST_PHASE = 1 << 31
 MOST_ROW_BITS = 32
+MOST_ZERO_POINT = 1 << 9
+MOST_THRESHOLD = 1 << 31
 EXACT, EXCEPTIONS, POOL, SPARSE = 0, 1, 2, 3
 DIGITS = (0, 7, 9, 11, 14)
 MOST_GAIN = 1 << 20
@@ -62,6 +64,8 @@ class Record:
     by_rows: int = 1
     zero: int = 0
     base_zero: int = 0
+    clamps: bool = False
+    signs: bool = False
     residual: int = EXACT
     exceptions: list[tuple[int, int]] = field(default_factory=list)
     digits: int = 0
@@ -157,7 +161,7 @@ def read_records(data: bytes, row_data: bytes, offset: int, length: int) -> list
         if record.op in (*READING, "self") or coder.bit("counterpart", op):
             if record.reads_floats and coder.bit("narrow"):
                 record.narrow = "bf16" if coder.bit("bfloat") else "f16"
-            check(record.op != "cast" or record.type != "f32" or record.narrow != "", "a cast of no change")
+            check(record.op != "cast" or record.type != record.source_type, "a cast of no change")
             record.base = base_end + gap + coder.number("base", (op, kind))
         _read_operands(coder, record, op, number, length)
         if record.op in READING and coder.bit("laid"):
@@ -201,11 +205,16 @@ def _read_operands(coder: Arithmetic, record: Record, op: int, number: int, leng
         record.group = 1 << coder.tree(("group",), 3)
         side = record.columns if record.by_rows else record.rows
         check(2 <= record.group <= MOST_GROUP and side % record.group == 0, "groups do not fit their record")
-    if name in ("quantised", "codes", "cast", *ZEROED):
+    if name == "cast" and record.type == "f16":
+        record.clamps = coder.bit("clamps") == 1
+    if name in ("quantised", "codes", *ZEROED):
         record.zero = coder.number("zero", (op,))
+    if name == "codes":
         record.base_zero = coder.number("base zero", (op,))
-        most = 1 << 9 if name == "codes" else 1 << 31
-        check(max(abs(record.zero), abs(record.base_zero)) <= most, "a zero point is out of its range")
+    if name in ZEROED and record.type != "i8":
+        record.signs = coder.bit("signs") == 1
+    most = MOST_THRESHOLD if name in ZEROED else MOST_ZERO_POINT
+    check(max(abs(record.zero), abs(record.base_zero)) <= most, "a zero point is out of its range")
 
 
 def _read_residual(coder: Arithmetic, rows: Bits, record: Record, op: int) -> None:
@@ -219,7 +228,7 @@ def _read_residual(coder: Arithmetic, rows: Bits, record: Record, op: int) -> No
     check(kind != SPARSE or name in ("codes", "quantised"), "a sparse residual of what is no code")
     if kind == EXCEPTIONS:
         _read_exceptions(coder, record, op)
-    if name in ("float", "codes"):
+    if name == "codes" or (name == "float" and record.type == "f32"):
         _read_gains(coder, record, op)
     if kind == SPARSE:
         record.changed = coder.unsigned("changed")

@@ -19,7 +19,8 @@ def decode_streams(
     """A reader for each stream of a block at `offset` of the target."""
     table = Reader(payload, "a stream table")
     count = table.varint()
-    check(1 <= count <= limits.MAX_STREAMS, "the number of streams is out of its range", OVER_LIMIT)
+    check(count >= 1, "a block has no streams")
+    check(count <= limits.MAX_STREAMS, "too many streams", OVER_LIMIT)
     decoded = windows = 0
     entries = []
     for number in range(count):
@@ -54,7 +55,8 @@ def decode_streams(
 
 def _ranges(table: Reader, place: int) -> list[tuple[int, int]]:
     count = table.varint()
-    check(1 <= count <= limits.MAX_WINDOW_RANGES, "the number of ranges is out of its range", OVER_LIMIT)
+    check(count >= 1, "a window has no ranges")
+    check(count <= limits.MAX_WINDOW_RANGES, "too many ranges", OVER_LIMIT)
     ranges = []
     for _ in range(count):
         begin, size = place + table.signed(), table.varint()

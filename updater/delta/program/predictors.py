@@ -90,7 +90,8 @@ def _channels(record: Record, values: Array, piece: Piece) -> Array:
     if not record.by_rows and record.rows == 1 and record.phase + record.columns <= many:
         first = record.phase + piece.first_column
         return values[None, first : first + piece.shape[1]]
-    if not record.by_rows and many % record.columns == 0 and record.rows % (many // record.columns) == 0:
+    grouped = not record.by_rows and record.rows > 1 and many % record.columns == 0
+    if grouped and record.rows % (many // record.columns) == 0:
         if many == record.columns:
             return values[None, piece.columns]
         block = record.rows // (many // record.columns)
