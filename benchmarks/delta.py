@@ -116,20 +116,14 @@ def measure(pairs: Sequence[Pair], tools: Sequence[Peer], scratch: Path, *, ever
 
 
 def size_table(results: Mapping[str, PairResult], names: Sequence[str]) -> Table:
-    with_entropy = any(
-        (tool := result.tools.get(SIZES)) is not None and tool.entropy_bytes for result in results.values()
-    )
     rows = []
     for pair, result in results.items():
         ratio = targets.ratio_to_best(result)
         cells = [f"{result.tools[name].patch_bytes:,}" if name in result.tools else NONE for name in names]
-        row = [pair, f"{result.full_bytes:,}", *cells, f"{ratio:.2f}" if ratio else NONE]
-        if with_entropy:
-            entropy = result.tools[SIZES].entropy_bytes
-            row.append(f"{entropy:,}" if entropy else NONE)
-        rows.append(row)
-    headings = ["pair", "full", *names, "max to best peer"]
-    return Table("Size, bytes", headings + ["entropy"] * with_entropy, rows)
+        ours = result.tools[SIZES]
+        entropy = f"{ours.pool_bytes:,} / {ours.entropy_bytes:,.0f}" if ours.entropy_bytes else NONE
+        rows.append([pair, f"{result.full_bytes:,}", *cells, f"{ratio:.2f}" if ratio else NONE, entropy])
+    return Table("Size, bytes", ["pair", "full", *names, "max to best peer", "residuals / entropy"], rows)
 
 
 def speed_table(results: Mapping[str, PairResult], names: Sequence[str]) -> Table:

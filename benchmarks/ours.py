@@ -49,7 +49,8 @@ class Sluice(Peer):
             encode_s=encode_s,
             decode_s=min(run.seconds for run in runs),
             decode_anon_bytes=max(run.anon_bytes for run in runs),
-            entropy_bytes=getattr(summary, "entropy_bytes", None),
+            pool_bytes=summary.pool_bytes,
+            entropy_bytes=summary.entropy_bytes,
         )
 
     def _encode(self, old: Path, new: Path, patch: Path) -> delta.DeltaSummary:

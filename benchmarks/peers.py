@@ -41,14 +41,16 @@ class Measurement:
         patch_bytes: the patch.
         encode_s, decode_s: seconds; of several decodes the fastest.
         decode_anon_bytes: the most anonymous memory while decoding, where it was watched.
-        entropy_bytes: what the encoder's own model says that the coded symbols need, where it says so.
+        pool_bytes: of the patch, those that hold entropy coded residuals with their tables.
+        entropy_bytes: what these residuals need at the entropy of their symbols in the coder's contexts.
     """
 
     patch_bytes: int
     encode_s: float
     decode_s: float
     decode_anon_bytes: int | None = None
-    entropy_bytes: int | None = None
+    pool_bytes: int | None = None
+    entropy_bytes: float | None = None
 
 
 class Peer(ABC):

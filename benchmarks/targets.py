@@ -164,13 +164,14 @@ def _of_full(results: Results, pair: str, least: float) -> Check:
 
 
 def _entropy(results: Results) -> Check:
-    what, target = "coded size to the model's own entropy", "≤ 1.02 on every pair"
+    what, target = "coded residuals to the model's own entropy", "≤ 1.02 on every pair"
     ratios = {
-        name: ours.patch_bytes / ours.entropy_bytes
+        name: ours.pool_bytes / ours.entropy_bytes
         for name, result in results.items()
         if (ours := result.tools.get(SIZES)) is not None
         and ours.entropy_bytes
-        and ours.patch_bytes > MIN_BEST_FOR_MEAN_BYTES
+        and ours.pool_bytes
+        and ours.pool_bytes > MIN_BEST_FOR_MEAN_BYTES
     }
     if not ratios:
         return Check(what, target, "not measured", None)
