@@ -30,8 +30,8 @@ from pathlib import Path
 from edge_tests.conformance import index
 from edge_tests.conformance.index import VECTORS, Vector
 
-ANNOUNCED_DIGEST = "DELTA_ANNOUNCED_SHA256"
-ANNOUNCED_SIZE = "DELTA_ANNOUNCED_SIZE"
+ANNOUNCED_DIGEST = "ANNOUNCED_SHA256"
+ANNOUNCED_SIZE = "ANNOUNCED_SIZE"
 
 DEADLINE_S = 20.0  # of one vector
 MEMORY_MIB = 512  # resident, of one decoder

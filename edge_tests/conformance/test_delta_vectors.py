@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import sys
@@ -14,8 +13,10 @@ import zstandard
 from edge_tests.conformance import delta as runner
 from edge_tests.conformance import index
 from edge_tests.conformance.index import DOCUMENT, VECTORS, Vector
+from edge_tests.conformance.plain import delta as plain
+from edge_tests.conformance.plain.fault import Fault
 from edge_tests.conformance.vectors import __main__ as maker
-from updater import delta
+from updater import delta, limits
 from updater.digests import PREFIX
 from updater.errors import SluiceError
 
@@ -26,8 +27,8 @@ SLOWEST_S = 5.0  # a vector in process; most take some milliseconds
 
 OWN = (sys.executable, "-m", "edge_tests.conformance.sluice_decoder")
 PLAIN = (sys.executable, "-m", "edge_tests.conformance.plain")
-HAS_PLAIN = importlib.util.find_spec("edge_tests.conformance.plain") is not None
-# Through the executable only a few: a process of ours takes a while to start.
+PARTS = 8  # of the vectors, so that workers share them
+# As executables only a few: a process takes a while to start.
 FEW = (
     "two-blocks",
     "announced-another",
@@ -85,18 +86,32 @@ def test_describe_refuses_the_same(tmp_path: Path) -> None:
             assert error.code.startswith("DELTA_"), vector.name
 
 
+def test_mixed_bytes_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit itself takes seconds to reach, so no vector does."""
+    monkeypatch.setattr(limits, "MAX_MIXED_BYTES", 20)
+    assert outcome(NAMED["skeleton-without-base"], tmp_path) in ("DELTA_LIMIT_EXCEEDED", "DELTA_INVALID")
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_plain_decoder(part: int) -> None:
+    """It knows the document alone, and neither NumPy nor our code."""
+    for vector in ALL[part::PARTS]:
+        base = (VECTORS / vector.base).read_bytes() if vector.base is not None else None
+        announced = (bytes.fromhex(vector.announced[0]), vector.announced[1]) if vector.announced else None
+        try:
+            result = plain.decode(base, (VECTORS / vector.delta).read_bytes(), announced)
+        except Fault as fault:
+            assert fault.code in vector.errors, vector.name
+        else:
+            assert not vector.errors, vector.name
+            assert (len(result), index.digest(result)) == (vector.size, vector.digest), vector.name
+
+
 @pytest.mark.parametrize("name", FEW)
-def test_our_decoder_as_an_executable(name: str) -> None:
-    result = runner.check(OWN, NAMED[name], VECTORS, runner.DEADLINE_S, runner.MEMORY_MIB)
+@pytest.mark.parametrize("command", [OWN, PLAIN], ids=["own", "plain"])
+def test_decoders_as_executables(command: tuple[str, ...], name: str) -> None:
+    result = runner.check(command, NAMED[name], VECTORS, runner.DEADLINE_S, runner.MEMORY_MIB)
     assert result.outcome == runner.PASSED, result
-
-
-@pytest.mark.skipif(not HAS_PLAIN, reason="there is no second decoder")
-@pytest.mark.parametrize("part", range(8))
-def test_the_plain_decoder_as_an_executable(part: int) -> None:
-    """Every vector: that decoder knows the document alone."""
-    results = [runner.check(PLAIN, v, VECTORS, runner.DEADLINE_S, runner.MEMORY_MIB) for v in ALL[part::8]]
-    assert [result for result in results if result.outcome == runner.FAILED] == []
 
 
 def test_the_files_are_those_of_the_index() -> None:

@@ -143,8 +143,11 @@ def _head(parts: Parts, _length: int, _offset: int, choices: Choices) -> Parts:
         return replace(parts, window=(choices.signed(), number))
     if kind == 1:
         return replace(parts, raw_sizes=dict.fromkeys(parts.raw_sizes, number))
-    field = ("record_bytes", "row_bytes", "stream_bytes", "mask")[kind - 2]
-    return replace(parts, **{field: number & 255 if field == "mask" else number})
+    if kind == 2:
+        return replace(parts, record_bytes=number)
+    if kind == 3:
+        return replace(parts, row_bytes=number)
+    return replace(parts, stream_bytes=number) if kind == 4 else replace(parts, mask=number & 255)
 
 
 _CHANGES: tuple[Callable[[Parts, int, int, Choices], Parts], ...] = (

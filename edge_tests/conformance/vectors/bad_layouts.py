@@ -49,8 +49,8 @@ def made() -> Iterator[Made]:
     count, most = 100, limits.MAX_OPERAND_RUNS
     whole = Record(ops.PEAK, ops.F32, 0, count, base=0, two=-(-most // count) + 1, axes=((1, 1),))
     whole = replace(whole, axes=((count * whole.two, 1),))
-    over = field_of("number", "stride", lambda value: value + 1)
-    yield bad("operand-runs-over-limit", "An operand in too many runs.", tampered([whole], over), (LIMIT,))
+    apart = field_of("number", "stride", lambda value: value + 1)
+    yield bad("operand-runs-over-limit", "An operand in too many runs.", tampered([whole], apart), (LIMIT,))
     thin = Record(ops.THINNED, ops.F32, 0, 64, 4, _CLEAN, group=4, zero=2)
     odd = replace(thin, count=80, rows=4)
     yield bad("group-odd", "Groups that do not divide the rows.", tampered([odd], _sent_group(8)))

@@ -128,9 +128,9 @@ def zeroing() -> Iterator[Made]:
         columns = np.arange(16) % 5 == 2
         record = replace(record, by_rows=False, used=columns, base_zero=1)
         yield case(f"zeroed-columns-{name}", f"Whole columns of {name} are zeros of their signs.", [record])
-        for group, keep in ((4, 2), (8, 1)):
-            thinned = Record(ops.THINNED, kind, 0, 192, 12, at, group=group, zero=keep)
-            yield case(f"thinned-{keep}-of-{group}-{name}", f"Of {group} in a row {keep} stay.", [thinned])
+        for group, left in ((4, 2), (8, 1)):
+            thinned = Record(ops.THINNED, kind, 0, 192, 12, at, group=group, zero=left)
+            yield case(f"thinned-{left}-of-{group}-{name}", f"Of {group} in a row {left} stay.", [thinned])
         thinned = Record(ops.THINNED, kind, 0, 192, 12, at, by_rows=False, group=4, zero=2, base_zero=1)
         yield case(
             f"thinned-columns-{name}", "Of four in a column two stay; zeros keep their signs.", [thinned]
@@ -187,8 +187,8 @@ def following() -> Iterator[Made]:
     again = Record(ops.QUANTISED, ops.I8, 16, 192, 12, _CLEAN, one=0)
     yield case("scales-again", "Scales that begin anew after four rows.", [scales, again])
     many = same("scales")
-    groups = Record(ops.QUANTISED, ops.I8, 64, 192, 48, _CLEAN, one=0, by_rows=False)
-    yield case("scales-of-groups", "Scales by columns, others for each group of rows.", [many, groups])
+    grouped = Record(ops.QUANTISED, ops.I8, 64, 192, 48, _CLEAN, one=0, by_rows=False)
+    yield case("scales-of-groups", "Scales by columns, others for each group of rows.", [many, grouped])
     phase = Record(ops.QUANTISED, ops.I8, 64, 10, 1, _CLEAN, one=0, by_rows=False, phase=5)
     yield case("scales-phase", "A row that begins with the sixth channel.", [many, phase])
 

@@ -91,8 +91,8 @@ def values(dtype: str, shape: tuple[int, ...], random: np.random.Generator, spec
     if dtype == "bool":
         return random.integers(0, 2, count, dtype=np.uint8)
     spread = int(random.choice([3, 40, 120]))
-    numbers = random.integers(-spread, spread, packed(dtype, count))
-    return numbers.astype(kind).view(f"<u{np.dtype(kind).itemsize}")
+    codes = random.integers(-spread, spread, packed(dtype, count))
+    return codes.astype(kind).view(f"<u{np.dtype(kind).itemsize}")
 
 
 def changed(words: Array, share: float, random: np.random.Generator, step: int) -> Array:
