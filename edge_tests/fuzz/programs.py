@@ -14,7 +14,7 @@ from edge_tests.fuzz.choices import Choices
 from edge_tests.fuzz.coders import DrawingCoder
 from updater.delta.program import body, records, tables
 from updater.delta.program.arithmetic import DEFAULT_LIMIT
-from updater.delta.program.records import KINDS, Record, RowBits
+from updater.delta.program.records import KINDS, Record, RowBits, Share
 from updater.errors import SluiceError
 
 _GROUPS = 2  # of contexts that invented tables cover at most
@@ -46,7 +46,7 @@ def invent(base: bytes, length: int, offset: int, choices: Choices) -> bytes:
     coder, found = DrawingCoder(choices, body.RECORD_LIMIT), list[Record]()
     parts = Parts((b"", b""))
     try:
-        found = records.code_records(coder, None, length, offset, RowBits())
+        found = records.code_records(coder, None, length, offset, RowBits(), Share(length))
         target = (choices.bytes(16) * (length // 16 + 1))[:length]
         parts = programs.encode(base, target, found, offset)
     except _FAULTS:  # readers will find the same fault, or other bytes
@@ -93,7 +93,7 @@ def _records(parts: Parts, length: int, offset: int, choices: Choices) -> Parts:
     """Values of the records' own grammar."""
     coder, rows = DrawingCoder(choices, body.RECORD_LIMIT, parts.records[0]), RowBits(parts.records[1])
     with contextlib.suppress(*_FAULTS):
-        records.code_records(coder, None, length, offset, rows)
+        records.code_records(coder, None, length, offset, rows, Share(length))
     return replace(parts, records=(coder.finish(), parts.records[1]))
 
 

@@ -43,7 +43,7 @@ def _bad(
 def tables() -> Iterator[Made]:
     """Stream tables."""
     whole = literal(1, 100)
-    yield _bad("no-streams", "A table of no streams.", b"\0", LIMIT)
+    yield _bad("no-streams", "A table of no streams.", b"\0", INVALID)
     yield _bad(
         "streams-over-limit", "One stream more than a block may have.", varint(limits.MAX_STREAMS + 1), LIMIT
     )
@@ -141,7 +141,7 @@ def windows() -> Iterator[Made]:
         INVALID,
     )
     yield _bad("window-empty-range", "A range of no bytes.", of((0, 600), (0, 0)), INVALID)
-    yield _bad("window-none", "A window of no ranges.", of(), LIMIT)
+    yield _bad("window-none", "A window of no ranges.", of(), INVALID)
     yield _bad("window-over-limit", "A window over its limit.", of((0, limits.MAX_WINDOW_BYTES + 1)), LIMIT)
     yield _bad(
         "window-ranges-over-limit",

@@ -230,7 +230,7 @@ def _symbol(pair: Sequence[Record], field: str, value: int) -> bytes:
             return super().bit(context, bit)
 
     coder = Coded(limit=body.RECORD_LIMIT)
-    ops.code_records(coder, list(pair), SIZE, 0, ops.RowBits())
+    ops.code_records(coder, list(pair), SIZE, 0, ops.RowBits(), ops.Share(SIZE))
     return Parts((coder.finish(), b""), frame=b"\0" + bytes(SIZE)).encode()
 
 

@@ -15,11 +15,12 @@ from edge_tests.conformance.vectors import build
 from updater.delta.program import body, run, skeleton, skeletons, writer
 from updater.delta.program.arithmetic import Coder, decisions
 from updater.delta.program.body import Place
-from updater.delta.program.operands import ProgramError
-from updater.delta.program.records import KINDS, Record, RowBits, code_records
+from updater.delta.program.operands import Operands, ProgramError
+from updater.delta.program.records import KINDS, Record, RowBits, Share, code_records
 from updater.delta.varint import Reader
 
 RAW, ZSTD, ZSTD_WHOLE, MODEL = range(4)
+_UNBOUNDED = 1 << 40  # bytes of target, whose share of the base no record exceeds
 ReadBase = Callable[[int, int], bytes]
 Tamper = Callable[[str, object, int], int]  # (kind of value, context, value) -> the value to write
 
@@ -63,7 +64,7 @@ def code(
     """The records' bytes, and the bits of their rows."""
     coder = TamperingCoder(tamper) if tamper is not None else Coder(limit=body.RECORD_LIMIT)
     rows = RowBits()
-    code_records(coder, list(records), length, offset, rows)
+    code_records(coder, list(records), length, offset, rows, Share(_UNBOUNDED))
     return coder.finish(), rows.finish()
 
 
@@ -157,7 +158,7 @@ def known(
     base: bytes, records: Sequence[Record], length: int, window: tuple[int, int], offset: int = 0
 ) -> body.Known:
     """What a skeleton may refer to."""
-    return body.Known(body.operands(reader_of(base), length), Place(offset, length, *window), list(records))
+    return body.Known(Operands(reader_of(base)), Place(offset, length, *window), list(records))
 
 
 def skeleton_frame(way: int, of: body.Known, between: bytes) -> bytes:

@@ -110,7 +110,9 @@ def related(name: str, relation: str, dtype: str, shape: tuple[int, ...], seed: 
     before = Tensor(name, dtype, shape, old.tobytes())
     rows = shape[0] if shape else 1
     weights = old.view("<f4").reshape(shape) if dtype == "float32" else None
-    if relation == "sparse":
+    if not old.size:
+        new = old
+    elif relation == "sparse":
         new = changed(old, 0.03, random, 3)
     elif relation == "dense":
         new = changed(old, 1.0, random, 9)
