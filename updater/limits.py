@@ -19,6 +19,8 @@ MAX_FILE_BYTES = 16 << 30  # of one file of a version
 # Deltas. The decoder's memory follows from the block, the window and the streams of one block.
 DEFAULT_BLOCK_BYTES = 8 << 20  # of target that one block writes, unless the encoder is told otherwise
 MAX_BLOCK_BYTES = 16 << 20  # of target that one block writes
+MAX_SMALL_BLOCKS = 1024  # blocks that a delta may have, and one more for each ...
+MEAN_BLOCK_BYTES = 4096  # ... so many bytes of its target: each may look at all of its window
 MIN_BLOCK_BYTES = 64  # below this the encoder refuses: every element and frame must fit
 BLOCK_OVERHEAD_BYTES = 64  # a block's payload is at most its target length and this
 STREAM_EXPANSION = 4  # decoded streams of a block, together, are at most this times its target length ...
@@ -27,6 +29,7 @@ MAX_WINDOW_BYTES = 8 << 20  # of base that one block's patches look back into, t
 MAX_WINDOW_RANGES = 4096  # of base that one block's windows are gathered from
 MAX_STREAMS = 4096  # in one block
 MAX_INSTRUCTIONS = 1 << 16  # in one block
+MAX_LANE_SYMBOLS = 8192  # of a rANS stream for each lane: a step takes its time however few lanes it moves
 MAX_REFERENCES = 64  # records of a program that lead from one to another
 MAX_RECORD_NUMBER = 1 << 62  # of any field of a record, either side of zero
 MAX_CODED_DECISIONS = 1 << 21  # binary decisions of one arithmetic coded stream, some microseconds each

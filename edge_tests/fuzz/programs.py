@@ -78,7 +78,7 @@ def _tables(name: str, choices: Choices, source: bytes | None) -> bytes:
     contexts = kind.contexts * (1 + choices.below(_GROUPS))
     coder = DrawingCoder(choices, DEFAULT_LIMIT, source)
     with contextlib.suppress(*_FAULTS):  # readers will find the same fault
-        tables._code_model(coder, np.zeros(contexts, dtype=np.uint8), contexts, kind.alphabet, 1, 0, None)
+        tables.code_model(coder, np.zeros(contexts, dtype=np.uint8), contexts, kind.alphabet, 1, 0, None)
     return coder.finish()
 
 

@@ -126,6 +126,9 @@ def decode_header(data: bytes, bounds: DecodeLimits) -> Header:
         raise faults.invalid("the header has a block size of 0")
     if not -(-target_size // block_size) <= block_count <= target_size:
         raise faults.invalid(f"{block_count} blocks of up to {block_size} bytes cannot hold {target_size}")
+    most = limits.MAX_SMALL_BLOCKS + target_size // limits.MEAN_BLOCK_BYTES
+    if block_count > most:
+        raise faults.over_limit("blocks", block_count, most)
     features = _features(reader)
     reader.end()
     return Header(base_digest, base_size, target_digest, target_size, block_size, block_count, features)

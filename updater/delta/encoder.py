@@ -125,6 +125,12 @@ def create(
         new_spans = target_spans if target_spans is not None else _spans(target)
         matches = match_tensors(old, old_spans, new, new_spans)
         blocks = make_blocks(make_pieces(old, new, matches), options.block_size)
+        if len(blocks) > limits.MAX_SMALL_BLOCKS + len(new) // limits.MEAN_BLOCK_BYTES:
+            raise SluiceError(
+                errors_pb2.REQUEST_INVALID,
+                f"blocks of {options.block_size} bytes are too small for a target of {len(new)}",
+                obj="block_size",
+            )
         digests = (digest_bytes(old.data) if base is not None else None, digest_bytes(new.data))
         with os_errors("writing the delta", out), tempfile.TemporaryFile(dir=out.parent) as spool:
             programs = None

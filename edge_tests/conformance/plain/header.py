@@ -52,7 +52,9 @@ def read_header(file: Reader) -> Header:
     check(block_size <= limits.MAX_BLOCK_BYTES, "blocks are too large", OVER_LIMIT)
     check(block_size >= 1, "blocks of no bytes")
     check(block_count * block_size >= target_size, "too few blocks")
-    check(block_count <= target_size, "too many blocks")
+    check(block_count <= target_size, "more blocks than bytes")
+    most = limits.MAX_SMALL_BLOCKS + target_size // limits.MEAN_BLOCK_BYTES
+    check(block_count <= most, "too many blocks", OVER_LIMIT)
     features = _features(body)
     body.end()
     return Header(

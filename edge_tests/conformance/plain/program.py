@@ -54,7 +54,7 @@ def run_program(data: bytes, offset: int, length: int, base: bytes) -> bytes:
     raw_sizes = {name: sizes[name][1] for name in there}
     raw = reader.take(max(0, sum(raw_sizes.values()) - payload_bytes(stream))) if there else b""
     skeleton = reader.take(reader.left())
-    run = Run(records, Base(base))
+    run = Run(records, Base(base), length)
     run.check_share(size, length)
     check(size == 0 or (begin >= 0 and begin + size <= len(base)), "a window lies outside the base")
     if there or any(pools_of(record) for record in records):
@@ -68,8 +68,9 @@ def run_program(data: bytes, offset: int, length: int, base: bytes) -> bytes:
 class Run:
     """One run of a program: the elements of its records, as words, when `decode` is done."""
 
-    def __init__(self, records: list[Record], base: Base) -> None:
+    def __init__(self, records: list[Record], base: Base, length: int) -> None:
         self.records = records
+        self.length = length
         self.base = base
         self.operands = Operands(records, base)
         self.words: dict[int, list[int]] = {}
@@ -106,7 +107,7 @@ class Run:
         """The table of each symbol of a pool."""
         members = [number for number, record in enumerate(self.records) if name in pools_of(record)]
         found = groups(name, [self.records[number] for number in members])
-        by_context = read_tables(sent, count * (max(found) + 1), alphabet)
+        by_context = read_tables(sent, count * (max(found) + 1), alphabet, self.length)
         out = []
         for place, (number, group) in enumerate(zip(members, found, strict=True)):
             record = self.records[number]

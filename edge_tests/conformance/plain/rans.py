@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edge_tests.conformance.plain.fault import check
+from edge_tests.conformance.plain import limits
+from edge_tests.conformance.plain.fault import OVER_LIMIT, check
 from edge_tests.conformance.plain.table import TOTAL, Table
 
 MOST_LOGARITHM = 14
@@ -17,6 +18,7 @@ def payload_bytes(stream: bytes) -> int:
 def decode_symbols(stream: bytes, tables: list[Table]) -> tuple[list[int], bytes]:
     """The symbols, each coded with its table, and the payload."""
     lanes = payload_bytes(stream) // 2
+    check(len(tables) <= lanes * limits.MAX_LANE_SYMBOLS, "too many symbols in a lane", OVER_LIMIT)
     states, at = _states(stream, lanes)
     symbols = []
     for index, table in enumerate(tables):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from edge_tests.conformance.plain import limits
-from edge_tests.conformance.plain.arithmetic import Arithmetic
+from edge_tests.conformance.plain.arithmetic import Arithmetic, budget
 from edge_tests.conformance.plain.fault import check
 
 TOTAL = 4096
@@ -29,9 +28,9 @@ class Table:
         return self._symbols[slot]
 
 
-def read_tables(data: bytes, contexts: int, alphabet: int) -> list[Table]:
-    """The table of each context."""
-    coder = Arithmetic(data, TABLE_LIMIT, limits.MAX_CODED_DECISIONS)
+def read_tables(data: bytes, contexts: int, alphabet: int, length: int) -> list[Table]:
+    """The table of each context, in a program of `length` bytes."""
+    coder = Arithmetic(data, TABLE_LIMIT, budget(length))
     count = coder.unsigned("number")
     check(1 <= count <= MOST_TABLES, "the number of tables is out of its range")
     fineness = 1 << coder.plain(2)

@@ -237,6 +237,14 @@ def headers() -> Iterator[Made]:
     yield changed("block-count-low", "Fewer blocks than the target's size needs.", INVALID, block_count=1)
     yield changed("block-count-high", "More blocks than the target has bytes.", INVALID, block_count=401)
     yield changed(
+        "blocks-over-limit",
+        "More blocks than 1,024 and one for each 4,096 bytes.",
+        LIMIT,
+        target_size=1500,
+        block_size=2,
+        block_count=1025,
+    )
+    yield changed(
         "header-over-limit",
         "A body over its limit, and not there.",
         LIMIT,

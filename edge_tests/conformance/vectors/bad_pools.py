@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_tests.conformance.vectors import build, programs
 from edge_tests.conformance.vectors.bad_programs import REFUSED, SIZE, bad, copying, pooled
-from edge_tests.conformance.vectors.build import CORRUPT, INVALID, Made
+from edge_tests.conformance.vectors.build import CORRUPT, INVALID, LIMIT, Made
 from edge_tests.conformance.vectors.programs import Parts
 from edge_tests.conformance.vectors.samples import NUMBERS, PLACES
 from edge_tests.conformance.vectors.valid_programs import level
@@ -47,9 +47,21 @@ def pools() -> Iterator[Made]:
     yield of("pool-raw-beyond", "Raw bits that are not there.", raw_sizes={"codes": 1 << 40})
     yield of("pool-state-left", "A state that does not end between 2^16 and 2^17.", stream=other(3 << 16))
     yield of("pool-payload-left", "Lanes that carry what no pool has.", stream=other((1 << 16) + 5))
+    yield _long_lane()
     yield from _tables(of)
     yield from _raw()
     yield from _gaps()
+
+
+def _long_lane() -> Made:
+    """One lane for more symbols than a lane may have."""
+    count = limits.MAX_LANE_SYMBOLS + 1
+    base, record = bytes(count), Record(ops.CODES, ops.U8, 0, count, residual=POOL, activity=level([2]))
+    target = bytes(at % 7 for at in range(count))
+    parts = programs.encode(base, target, [record])
+    program = replace(parts, stream=b"\0" + parts.stream[1:]).encode()
+    about = "More symbols in one lane than a lane may have."
+    return Made("pool-lane-over-limit", about, base, programs.delta(base, target, program), None, (LIMIT,))
 
 
 def _raw() -> Iterator[Made]:
@@ -98,6 +110,16 @@ def _other_end(sent: bytes, target: bytes, state: int) -> bytes:
     return bytes([0, length - 16]) + bits + words
 
 
+def _many_tables(contexts: int, alphabet: int) -> bytes:
+    """255 tables of all symbols, equally frequent."""
+    coder, number = Coder(), 255
+    classes = np.minimum(np.arange(contexts), number - 1).astype(np.uint8)
+    tables.code_model(
+        coder, classes, contexts, alphabet, number, 1, np.ones((number, alphabet), dtype=np.int64)
+    )
+    return coder.finish()
+
+
 def _tables(of: Callable[..., Made]) -> Iterator[Made]:
     kind = KINDS["codes"]
 
@@ -124,6 +146,12 @@ def _tables(of: Callable[..., Made]) -> Iterator[Made]:
         return coder.finish()
 
     yield of("tables-0", "No table.", tables={"codes": coded(0)})
+    yield of(
+        "tables-over-limit",
+        "Tables of more decisions than a range of 400 bytes allows.",
+        LIMIT,
+        tables={"codes": _many_tables(kind.contexts, kind.alphabet)},
+    )
     yield of("tables-256", "256 tables.", tables={"codes": coded(256)})
     yield of(
         "tables-run-beyond",

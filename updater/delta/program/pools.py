@@ -75,8 +75,8 @@ class Packed:
         return sum(map(len, self.tables.values())) + len(self.stream) + len(self.raw)
 
 
-def encode(pools: Mapping[str, Pool]) -> Packed:
-    """Codes the pools that have symbols."""
+def encode(pools: Mapping[str, Pool], budget: int) -> Packed:
+    """Codes the pools that have symbols; each one's tables take `budget` decisions at most."""
     used = {name: pool for name, pool in pools.items() if pool.symbols}
     if not used:
         return Packed({}, {}, b"", b"")
@@ -85,7 +85,7 @@ def encode(pools: Mapping[str, Pool]) -> Packed:
     for name, pool in used.items():
         joined, contexts = np.concatenate(pool.symbols), np.concatenate(pool.contexts)
         model, sent[name] = tables.build(
-            joined, contexts, pool.kind.contexts * pool.groups, pool.kind.alphabet
+            joined, contexts, pool.kind.contexts * pool.groups, pool.kind.alphabet, budget
         )
         raws[name] = bits.pack(pool.fields)
         symbols.append(joined)
@@ -134,11 +134,14 @@ class OpenPools:
         packed: what the program holds of them.
         kinds: by name, those that are there.
         groups: by name, how many groups of contexts.
+        budget: decisions that the tables of each take at most.
 
     Raises ProgramError for parts that no encoder writes.
     """
 
-    def __init__(self, packed: Packed, kinds: Mapping[str, Kind], groups: Mapping[str, int]) -> None:
+    def __init__(
+        self, packed: Packed, kinds: Mapping[str, Kind], groups: Mapping[str, int], budget: int
+    ) -> None:
         self._packed = packed
         self._frequencies: list[NDArray[np.uint32]] = []
         self._pools: dict[str, OpenPool] = {}
@@ -146,7 +149,7 @@ class OpenPools:
         for name, sent in packed.tables.items():
             if name not in groups:
                 raise RansError("a program has a pool that no record takes from")
-            model = tables.read(sent, kinds[name].contexts * groups[name], kinds[name].alphabet)
+            model = tables.read(sent, kinds[name].contexts * groups[name], kinds[name].alphabet, budget)
             classes = model.classes.astype(np.uint16) + np.uint16(count)
             self._pools[name] = OpenPool(classes, kinds[name].contexts)
             self._frequencies.append(model.frequencies)

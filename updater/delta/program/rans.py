@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from updater.delta.program.operands import ProgramError
+from updater import limits
+from updater.delta.program.operands import LimitError, ProgramError
 
 PROBABILITY_BITS = 12
 TOTAL = 1 << PROBABILITY_BITS
@@ -32,7 +33,7 @@ MAX_LANES = 1 << 14
 MAX_TABLES = 1024  # of a stream; the decoder takes 16 KiB for each
 LANE_BYTES = 256  # of a stream for each lane: fewer lanes cost less, more decode faster
 BARE_LANE_BYTES = 2048  # the same where lanes have no payload to carry
-MAX_STEPS = 8192  # symbols that a lane codes, about, at most
+MAX_STEPS = limits.MAX_LANE_SYMBOLS
 MAX_SYMBOLS = 256  # of a table
 LOW = 1 << 16  # states lie in [LOW, LOW << 16)
 SEED_BYTES = 2  # payload a lane carries
@@ -178,6 +179,8 @@ def decode(
         if data:
             raise RansError("a stream of no symbols has bytes")
         return np.empty(0, dtype=np.uint8), b""
+    if count > lanes * MAX_STEPS:  # a step takes its time however few lanes it moves
+        raise LimitError("symbols in each lane", -(-count // lanes), MAX_STEPS)
     state, used = _unpack_states(data, lanes)
     if (len(data) - used) % 2:
         raise RansError("a stream ends inside a word")

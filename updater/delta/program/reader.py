@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater.delta.program import body, predictors, residuals, skeletons
+from updater.delta.program.arithmetic import decisions
 from updater.delta.program.bits import CHUNK
 from updater.delta.program.body import Opened
 from updater.delta.program.operands import Operands, ProgramError, ReadBase
@@ -83,7 +84,7 @@ class Reader:
         groups = {
             name: residuals.group_count(name, self._groups, found) for name, found in self._members.items()
         }
-        self._pools = OpenPools(opened.packed, KINDS, groups)
+        self._pools = OpenPools(opened.packed, KINDS, groups, decisions(place.length))
 
     def run(self) -> bytearray:
         """Writes all of the block."""

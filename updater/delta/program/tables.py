@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from updater import limits
 from updater.delta.program.arithmetic import Coder
 from updater.delta.program.rans import MAX_SYMBOLS, TOTAL, RansError
 
@@ -186,14 +187,22 @@ def _code_levels(coder: Coder, levels: Ints) -> Ints:
     return out
 
 
-def build(symbols: Symbols, contexts: Symbols, context_count: int, alphabet: int) -> tuple[Model, bytes]:
-    """The model for a stream and the bytes that send it."""
-    counts = count(symbols, contexts, context_count, alphabet)
-    return fit(counts)
+def build(
+    symbols: Symbols,
+    contexts: Symbols,
+    context_count: int,
+    alphabet: int,
+    budget: int = limits.MAX_CODED_DECISIONS,
+) -> tuple[Model, bytes]:
+    """The model for a stream and the bytes that send it, as `fit`."""
+    return fit(count(symbols, contexts, context_count, alphabet), budget)
 
 
-def fit(counts: Ints) -> tuple[Model, bytes]:
-    """The model for counts of [contexts, alphabet], and the bytes that send it."""
+def fit(counts: Ints, budget: int = limits.MAX_CODED_DECISIONS) -> tuple[Model, bytes]:
+    """The model for counts of [contexts, alphabet], and the bytes that send it.
+
+    Raises LimitError when it takes more than `budget` decisions.
+    """
     classes = merge(counts)
     number = int(classes.max()) + 1 if len(classes) else 1
     joined = np.zeros((number, counts.shape[1]), dtype=np.int64)
@@ -210,15 +219,15 @@ def fit(counts: Ints) -> tuple[Model, bytes]:
         if best is None or size < best[0]:
             best = (size, precision, levels, table)
     assert best is not None
-    coder = Coder()
-    _code_model(coder, classes, len(counts), counts.shape[1], number, best[1], best[2])
+    coder = Coder(budget=budget)
+    code_model(coder, classes, len(counts), counts.shape[1], number, best[1], best[2])
     return Model(classes, best[3]), coder.finish()
 
 
-def read(data: bytes, context_count: int, alphabet: int) -> Model:
-    """The model that `fit` sent. Raises RansError or CoderError."""
-    coder = Coder(data)
-    classes, precision, levels = _code_model(
+def read(data: bytes, context_count: int, alphabet: int, budget: int = limits.MAX_CODED_DECISIONS) -> Model:
+    """The model that `fit` sent. Raises RansError, CoderError or LimitError."""
+    coder = Coder(data, budget=budget)
+    classes, precision, levels = code_model(
         coder, np.zeros(context_count, dtype=np.uint8), context_count, alphabet, 0, 0, None
     )
     coder.end()
@@ -243,7 +252,7 @@ def _code_runs(coder: Coder, classes: NDArray[np.uint8], out: NDArray[np.uint8],
         place, run = end, run + 1
 
 
-def _code_model(
+def code_model(
     coder: Coder,
     classes: NDArray[np.uint8],
     contexts: int,
@@ -252,6 +261,7 @@ def _code_model(
     precision: int,
     levels: Ints | None,
 ) -> tuple[NDArray[np.uint8], int, Ints]:
+    """Sends a model, or reads it (`levels` is then None): tables of contexts, levels an octave, levels."""
     number = coder.unsigned("number", number)
     power = coder.bits(precision.bit_length() - 1 if precision else 0, 2)
     if 1 << power not in _PRECISIONS:

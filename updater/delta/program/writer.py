@@ -57,7 +57,7 @@ def encode(
             kind = DTYPES[record.dtype]
             wanted = np.frombuffer(block, kind, count=record.count, offset=record.at)
             _put(found, values, number, groups.get(number, 0), wanted)
-    packed = pools.encode(found)
+    packed = pools.encode(found, decisions(len(target)))
     coded = coder.finish()
     start = body.encode_head(place, len(coded), len(named), packed)
     known = body.Known(base, place, records)
