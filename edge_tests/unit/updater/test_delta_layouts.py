@@ -55,8 +55,8 @@ def test_quantised_weights_of_a_transposed_base(tmp_path: Path) -> None:
     scale = np.abs(old).max(axis=1) / np.float32(127)  # of the target's columns
     codes = np.clip(np.rint(old / scale[:, None]), -127, 127).astype(np.int8).T.copy()
     meaning = Quantisation(tuple(scale.tolist()), (0,) * 256, 1)
-    new = Arrays().add("q", codes, meaning=meaning).add("s", scale)
-    for block_size in (1 << 20, 20_000):
+    new = Arrays().add("s", scale).add("q", codes, meaning=meaning)
+    for block_size in (1 << 20, 30_000):
         summary = send(tmp_path, Arrays().add("w", old), new, block_size)
         assert summary.delta_size < HEAD + 200 * (codes.nbytes // block_size)
 
@@ -170,7 +170,7 @@ def test_layouts_are_read_as_their_strides_say(axes: list[tuple[int, int]], band
         for place in itertools.product(*(range(size) for size, _ in axes))
     ]
     raw = data.tobytes()
-    base = Operands(lambda offset, length: raw[offset : offset + length], 1 << 20)
+    base = Operands(lambda offset, length: raw[offset : offset + length])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "GATHER_ELEMENTS", band)
         got = [
@@ -207,13 +207,9 @@ def same(axes: layout.Axes, count: int) -> records.Record:
     ],
 )
 def test_layouts_that_no_encoder_writes_are_refused(record: records.Record) -> None:
+    coder = Coder(limit=30)
     with pytest.raises(ProgramError):
-        coder = Coder(limit=30)
-        rows = records.RowBits()
-        records.code_records(coder, [record], 40_000, 0, rows)
-        data = coder.finish()
-        again = records.code_records(Coder(data, 30), None, 40_000, 0, records.RowBits(b""))
-        Operands(lambda _, size: bytes(size), 1 << 20, 1 << 12).laid("<f4", 0, again[0].axes, 0, 320_000)
+        records.code_records(coder, [record], 40_000, 0, records.RowBits(), records.Share(40_000))
 
 
 def test_operands_outside_the_base_are_refused() -> None:

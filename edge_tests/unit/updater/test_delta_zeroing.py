@@ -91,7 +91,7 @@ def test_pieces_of_groups_are_alike_however_a_record_is_cut() -> None:
         record = records.Record(
             records.THINNED, records.F32, 0, values.size, shape[0], by_rows=by_rows, zero=2, group=4
         )
-        base = Operands(lambda at, length, data=data: data[at : at + length], 1 << 30)
+        base = Operands(lambda at, length, data=data: data[at : at + length])
         made = np.concatenate([zeroed(base, record, piece) for piece in pieces(*shape)])
         wanted = thinned(values, 2, 4) if by_rows else thinned(values.T.copy(), 2, 4).T.copy()
         assert made.tobytes() == wanted.tobytes()

@@ -46,8 +46,6 @@ _SKELETON_BYTES = 1 << 16
 _PIECE_BYTES = 40  # what cutting a piece out of an array costs, about
 _SINGLES = 300
 _SAID = 2  # scales that are said rather than worked out
-_REDUCED = 16  # times a block's bytes: of the base, read for scales; decoders allow more ...
-_REDUCED_BYTES = 48 << 10  # ... and this
 _LEAST = 64  # bytes of a repeat; four times that where elements are bytes
 
 
@@ -67,16 +65,24 @@ class Known:
 
 
 def records_for(
-    base: Known, target: bytes, new: list[Item], follows: dict[int, tuple[int, int]]
+    base: Known, target: bytes, new: list[Item], follows: dict[int, tuple[int, int]], window: int
 ) -> list[Record]:
-    """The records of a block: `target` are its bytes, `new` its arrays, places counted from its begin."""
+    """The records of a block.
+
+    Args:
+        base: the base.
+        target: the block's bytes.
+        new: its arrays, places counted from its begin.
+        follows: for biases, the tensors whose scales they follow.
+        window: bytes of the base that the skeleton is coded against.
+    """
     by_owner = {(item.role, item.owner): item for item in new if item.owner >= 0}
     by_content: dict[bytes, list[Item]] = defaultdict(list)
     for item in new:
         if item.dtype == F32 and len(item.value) <= 1 << 16:
             by_content[item.content].append(item)
     seen: dict[bytes, Item] = {}
-    room = scales.Room(_REDUCED * len(target) + _REDUCED_BYTES)
+    room = scales.room_of(len(target), window, new)
     for item in new:
         if not _equal(item):
             if item.dtype == F32 and item.weights is not None:

@@ -24,6 +24,8 @@ Bytes = NDArray[np.uint8]
 
 _LEAST_BYTES = 256  # a smaller block gains nothing by a program
 _ALONE_BYTES = 256 << 10  # of a block that is also tried without records
+_WINDOW_SHARE = 3  # of what a program may read: one part may be the window, beside ...
+_WINDOW_LEAST = limits.OPERAND_OVERHEAD_BYTES // 2  # ... this
 _WINDOW_BYTES = 1 << 20  # of a large base's window beyond the block's own length
 
 
@@ -89,7 +91,7 @@ class ProgramEncoder:
         target = self._target[offset : offset + length].tobytes()
         place = self._place(offset, length)
         items = list(parts.inside(self._items, offset, length))
-        ways = [arrange.records_for(self._known, target, items, self._follows)]
+        ways = [arrange.records_for(self._known, target, items, self._follows, place.window_length)]
         if ways[0] and length <= _ALONE_BYTES:
             ways.append([])
         found: list[ProgramBytes] = []
@@ -111,11 +113,15 @@ class ProgramEncoder:
 
     def _place(self, offset: int, length: int) -> Place:
         size = len(self._base)
-        if size <= limits.MAX_WINDOW_BYTES:
+        # The window counts against what the program may read, as the arrays do.
+        most = min(
+            limits.MAX_WINDOW_BYTES, limits.OPERAND_EXPANSION * length // _WINDOW_SHARE + _WINDOW_LEAST
+        )
+        if size <= most:
             return Place(offset, length, 0, size)
-        room = min(limits.MAX_WINDOW_BYTES, length + _WINDOW_BYTES)
+        room = min(most, length + _WINDOW_BYTES)
         middle = offset * size // max(1, len(self._target))
-        return Place(offset, length, max(0, min(size - room, middle - _WINDOW_BYTES // 2)), room)
+        return Place(offset, length, max(0, min(size - room, middle - min(room, _WINDOW_BYTES) // 2)), room)
 
     def _read(self, offset: int, length: int) -> bytes:
         if offset < 0 or offset + length > len(self._base):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from updater import limits
 from updater.delta.program import layout, predictors
 from updater.delta.program.operands import Operands
 from updater.delta.program.planner import Item
@@ -22,6 +23,7 @@ from updater.delta.program.records import (
     EXCEPTIONS,
     F32,
     I8,
+    I32,
     MAX_HALVES,
     PEAK,
     SOURCES,
@@ -48,6 +50,16 @@ class Room:
             return False
         self.left -= length
         return True
+
+
+def room_of(length: int, window: int, items: list[Item]) -> Room:
+    """What a block of `length` bytes may read beside its window and what its arrays follow from."""
+    direct = sum(
+        len(item.value) * (item.base.value.itemsize + (4 if item.dtype == I32 else 0))
+        for item in items
+        if item.base is not None
+    )
+    return Room(limits.OPERAND_EXPANSION * length + limits.OPERAND_OVERHEAD_BYTES - window - direct)
 
 
 def link(items: list[Item]) -> None:
