@@ -121,7 +121,7 @@ class ProgramEncoder:
             return Place(offset, length, 0, size)
         room = min(most, length + _WINDOW_BYTES)
         middle = offset * size // max(1, len(self._target))
-        return Place(offset, length, max(0, min(size - room, middle - max(0, room - length) // 2)), room)
+        return Place(offset, length, max(0, min(size - room, middle - min(room, _WINDOW_BYTES) // 2)), room)
 
     def _read(self, offset: int, length: int) -> bytes:
         if offset < 0 or offset + length > len(self._base):
