@@ -34,6 +34,7 @@ from updater.limits import SYNC_BYTES, DecodeLimits
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+_MOST_PARTS = 64  # of a block that are written one by one: many small ones cost a system call each
 Progress = Callable[[int, int], None]  # (done, total) bytes of the target
 
 
@@ -330,7 +331,7 @@ class Applier:
         except SluiceError as error:
             error.obj = error.obj or f"the block at byte {block.target_offset} of the target"
             raise
-        return parts
+        return parts if len(parts) <= _MOST_PARTS else [b"".join(parts)]
 
     def _take(self, decoded: Decoded) -> None:
         """Writes a block whose turn has come."""

@@ -266,7 +266,7 @@ def bad_blocks() -> Iterator[tuple[str, bytes, str]]:
     yield "instructions over the limit", block_of(many, []), "DELTA_LIMIT_EXCEEDED"
     yield "unknown opcode", streams.encode_table([raw(b"\x09")], 0), "DELTA_UNSUPPORTED"
     yield "unknown coder", b"\x01\x07\x01\x00", "DELTA_UNSUPPORTED"
-    yield "no streams", b"\x00", "DELTA_LIMIT_EXCEEDED"
+    yield "no streams", b"\x00", "DELTA_INVALID"
     yield "streams over the limit", varint.encode(limits.MAX_STREAMS + 1), "DELTA_LIMIT_EXCEEDED"
     yield "bytes after the streams", block_of([Copy(0, 100)], []) + b"x", "DELTA_INVALID"
     yield "overlong integer", b"\x81\x00", "DELTA_INVALID"
@@ -340,7 +340,7 @@ def bad_blocks() -> Iterator[tuple[str, bytes, str]]:
     yield "window outside the base", patched((0, 601)), "DELTA_INVALID"
     yield "window over the limit", patched((0, 1 << 24)), "DELTA_LIMIT_EXCEEDED"
     yield "window of nothing", patched((0, 0)), "DELTA_INVALID"
-    yield "no window", patched(), "DELTA_LIMIT_EXCEEDED"
+    yield "no window", patched(), "DELTA_INVALID"
     yield "another window", patched((300, 100)), "DELTA_"
 
 
