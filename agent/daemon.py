@@ -36,6 +36,7 @@ from agent.outbox import Outbox
 from agent.reconciler import Reconciler
 from agent.recovery import recover
 from agent.reporter import Progress, compose
+from agent.repository import Repository
 from agent.retention import collect
 from agent.router import Router
 from agent.state import State
@@ -122,7 +123,7 @@ class Daemon:
             control,
             self._progress,
             collect=lambda tight: self._collect(spare=not tight),
-            serving=lambda model: self._router.serving(model) is not None,
+            serving=lambda model: self._router.serving(model) is not None or self._activator.unloaded(model),
             free_bytes=lambda: shutil.disk_usage(state_dir).free,
             changed=self._changed,
         )
@@ -144,7 +145,11 @@ class Daemon:
             poll_interval_s=config.poll_interval_s,
             reconnect_max_s=config.reconnect_max_s,
         )
-        self._inference = InferenceServer(self._router, config.inference_address)
+        self._inference = InferenceServer(
+            self._router,
+            config.inference_address,
+            repository=Repository(self._router, self._activator, control=config.model_control),
+        )
         self._admin = AdminServer(
             config.admin_socket, self.status, lambda model: self._activator.revert(model, pin=True)
         )

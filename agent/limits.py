@@ -48,3 +48,12 @@ MAX_GOLDEN_FILE_BYTES = 64 << 20
 MAX_GOLDEN_BYTES = 256 << 20  # unpacked, all arrays together
 MAX_GOLDEN_ARRAYS = 64
 MAX_WARM_UP_BYTES = 64 << 20  # of the inputs made for one warm-up
+MAX_STREAMS = 16  # standing at once; each holds a thread
+STREAM_IDLE_S = 60.0  # a stream that asked nothing for so long makes room for a new one
+SPLIT_MESSAGE_BYTES = 4 << 10  # larger requests have their raw contents left in place (messages.py)
+
+# System shared memory (shared_memory.py, peer.py).
+MAX_REGIONS = 64  # registered at once; each holds a descriptor
+MAX_KEY_CHARACTERS = 255  # of a shared memory object's name: the file system's own bound
+PEER_CACHE_S = 10.0  # a connection's user is looked up again after this time
+MAX_PEERS = 256  # connections whose user is remembered

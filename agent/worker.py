@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from agent import worker_process
 from agent.child import Child
+from agent.figures import Figures
 from agent.limits import EXIT_S, HANG_S, MAX_WAITING_ON_STALL, STALL_S
 from agent.transport import ChannelBroken, ChannelClosed, Message, MessageTooLarge
 from runtimes.inputs import check_inputs, splits_by_sample
@@ -86,6 +87,7 @@ class Worker:
         inputs: what the model wants.
         outputs: what it answers.
         ready_at: when it became ready (time.monotonic).
+        figures: of its version's inferences; kept by whoever calls it.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -95,6 +97,7 @@ class Worker:
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.ready_at = 0.0
+        self.figures = Figures()
         self._any_batch = False
         self._turn = threading.Lock()  # held by the one caller who may use the channel
         self._unanswered = False  # under _turn: a request was sent and its answer not yet taken

@@ -1,0 +1,99 @@
+"""One inference request, from its message to its answer.
+
+In order: the deadline (the call's own, at most MAX_REQUEST_S) -> the worker, from the router -> the inputs,
+from the message or from shared memory -> the worker's answer -> the outputs, into the response or into shared
+memory. If the worker died before it had the request, the request is given once more to the worker that is
+active then; one that was running when its worker died is not repeated, because it may be what killed it.
+
+Rules: every wait ends at the deadline; a client that has gone away is not computed for.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import grpc
+
+from agent.figures import Timing
+from agent.limits import MAX_MESSAGE_BYTES, MAX_REQUEST_S, RESTART_WAIT_S
+from agent.messages import Request, Response
+from agent.peer import Peers
+from agent.router import Router
+from agent.shared_memory import Region, Regions
+from agent.tensors import decode_inputs, encode_outputs, is_raw, requested_outputs
+from agent.worker import Worker, WorkerDied
+from inference import open_inference_pb2 as pb
+from sluice.api.v1 import errors_pb2
+from updater.errors import SluiceError
+
+log = logging.getLogger(__name__)
+
+
+class Inference:
+    """Answers requests. Args: where workers, shared memory and callers' users are found."""
+
+    def __init__(self, router: Router, regions: Regions, peers: Peers) -> None:
+        self._router = router
+        self._regions = regions
+        self._peers = peers
+
+    def answer(self, request: Request, context: grpc.ServicerContext) -> Response:
+        """One inference.
+
+        Raises:
+            SluiceError: with the reasons of `Worker.infer`, `Router.acquire` and tensors.py.
+        """
+        remaining_s = context.time_remaining()
+        deadline = time.monotonic() + min(
+            MAX_REQUEST_S, MAX_REQUEST_S if remaining_s is None else remaining_s
+        )
+        try:
+            return self._once(request, context, deadline)
+        except WorkerDied as error:
+            if error.delivered:
+                raise
+            log.info("a request is given to another worker: %s", error)
+            return self._once(request, context, deadline)
+
+    def _once(self, request: Request, context: grpc.ServicerContext, deadline: float) -> Response:
+        message = request.message
+        wait_s = min(RESTART_WAIT_S, deadline - time.monotonic())
+
+        def find(name: str) -> Region:
+            return self._regions.find(name, self._peers.user(context.peer()))
+
+        with self._router.acquire(message.model_name, message.model_version, wait_s=wait_s) as worker:
+            began = time.monotonic()
+            try:
+                inputs = decode_inputs(request, worker.inputs, find)
+                wanted = requested_outputs(message, worker.outputs, find)
+                outputs = worker.infer(inputs, deadline - time.monotonic(), still_wanted=context.is_active)
+                ran = time.monotonic()
+                response = encode_outputs(
+                    pb.ModelInferResponse(
+                        model_name=worker.model, model_version=str(worker.version), id=message.id
+                    ),
+                    outputs,
+                    wanted,
+                    raw=is_raw(request),
+                )
+                _check_size(response, worker)
+            except SluiceError:
+                worker.figures.failed(time.monotonic() - began)
+                raise
+            timing = Timing(infer_s=ran - began, output_s=time.monotonic() - ran)
+            worker.figures.answered(1, timing)
+            worker.figures.ran(1, timing)
+        return response
+
+
+def _check_size(response: Response, worker: Worker) -> None:
+    size = response.byte_size()
+    if size > MAX_MESSAGE_BYTES:
+        raise SluiceError(
+            errors_pb2.LIMIT_EXCEEDED,
+            f"the answer of {worker.spec} takes {size} bytes; at most {MAX_MESSAGE_BYTES} are allowed",
+            hint="ask for fewer outputs or a smaller batch, or have the outputs written to shared memory",
+            obj=str(worker.spec),
+        )
