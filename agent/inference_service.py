@@ -9,13 +9,16 @@ registers it with their own (de)serialisers. Every other call has the generated 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from typing import NoReturn, TypeVar
 
 import grpc
 
 from agent import describe
+from agent.batching import Overloaded
 from agent.messages import Request, Response
 from agent.peer import Peers
 from agent.repository import Repository
@@ -33,7 +36,17 @@ log = logging.getLogger(__name__)
 
 SERVER_NAME = "sluice"
 EXTENSIONS = ("model_configuration", "model_repository", "statistics", "system_shared_memory")
+PUSHBACK = "grpc-retry-pushback-ms"  # gRPC's own: clients with a retry policy wait for so long
 Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class _Status(grpc.Status):
+    """What `abort_with_status` takes."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
 
 
 class InferenceService:
@@ -217,7 +230,14 @@ def _answer(context: grpc.ServicerContext, call: Callable[[], Answer]) -> Answer
 
 
 def _abort(context: grpc.ServicerContext, error: SluiceError) -> NoReturn:
-    context.abort_with_status(to_status(error))
+    status = to_status(error)
+    if isinstance(error, Overloaded):
+        status = _Status(
+            status.code,
+            status.details,
+            (*status.trailing_metadata, (PUSHBACK, str(max(1, math.ceil(error.retry_s * 1000))))),
+        )
+    context.abort_with_status(status)
     raise AssertionError("abort_with_status raises")
 
 

@@ -11,19 +11,22 @@ Rules: every wait ends at the deadline; a client that has gone away is not compu
 from __future__ import annotations
 
 import logging
+import math
 import time
+from dataclasses import replace
 
 import grpc
 
-from agent.figures import Timing
 from agent.limits import MAX_MESSAGE_BYTES, MAX_REQUEST_S, RESTART_WAIT_S
 from agent.messages import Request, Response
 from agent.peer import Peers
 from agent.router import Router
+from agent.scheduling import Priority
 from agent.shared_memory import Region, Regions
-from agent.tensors import decode_inputs, encode_outputs, is_raw, requested_outputs
+from agent.tensors import decode_inputs, encode_outputs, is_raw, requested_outputs, whole_number
 from agent.worker import Worker, WorkerDied
 from inference import open_inference_pb2 as pb
+from runtimes.interface import InputInvalid
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
@@ -66,9 +69,17 @@ class Inference:
         with self._router.acquire(message.model_name, message.model_version, wait_s=wait_s) as worker:
             began = time.monotonic()
             try:
-                inputs = decode_inputs(request, worker.inputs, find)
+                priority, patience_s = _handling(message)
+                inputs = worker.check(decode_inputs(request, worker.inputs, find))
                 wanted = requested_outputs(message, worker.outputs, find)
-                outputs = worker.infer(inputs, deadline - time.monotonic(), still_wanted=context.is_active)
+                outputs, timing = worker.queue.infer(
+                    inputs,
+                    deadline,
+                    priority=priority,
+                    queue_until=began + patience_s,
+                    still_wanted=context.is_active,
+                    on_end=context.add_callback,
+                )
                 ran = time.monotonic()
                 response = encode_outputs(
                     pb.ModelInferResponse(
@@ -82,10 +93,34 @@ class Inference:
             except SluiceError:
                 worker.figures.failed(time.monotonic() - began)
                 raise
-            timing = Timing(infer_s=ran - began, output_s=time.monotonic() - ran)
-            worker.figures.answered(1, timing)
-            worker.figures.ran(1, timing)
+            encoding_s = time.monotonic() - ran
+            timing = replace(timing, output_s=timing.output_s + encoding_s)
+            worker.figures.answered(worker.samples(inputs), timing)
         return response
+
+
+def _handling(message: pb.ModelInferRequest) -> tuple[Priority, float]:
+    """The request's priority, and for how long it may wait in the queue, seconds."""
+    parameters = message.parameters
+    if not parameters:
+        return Priority.NORMAL, math.inf
+    sequence = parameters.get("sequence_id")
+    if sequence is not None and (sequence.int64_param or sequence.uint64_param or sequence.string_param):
+        raise _invalid("sequence_id: sequences are not offered; send each request whole")
+    try:
+        level = whole_number(parameters, "priority")
+        timeout_us = whole_number(parameters, "timeout")
+    except InputInvalid as error:
+        raise _invalid(error.message) from error
+    if level not in (0, *Priority):
+        raise _invalid(f"priority {level}: it is 1 (high), 2 (normal) or 3 (low)")
+    if timeout_us < 0:
+        raise _invalid(f"timeout {timeout_us}: it is a number of microseconds")
+    return Priority(level) if level else Priority.NORMAL, timeout_us / 1e6 if timeout_us else math.inf
+
+
+def _invalid(why: str) -> SluiceError:
+    return SluiceError(errors_pb2.INPUT_INVALID, f"the request's parameter {why}")
 
 
 def _check_size(response: Response, worker: Worker) -> None:

@@ -116,7 +116,7 @@ class Router:
             entry = self._entries.get(dead.model)
             if entry is None or entry.active is not dead:
                 return False
-            fresh.figures = dead.figures
+            fresh.succeed(dead)
             entry.active, entry.soon = fresh, True
             self._turned.notify_all()
         fresh.on_death(self._worker_died)

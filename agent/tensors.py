@@ -215,8 +215,8 @@ def _buffer(array: NDArray[Any], datatype: str) -> Buffer:
 def _place(name: str, parameters: Mapping[str, Any], find: FindRegion, what: str) -> Place:
     try:
         region = find(_text(parameters[_REGION]))
-        size = _whole_number(parameters, _REGION_BYTES)
-        place = Place(region, _whole_number(parameters, _REGION_OFFSET), size)
+        size = whole_number(parameters, _REGION_BYTES)
+        place = Place(region, whole_number(parameters, _REGION_OFFSET), size)
         if _REGION_BYTES not in parameters:
             raise InputInvalid(f"{_REGION} needs {_REGION_BYTES}")
         region.check(place.offset, place.size)
@@ -231,7 +231,7 @@ def _text(parameter: pb.InferParameter) -> str:
     return parameter.string_param
 
 
-def _whole_number(parameters: Mapping[str, pb.InferParameter], name: str) -> int:
+def whole_number(parameters: Mapping[str, pb.InferParameter], name: str) -> int:
     """A parameter that is a whole number; 0 when it is not given."""
     if name not in parameters:
         return 0

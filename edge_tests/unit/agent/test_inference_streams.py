@@ -12,12 +12,13 @@ import pytest
 
 from agent import streams as module
 from agent.inference import InferenceServer
-from agent.limits import MAX_STREAMS, SERVING_THREADS
+from agent.limits import MAX_STREAMS
 from agent.router import Router
 from edge_tests.harness import models, serving
 from inference import open_inference_pb2 as pb
 from inference import open_inference_pb2_grpc as pb_grpc
 
+THREADS = 2
 ROW = np.arange(8, dtype=np.float32).reshape(1, 8)
 
 
@@ -47,7 +48,7 @@ def stub(tmp_path: Path) -> Iterator[pb_grpc.GRPCInferenceServiceStub]:
     router = Router()
     worker = serving.start_worker(models.tiny_onnx(tmp_path / "tiny.onnx"))
     router.activate("tiny", 1, worker)
-    server = InferenceServer(router, "127.0.0.1:0")
+    server = InferenceServer(router, "127.0.0.1:0", threads=THREADS)
     server.start()
     with grpc.insecure_channel(server.addresses[0]) as channel:
         yield pb_grpc.GRPCInferenceServiceStub(channel)
@@ -62,7 +63,7 @@ def infer(stub: pb_grpc.GRPCInferenceServiceStub) -> str:
 
 
 def test_streams_that_stand_hold_up_no_other_call(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
-    assert MAX_STREAMS > SERVING_THREADS
+    assert MAX_STREAMS > THREADS
     standing = [Stream(stub) for _ in range(MAX_STREAMS)]
     for stream in standing:
         assert stream.ask().infer_response.id == "7"
