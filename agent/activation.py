@@ -21,14 +21,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from agent import golden
+from agent import golden, options
 from agent import slots as moves
+from agent.batch_proof import batches_are_safe
 from agent.installer import Installer, Prepared
 from agent.limits import DRAIN_S, MAX_NAME_CHARACTERS
 from agent.reporter import Loaded
 from agent.repository import Held
 from agent.retry import Cause, cause_of
 from agent.router import Router
+from agent.scheduling import Policy
 from agent.slots import Installed, Slots
 from agent.state import State, Update
 from agent.version_directory import verify
@@ -220,33 +222,42 @@ class Activator:
         step(sync_pb2.UPDATE_STEP_VERIFYING)
         digests = verify(prepared.directory, model, installed.version, variant, self._store)
         step(sync_pb2.UPDATE_STEP_WARMING_UP)
-        threads = variant.options.get("threads", "")
+        wanted = options.read(variant.options, self._threads)
+        for fault in wanted.faults:
+            log.warning("%s@%d: %s", model, installed.version, fault)
         spec = WorkerSpec(
             model=model,
             version=installed.version,
             path=prepared.directory / variant.model_file.path,
             format=variant.format,
             runtime_preference=installed.runtime,
-            threads=int(threads)
-            if threads.isascii() and threads.isdigit() and int(threads)
-            else self._threads,
+            threads=wanted.threads,
             loaded_digests=digests,
         )
         worker = Worker.start(spec, self._load_deadline_s)
         try:
             golden.warm_up(worker, self._load_deadline_s)
+            examples = None
             if variant.golden_file is not None:
-                golden.check_golden(
-                    worker,
-                    prepared.directory / variant.golden_file.path,
-                    variant.tolerance,
-                    self._load_deadline_s,
-                )
+                path = prepared.directory / variant.golden_file.path
+                golden.check_golden(worker, path, variant.tolerance, self._load_deadline_s)
+                examples = golden.convert_inputs(worker, golden.read_golden(path)[0])
+            worker.queue.policy = self._policy(worker, wanted.policy, examples)
         except BaseException:
             worker.close(0)
             raise
         worker.checked()
         return worker
+
+    def _policy(self, worker: Worker, policy: Policy, examples: golden.Arrays | None) -> Policy:
+        """The policy, with batches only for a model that was seen to answer right in them."""
+        if policy.max_batch == 1 or not worker.takes_batches:
+            return replace(policy, max_batch=1)
+        why_not = batches_are_safe(worker, examples, self._load_deadline_s)
+        if why_not:
+            log.warning("requests to %s run one by one: %s", worker.spec, why_not)
+            return replace(policy, max_batch=1)
+        return policy
 
     def boot(self, model: str) -> None:
         """Serves a model from disk at start: the active version, else the previous one.

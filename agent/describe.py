@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from agent.figures import Parts, Sum
+from agent.scheduling import Policy, Priority
 from agent.worker import Worker
 from inference import model_config_pb2 as config_pb
 from inference import open_inference_pb2 as pb
 from runtimes.datatypes import BYTES
 from runtimes.interface import TensorSpec
 
-PRIORITY_LEVELS, DEFAULT_PRIORITY = 3, 2
 _NANOSECONDS = 1_000_000_000
 
 
@@ -28,6 +28,8 @@ def metadata(worker: Worker, loaded: Iterable[Worker]) -> pb.ModelMetadataRespon
 
 def config(worker: Worker, loaded: Iterable[Worker]) -> config_pb.ModelConfig:
     """How `worker` is served, as Triton writes it."""
+    most = worker.queue.policy.max_batch
+    batches = most > 1
     return config_pb.ModelConfig(
         name=worker.model,
         platform=_platform(worker),
@@ -35,14 +37,20 @@ def config(worker: Worker, loaded: Iterable[Worker]) -> config_pb.ModelConfig:
         version_policy=config_pb.ModelVersionPolicy(
             specific=config_pb.ModelVersionPolicy.Specific(versions=_versions(loaded))
         ),
+        max_batch_size=most if batches else 0,
         input=[
-            config_pb.ModelInput(name=spec.name, data_type=data_type(spec.datatype), dims=spec.shape)
+            config_pb.ModelInput(
+                name=spec.name, data_type=data_type(spec.datatype), dims=spec.shape[batches:]
+            )
             for spec in worker.inputs
         ],
         output=[
-            config_pb.ModelOutput(name=spec.name, data_type=data_type(spec.datatype), dims=spec.shape)
+            config_pb.ModelOutput(
+                name=spec.name, data_type=data_type(spec.datatype), dims=spec.shape[batches:]
+            )
             for spec in worker.outputs
         ],
+        dynamic_batching=_batching(worker.queue.policy) if batches else None,
         instance_group=[
             config_pb.ModelInstanceGroup(
                 name=f"{worker.model}_0", kind=config_pb.ModelInstanceGroup.KIND_CPU, count=1
@@ -62,6 +70,20 @@ def statistics(workers: Sequence[Worker]) -> pb.ModelStatisticsResponse:
 def data_type(datatype: str) -> config_pb.DataType.ValueType:
     """Triton's number of one of the protocol's datatypes."""
     return config_pb.DataType.Value("TYPE_STRING" if datatype == BYTES else f"TYPE_{datatype}")
+
+
+def _batching(policy: Policy) -> config_pb.ModelDynamicBatching:
+    return config_pb.ModelDynamicBatching(
+        preferred_batch_size=policy.preferred,
+        max_queue_delay_microseconds=int(policy.window_s * 1_000_000),
+        priority_levels=len(Priority),
+        default_priority_level=Priority.NORMAL,
+        default_queue_policy=config_pb.ModelQueuePolicy(
+            timeout_action=config_pb.ModelQueuePolicy.REJECT,
+            allow_timeout_override=True,
+            max_queue_size=policy.queue,
+        ),
+    )
 
 
 def _statistics(worker: Worker) -> pb.ModelStatistics:

@@ -38,6 +38,7 @@ CURVE_WEIGHT = 0.2  # of the newest batch in the averages
 CURVE_KEEP_S = 60.0  # a size not seen for so long is tried again
 MAX_LENGTH_CLASSES = 32
 MAX_BATCH = 64  # samples in a batch made of several requests
+BATCH_COSINE_MIN = 0.99  # of an answer in a batch to the answer alone, for batches to be used at all
 LEAST_RETRY_S, MOST_RETRY_S = 0.010, 5.0  # of the hint when to try again
 BREAKER_ANSWERS = 20  # the latest that the breaker looks at
 BREAKER_FIRST_S, BREAKER_MOST_S = 1.0, 30.0  # how long it stays open
