@@ -23,7 +23,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from agent.figures import Figures, Timing
@@ -51,8 +50,8 @@ class Runner(Protocol):
 
     figures: Figures
 
-    def run(self, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> tuple[Arrays, Timing]:
-        """Runs checked inputs. Raises SluiceError."""
+    def run(self, inputs: Sequence[Mapping[str, NDArray[Any]]], timeout_s: float) -> tuple[Arrays, Timing]:
+        """Runs checked inputs, joined along the first dimension if they are several. Raises SluiceError."""
 
     def busy_s(self) -> float:
         """For how long the running request has been running, seconds; 0: none runs."""
@@ -61,7 +60,7 @@ class Runner(Protocol):
         """The error for a request that waited too long."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Pending:
     """One request: what its thread and the leader share, under the batcher's lock."""
 
@@ -269,8 +268,7 @@ class Batcher:
         return bool(wanted)
 
     def _run_together(self, members: Sequence[_Pending], began: float) -> bool:
-        names = members[0].inputs
-        inputs = {name: np.concatenate([member.inputs[name] for member in members]) for name in names}
+        inputs = [member.inputs for member in members]
         samples = sum(member.item.samples for member in members)
         outputs, timing = self._runner.run(inputs, max(map(_time_left, members)))
         split_at = time.monotonic()
@@ -284,7 +282,7 @@ class Batcher:
             end = start + member.item.samples
             member.outputs = {name: array[start:end] for name, array in outputs.items()}
             start = end
-        timing = replace(timing, output_s=time.monotonic() - split_at)
+        timing.output_s = time.monotonic() - split_at
         self._runner.figures.ran(samples, timing)
         for member in members:
             member.timing = replace(timing, queue_s=began - member.item.arrived)
@@ -298,9 +296,10 @@ class Batcher:
                 member.error = error
 
     def _run_one(self, member: _Pending, began: float) -> None:
-        member.outputs, timing = self._runner.run(member.inputs, _time_left(member))
+        member.outputs, timing = self._runner.run([member.inputs], _time_left(member))
         self._runner.figures.ran(member.item.samples, timing)
-        member.timing = replace(timing, queue_s=began - member.item.arrived)
+        timing.queue_s += began - member.item.arrived
+        member.timing = timing
 
     # Under the lock.
 

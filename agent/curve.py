@@ -12,10 +12,20 @@ first that is not known yet, so that it gets known.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from agent.limits import CURVE_KEEP_S, CURVE_WEIGHT, MAX_LENGTH_CLASSES, PAYS, SIZE_SEEN, TOO_FAST, TOO_SLOW
+from agent.limits import (
+    CURVE_KEEP_S,
+    CURVE_LATEST,
+    MAX_LENGTH_CLASSES,
+    PAYS,
+    SIZE_SEEN,
+    SWEEP_S,
+    TOO_FAST,
+    TOO_SLOW,
+)
 
 
 class Bounds(Protocol):
@@ -29,20 +39,25 @@ class Bounds(Protocol):
 
 @dataclass
 class _Size:
-    """How long batches of one step take."""
+    """How long batches of one step take: the medians of the latest, which a few slow ones do not move."""
 
+    latest: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=CURVE_LATEST))
     sample_s: float = 0.0
     batch_s: float = 0.0
-    seen: int = 0
     last: float = 0.0
+
+    @property
+    def seen(self) -> int:
+        return len(self.latest)
 
 
 @dataclass
 class _Length:
-    """One class of length: its steps by number, and the controller's size (0: not set yet)."""
+    """One class of length: its steps by number, the controller's size (0: not set yet), the last clean-up."""
 
     sizes: dict[int, _Size] = field(default_factory=dict)
     limit: int = 0
+    swept: float = 0.0
 
 
 class Curves:
@@ -56,14 +71,14 @@ class Curves:
         length = self._length(elements)
         size = length.sizes.setdefault(_step(samples), _Size())
         if now - size.last > CURVE_KEEP_S:
-            size.seen = 0
-        weight = max(CURVE_WEIGHT, 1 / (size.seen + 1))
-        size.sample_s += weight * (seconds / samples - size.sample_s)
-        size.batch_s += weight * (seconds - size.batch_s)
-        size.seen += 1
+            size.latest.clear()
+        size.latest.append((seconds / samples, seconds))
+        size.sample_s, size.batch_s = sorted(size.latest)[len(size.latest) // 2]
         size.last = now
-        for step in [step for step, found in length.sizes.items() if now - found.last > CURVE_KEEP_S]:
-            del length.sizes[step]
+        if now - length.swept > SWEEP_S:
+            length.swept = now
+            for step in [step for step, found in length.sizes.items() if now - found.last > CURVE_KEEP_S]:
+                del length.sizes[step]
         limit = min(length.limit or bounds.max_batch, bounds.max_batch)
         if seconds > TOO_SLOW * bounds.target_s:
             limit = max(1, min(limit, samples) // 2)

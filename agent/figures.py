@@ -1,17 +1,17 @@
 """What is counted and timed of one version's inferences, for ModelStatistics and metrics.
 
 A worker owns one `Figures`; a worker that takes a dead one's place goes on with its predecessor's, so that a
-restart loses nothing. Memory is bounded: batch sizes are few, and everything else is sums.
+restart loses nothing. Memory is sums, and as many of them as there were batch sizes.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass
 class Timing:
     """Where one request's or batch's time went, seconds.
 
@@ -27,10 +27,6 @@ class Timing:
     infer_s: float = 0.0
     output_s: float = 0.0
 
-    @property
-    def total_s(self) -> float:
-        return self.queue_s + self.input_s + self.infer_s + self.output_s
-
 
 @dataclass(frozen=True)
 class Sum:
@@ -38,9 +34,6 @@ class Sum:
 
     count: int = 0
     seconds: float = 0.0
-
-    def plus(self, seconds: float) -> Sum:
-        return Sum(self.count + 1, self.seconds + seconds)
 
 
 @dataclass(frozen=True)
@@ -51,14 +44,6 @@ class Parts:
     input: Sum = Sum()
     infer: Sum = Sum()
     output: Sum = Sum()
-
-    def plus(self, timing: Timing) -> Parts:
-        return Parts(
-            self.queue.plus(timing.queue_s),
-            self.input.plus(timing.input_s),
-            self.infer.plus(timing.infer_s),
-            self.output.plus(timing.output_s),
-        )
 
 
 @dataclass(frozen=True)
@@ -86,37 +71,72 @@ class Snapshot:
         return sum(parts.infer.count for _, parts in self.batches)
 
 
+class _Tally:
+    """How often, and the sums of a Timing's parts; changed in place because it is on every request's way."""
+
+    __slots__ = ("count", "infer_s", "input_s", "output_s", "queue_s")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.queue_s = self.input_s = self.infer_s = self.output_s = 0.0
+
+    def add(self, timing: Timing) -> None:
+        self.count += 1
+        self.queue_s += timing.queue_s
+        self.input_s += timing.input_s
+        self.infer_s += timing.infer_s
+        self.output_s += timing.output_s
+
+    @property
+    def total_s(self) -> float:
+        return self.queue_s + self.input_s + self.infer_s + self.output_s
+
+    def parts(self) -> Parts:
+        times = (self.queue_s, self.input_s, self.infer_s, self.output_s)
+        return Parts(*(Sum(self.count, seconds) for seconds in times))
+
+
 class Figures:
     """The figures of one version; safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sums = Snapshot()
-        self._batches: dict[int, Parts] = {}
+        self._answered = _Tally()
+        self._batches: dict[int, _Tally] = {}
+        self._samples = 0
+        self._failed = 0
+        self._failed_s = 0.0
+        self._last_s = 0.0
 
     def answered(self, samples: int, timing: Timing) -> None:
         """A request of `samples` samples was answered."""
         with self._lock:
-            sums = self._sums
-            self._sums = replace(
-                sums,
-                success=sums.success.plus(timing.total_s),
-                parts=sums.parts.plus(timing),
-                samples=sums.samples + samples,
-                last_ms=time.time_ns() // 1_000_000,
-            )
+            self._answered.add(timing)
+            self._samples += samples
+            self._last_s = time.time()
 
     def failed(self, seconds: float) -> None:
         """A request failed after so long."""
         with self._lock:
-            self._sums = replace(self._sums, fail=self._sums.fail.plus(seconds))
+            self._failed += 1
+            self._failed_s += seconds
 
     def ran(self, samples: int, timing: Timing) -> None:
         """The worker ran a batch of `samples` samples."""
         with self._lock:
-            self._batches[samples] = self._batches.get(samples, Parts()).plus(timing)
+            tally = self._batches.get(samples)
+            if tally is None:
+                tally = self._batches[samples] = _Tally()
+            tally.add(timing)
 
     def snapshot(self) -> Snapshot:
         """The figures now."""
         with self._lock:
-            return replace(self._sums, batches=tuple(sorted(self._batches.items())))
+            return Snapshot(
+                success=Sum(self._answered.count, self._answered.total_s),
+                fail=Sum(self._failed, self._failed_s),
+                parts=self._answered.parts(),
+                samples=self._samples,
+                batches=tuple((size, tally.parts()) for size, tally in sorted(self._batches.items())),
+                last_ms=int(self._last_s * 1000),
+            )

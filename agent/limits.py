@@ -10,7 +10,8 @@ MAX_FRAME_HEADER_BYTES = 256 << 10
 MAX_FRAME_PAYLOAD_BYTES = 128 << 20  # of all tensors of one message, padding included
 MAX_TENSORS_PER_MESSAGE = 256
 MAX_TENSOR_DIMENSIONS = 16
-SOCKET_BUFFER_BYTES = 1 << 20  # asked for; the kernel may give less
+ARENA_KEEP_BYTES = 4 << 20  # of an arena that stay resident after a larger message (arena.py)
+MAX_LAYOUTS = 128  # of messages that a channel remembers, to build and read their headers once
 FRAME_S = 10.0  # a frame once begun is through within this time, or the channel is broken
 
 # Worker processes (worker.py).
@@ -32,10 +33,11 @@ BUSY_LOAD = 0.8  # share of the time
 LOAD_HALF_LIFE_S = 0.5  # over which the load is averaged
 BATCH_TARGET_S = 0.050  # how long a batch should run at most, unless the model says otherwise
 TOO_SLOW, TOO_FAST = 1.2, 0.8  # of its target: the batch size halves, doubles
-PAYS = 0.05  # share by which a fuller batch must make a sample cheaper to be worth it
+PAYS = 0.1  # share by which a fuller batch must make a sample cheaper to be worth it
 SIZE_SEEN = 3  # batches of a size before its cost counts
-CURVE_WEIGHT = 0.2  # of the newest batch in the averages
+CURVE_LATEST = 15  # batches of a size whose median counts
 CURVE_KEEP_S = 60.0  # a size not seen for so long is tried again
+SWEEP_S = 1.0  # between looks for sizes that were not seen
 MAX_LENGTH_CLASSES = 32
 MAX_BATCH = 64  # samples in a batch made of several requests
 BATCH_COSINE_MIN = 0.99  # of an answer in a batch to the answer alone, for batches to be used at all

@@ -69,9 +69,9 @@ class Policy:
     breaker_s: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Item:
-    """One request to the scheduler; compared by identity of `number`.
+    """One request to the scheduler.
 
     Attributes:
         number: unique among the scheduler's requests.
@@ -81,20 +81,20 @@ class Item:
         priority: see Priority.
         arrived: when it was submitted.
         deadline: when it need not be run any more.
+        rank: the smallest goes first.
     """
 
     number: int
-    key: Hashable = field(compare=False)
-    samples: int = field(compare=False)
-    elements: int = field(compare=False)
-    priority: Priority = field(compare=False)
-    arrived: float = field(compare=False)
-    deadline: float = field(compare=False)
+    key: Hashable
+    samples: int
+    elements: int
+    priority: Priority
+    arrived: float
+    deadline: float
+    rank: float = field(init=False)
 
-    @property
-    def rank(self) -> tuple[float, int]:
-        """The smallest goes first."""
-        return (self.arrived + HANDICAP_S[self.priority], self.number)
+    def __post_init__(self) -> None:
+        self.rank = self.arrived + HANDICAP_S[self.priority]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Scheduler:
         """Turns requests away until at most `most` wait: the lowest priority first, of that the latest."""
         turned_away = []
         while len(self._waiting) > most:
-            worst = max(self._waiting, key=lambda item: (item.priority, item.rank))
+            worst = max(self._waiting, key=lambda item: (item.priority, item.rank, item.number))
             self._waiting.remove(worst)
             turned_away.append(Shed(worst, self._retry_s(), why))
             self._breaker.forget(worst.number)
@@ -175,6 +175,8 @@ class Scheduler:
 
     def expire(self, now: float) -> list[Item]:
         """Takes out those whose deadline has passed."""
+        if not self._waiting:
+            return []
         late = [item for item in self._waiting if item.deadline <= now]
         for item in late:
             self.cancel(item.number)
@@ -185,11 +187,13 @@ class Scheduler:
         if self._running is not None or not self._waiting:
             return None
         items = self._next()
-        until = self._window_end(items, now)
-        if until is not None and now < until:
+        if self._window_end(items, now) is not None:
             return None
-        for item in items:
-            self._waiting.remove(item)
+        if len(items) == len(self._waiting):
+            self._waiting.clear()
+        else:
+            chosen = set(map(id, items))
+            self._waiting = [item for item in self._waiting if id(item) not in chosen]
         self._running = Batch(tuple(items), now)
         return self._running
 
@@ -205,11 +209,12 @@ class Scheduler:
         assert batch is not None
         seconds = now - batch.began
         self._note_busy(now, seconds)
-        if ran:
+        if ran and self.policy.max_batch > 1:
             elements = max(item.elements for item in batch.items)
             self.curves.learn(elements, batch.samples, seconds, self.policy, now)
-        for item in batch.items:
-            self._breaker.note(item.number, now - item.arrived, now, self.policy.breaker_s)
+        if self.policy.breaker_s > 0:
+            for item in batch.items:
+                self._breaker.note(item.number, now - item.arrived, now, self.policy.breaker_s)
 
     def inherit(self, other: Scheduler) -> None:
         """Goes on with another's policy and what it has learned: this worker replaces that one's process."""
@@ -226,6 +231,8 @@ class Scheduler:
     def _next(self) -> list[Item]:
         """The head and those of its key that go with it."""
         head = self._waiting[0]
+        if len(self._waiting) == 1 or self.policy.max_batch == 1:
+            return [head]
         room = self.curves.batch_size(head.elements, self.policy)
         items, samples = [head], head.samples
         for item in self._waiting[1:]:
@@ -239,9 +246,11 @@ class Scheduler:
     def _window_end(self, items: list[Item], now: float) -> float | None:
         """Until when the batch waits for more; None when it goes now."""
         policy = self.policy
+        if policy.window_s <= 0:
+            return None
         samples = sum(item.samples for item in items)
         room = self.curves.batch_size(items[0].elements, policy)
-        if policy.window_s <= 0 or samples >= room or samples in policy.preferred:
+        if samples >= room or samples in policy.preferred:
             return None
         window_s = min(policy.window_s, self._adapted_window_s())
         pays = self.curves.pays(items[0].elements, samples, policy)

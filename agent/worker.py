@@ -19,8 +19,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -229,12 +229,15 @@ class Worker:
         Raises:
             SluiceError: as `check` and `run`.
         """
-        return self.run(self.check(inputs), timeout_s)[0]
+        return self.run([self.check(inputs)], timeout_s)[0]
 
     def run(
-        self, inputs: Mapping[str, NDArray[Any]], timeout_s: float
+        self, inputs: Sequence[Mapping[str, NDArray[Any]]], timeout_s: float
     ) -> tuple[dict[str, NDArray[Any]], Timing]:
-        """Runs inputs that `check` returned; an array for each of `self.outputs`, and where the time went.
+        """Runs inputs that `check` returned, joined along their first dimension if they are several.
+
+        Returns:
+            An array for each of `self.outputs`, and where the time went.
 
         Raises:
             SluiceError: INPUT_INVALID (the model failed on the inputs), LIMIT_EXCEEDED (they are too large),
@@ -251,7 +254,8 @@ class Worker:
                 outputs, timing = self._exchange(inputs, deadline, timeout_s)
             finally:
                 self._turn.release()
-        return outputs, replace(timing, queue_s=queue_s)
+        timing.queue_s = queue_s
+        return outputs, timing
 
     def samples(self, inputs: Mapping[str, NDArray[Any]]) -> int:
         """How many samples checked inputs hold: their first dimension where that is the batch, else 1."""
@@ -356,7 +360,7 @@ class Worker:
         self._idle()
 
     def _exchange(
-        self, inputs: Mapping[str, NDArray[Any]], deadline: float, timeout_s: float
+        self, inputs: Sequence[Mapping[str, NDArray[Any]]], deadline: float, timeout_s: float
     ) -> tuple[dict[str, NDArray[Any]], Timing]:
         if self._child.ended:
             raise self._lost(ChannelClosed("it had ended before"), delivered=False)
@@ -364,7 +368,7 @@ class Worker:
         if began >= deadline:
             raise self.timeout("the request waited for its turn until its deadline")
         try:
-            self._child.channel.send({"op": "infer"}, inputs)
+            self._child.channel.send({"op": "infer"}, *inputs)
         except MessageTooLarge as error:
             raise SluiceError(
                 errors_pb2.LIMIT_EXCEEDED, f"the inputs for {self.spec}: {error}", obj=str(self.spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ class Fake:
         self.error: Exception | None = None
         self.answer: Callable[[np.ndarray], np.ndarray] = lambda x: 2 * x
 
-    def run(self, inputs: Mapping[str, Any], timeout_s: float) -> tuple[dict[str, Any], Timing]:
-        x = inputs["x"]
+    def run(self, inputs: Sequence[Mapping[str, Any]], timeout_s: float) -> tuple[dict[str, Any], Timing]:
+        x = np.concatenate([each["x"] for each in inputs])
         self.batches.append(x[:, 0].tolist())
         assert self.go.wait(timeout_s)
         if self.cost_s:

@@ -357,7 +357,9 @@ class AnyEvents(RuleBasedStateMachine):
     def nobody_is_lost_and_the_queue_is_bounded(self) -> None:
         assert {each.number for each in self.scheduler.waiting} == set(self.alive)
         assert len(self.scheduler.waiting) <= self.policy.queue
-        assert list(self.scheduler.waiting) == sorted(self.scheduler.waiting, key=lambda each: each.rank)
+        assert list(self.scheduler.waiting) == sorted(
+            self.scheduler.waiting, key=lambda each: (each.rank, each.number)
+        )
         assert 0 <= self.scheduler.load <= 1
 
 
