@@ -64,6 +64,7 @@ KEYS = (
     Key("inference.runtimes", "runtimes", "runtimes"),
     Key("inference.model_control", "model_control", "flag"),
     Key("admin.socket", "admin_socket", "path"),
+    Key("metrics.address", "metrics_address", "listen"),
     Key("telemetry.interval_s", "telemetry_interval_s", "number", 0.2, 86_400),
     Key("telemetry.outbox_max_bytes", "outbox_max_bytes", "integer", 65_536, 1 << 30),
     Key("update.keep_versions", "keep_versions", "integer", 0, 64),
@@ -89,6 +90,7 @@ class AgentConfig:
         threads: of one model's runtime, unless its variant says otherwise.
         runtimes: names of the runtimes that may be used; empty for all that work.
         model_control: whether inference clients may load and unload models.
+        metrics_address: host:port that serves Prometheus metrics; empty: none are served.
         admin_socket: path of the unix socket for `sluice-agent status` and the like.
         telemetry_interval_s: between samples.
         outbox_max_bytes: telemetry kept while the control plane is away; the oldest goes first.
@@ -108,6 +110,7 @@ class AgentConfig:
     threads: int = 1
     runtimes: tuple[str, ...] = ()
     model_control: bool = False
+    metrics_address: str = ""
     admin_socket: Path = Path()
     telemetry_interval_s: float = 60.0
     outbox_max_bytes: int = 16 << 20

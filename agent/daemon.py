@@ -31,6 +31,7 @@ from agent.control import Control
 from agent.inference import InferenceServer
 from agent.installer import Installer
 from agent.lock import StateLock
+from agent.metrics import MetricsServer
 from agent.notify import notify, watchdog_interval_s
 from agent.outbox import Outbox
 from agent.reconciler import Reconciler
@@ -150,6 +151,7 @@ class Daemon:
             config.inference_address,
             repository=Repository(self._router, self._activator, control=config.model_control),
         )
+        self._metrics = MetricsServer(self._router, config.metrics_address)
         self._admin = AdminServer(
             config.admin_socket, self.status, lambda model: self._activator.revert(model, pin=True)
         )
@@ -175,6 +177,8 @@ class Daemon:
         boot.start()
         boot.join(limits.BOOT_BEFORE_SERVING_S)
         self._inference.start()
+        if self._config.metrics_address:
+            self._metrics.start()
         write_atomic(
             self._config.state_dir / INFERENCE_ADDRESS_FILE, (self._inference.addresses[0] + "\n").encode()
         )
@@ -234,6 +238,7 @@ class Daemon:
         if hasattr(self, "_supervisor"):
             self._supervisor.stop(1.0)
         self._inference.stop(min(left_s(), 5.0))
+        self._metrics.stop()
         self._activator.close(left_s())
         self._admin.stop(0.5)
 

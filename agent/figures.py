@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from dataclasses import dataclass
+
+# Upper bounds of the histograms' classes; one more class takes what is over the last.
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 @dataclass
@@ -57,6 +61,8 @@ class Snapshot:
         samples: answered.
         batches: by number of samples, ascending: how each was run.
         last_ms: when the last request was answered, milliseconds since the epoch; 0: none was.
+        durations: requests answered by the time they took, one number for each class of SECONDS.
+        waits: the same by the time that they waited for the worker.
     """
 
     success: Sum = Sum()
@@ -65,6 +71,8 @@ class Snapshot:
     samples: int = 0
     batches: tuple[tuple[int, Parts], ...] = ()
     last_ms: int = 0
+    durations: tuple[int, ...] = ()
+    waits: tuple[int, ...] = ()
 
     @property
     def executions(self) -> int:
@@ -107,10 +115,15 @@ class Figures:
         self._failed = 0
         self._failed_s = 0.0
         self._last_s = 0.0
+        self._durations = [0] * (len(SECONDS) + 1)
+        self._waits = [0] * (len(SECONDS) + 1)
 
     def answered(self, samples: int, timing: Timing) -> None:
         """A request of `samples` samples was answered."""
+        total_s = timing.queue_s + timing.input_s + timing.infer_s + timing.output_s
         with self._lock:
+            self._durations[bisect_left(SECONDS, total_s)] += 1
+            self._waits[bisect_left(SECONDS, timing.queue_s)] += 1
             self._answered.add(timing)
             self._samples += samples
             self._last_s = time.time()
@@ -139,4 +152,6 @@ class Figures:
                 samples=self._samples,
                 batches=tuple((size, tally.parts()) for size, tally in sorted(self._batches.items())),
                 last_ms=int(self._last_s * 1000),
+                durations=tuple(self._durations),
+                waits=tuple(self._waits),
             )

@@ -74,6 +74,8 @@ MAX_STREAMS = 16  # standing at once; each holds a thread
 STREAM_IDLE_S = 60.0  # a stream that asked nothing for so long makes room for a new one
 SPLIT_MESSAGE_BYTES = 4 << 10  # larger requests have their raw contents left in place (messages.py)
 
+METRICS_CONNECTION_S = 5.0  # for one scrape to come in and be answered (metrics.py)
+
 # System shared memory (shared_memory.py, peer.py).
 MAX_REGIONS = 64  # registered at once; each holds a descriptor
 MAX_KEY_CHARACTERS = 255  # of a shared memory object's name: the file system's own bound

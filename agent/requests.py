@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 
 import grpc
 
@@ -40,8 +41,18 @@ class Inference:
         self._regions = regions
         self._peers = peers
 
-    def answer(self, request: Request, context: grpc.ServicerContext) -> Response:
+    def answer(
+        self,
+        request: Request,
+        context: grpc.ServicerContext,
+        on_end: Callable[[Callable[[], None]], bool] | None = None,
+    ) -> Response:
         """One inference.
+
+        Args:
+            request: as it came.
+            context: of the call.
+            on_end: see `Batcher.infer`; None: the call's own, which keeps every callback until the call ends.
 
         Raises:
             SluiceError: with the reasons of `Worker.infer`, `Router.acquire` and tensors.py.
@@ -50,15 +61,22 @@ class Inference:
         deadline = time.monotonic() + min(
             MAX_REQUEST_S, MAX_REQUEST_S if remaining_s is None else remaining_s
         )
+        on_end = on_end or context.add_callback
         try:
-            return self._once(request, context, deadline)
+            return self._once(request, context, deadline, on_end)
         except WorkerDied as error:
             if error.delivered:
                 raise
             log.info("a request is given to another worker: %s", error)
-            return self._once(request, context, deadline)
+            return self._once(request, context, deadline, on_end)
 
-    def _once(self, request: Request, context: grpc.ServicerContext, deadline: float) -> Response:
+    def _once(
+        self,
+        request: Request,
+        context: grpc.ServicerContext,
+        deadline: float,
+        on_end: Callable[[Callable[[], None]], bool],
+    ) -> Response:
         message = request.message
         wait_s = min(RESTART_WAIT_S, deadline - time.monotonic())
 
@@ -77,7 +95,7 @@ class Inference:
                     priority=priority,
                     queue_until=began + patience_s,
                     still_wanted=context.is_active,
-                    on_end=context.add_callback,
+                    on_end=on_end,
                 )
                 ran = time.monotonic()
                 response = encode_outputs(

@@ -45,10 +45,11 @@ class Streams:
         """
         wants_status = _WANTS_STATUS in {(key, str(value)) for key, value in context.invocation_metadata()}
         with self._place(context):
+            end = _End(context)
             for message in requests:
                 self._mark(context, None)
                 try:
-                    yield _answer(message, self._inference.answer(of_message(message), context))
+                    yield _answer(message, self._inference.answer(of_message(message), context, end.tell))
                 except SluiceError as error:
                     if wants_status:
                         raise
@@ -85,6 +86,25 @@ class Streams:
         with self._lock:
             if context in self._idle_since:
                 self._idle_since[context] = since
+
+
+class _End:
+    """Tells the stream's present request when the client has gone: one callback for all of its requests."""
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._present: Callable[[], None] | None = None
+        self._stands = context.add_callback(self._ended)
+
+    def tell(self, callback: Callable[[], None]) -> bool:
+        """Has `callback` called at the end, in place of the request's before; false: it has ended."""
+        self._present = callback
+        return self._stands
+
+    def _ended(self) -> None:
+        self._stands = False
+        present = self._present
+        if present is not None:
+            present()
 
 
 def _answer(message: pb.ModelInferRequest, response: Response) -> pb.ModelStreamInferResponse:

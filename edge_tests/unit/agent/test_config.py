@@ -46,6 +46,8 @@ def test_every_key(tmp_path: Path) -> None:
             threads = 4
             runtimes = ["litert"]
             model_control = true
+            [metrics]
+            address = "127.0.0.1:9100"
             [admin]
             socket = "/run/x.sock"
             [telemetry]
@@ -70,6 +72,7 @@ def test_every_key(tmp_path: Path) -> None:
         threads=4,
         runtimes=("litert",),
         model_control=True,
+        metrics_address="127.0.0.1:9100",
         admin_socket=Path("/run/x.sock"),
         telemetry_interval_s=1.5,
         outbox_max_bytes=65536,
