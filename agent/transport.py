@@ -45,7 +45,9 @@ _PREFIX = struct.Struct("<4sIQ")
 _MAGIC = b"SLW2"
 _ALIGNMENT = 64
 _FIRST_READ_BYTES = 16 << 10  # most messages arrive in one call
-_LEAST_TIMEOUT_S = 0.001  # 0 would mean "never wait" to the socket
+_LEAST_TIMEOUT_S = 0.001  # 0 would mean "for ever" to the socket
+_TICK_S = 0.5  # longest single wait in the kernel for one with a deadline
+_TIME = struct.Struct("@ll")
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -117,7 +119,9 @@ class Channel:
     def __init__(
         self, connected: socket.socket, outgoing: Arena, incoming: Arena, *, views: bool = False
     ) -> None:
+        connected.settimeout(None)  # the kernel keeps the times: one system call instead of two
         self._socket = connected
+        self._send_timeout_s = self._receive_timeout_s = 0.0
         self._outgoing = outgoing
         self._incoming = incoming
         self._views = views
@@ -254,16 +258,15 @@ class Channel:
         return tuple(targets)
 
     def _write(self, frame: bytes) -> None:
-        deadline = time.monotonic() + FRAME_S
-        waiting = memoryview(frame)
-        while waiting:
-            try:
-                self._socket.settimeout(max(_LEAST_TIMEOUT_S, deadline - time.monotonic()))
-                waiting = waiting[self._socket.send(waiting) :]
-            except TimeoutError:
-                raise ChannelBroken(f"the other side took no data for {FRAME_S} s") from None
-            except OSError as error:
-                raise ChannelClosed(str(error)) from error
+        if self._send_timeout_s != FRAME_S:
+            self._send_timeout_s = FRAME_S
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _time(FRAME_S))
+        try:
+            self._socket.sendall(frame)
+        except BlockingIOError:
+            raise ChannelBroken(f"the other side took no data for {FRAME_S} s") from None
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
 
     # Receiving.
 
@@ -303,16 +306,36 @@ class Channel:
 
     def _read_some(self, into: memoryview, timeout_s: float | None) -> int:
         """Takes at least one byte, at most what fits. Raises TimeoutError or ChannelClosed."""
-        try:
-            self._socket.settimeout(None if timeout_s is None else max(_LEAST_TIMEOUT_S, timeout_s))
-            count = self._socket.recv_into(into)
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise ChannelClosed(str(error)) from error
-        if not count:
-            raise ChannelClosed("the stream ended")
-        return count
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self._wait_at_most(0.0 if timeout_s is None else min(_TICK_S, max(_LEAST_TIMEOUT_S, timeout_s)))
+            try:
+                count = self._socket.recv_into(into)
+            except BlockingIOError:
+                timeout_s = None if deadline is None else deadline - time.monotonic()
+                if timeout_s is not None and timeout_s <= 0:
+                    raise TimeoutError from None
+                continue
+            except OSError as error:
+                raise ChannelClosed(str(error)) from error
+            if not count:
+                raise ChannelClosed("the stream ended")
+            return count
+
+    def _wait_at_most(self, seconds: float) -> None:
+        """Of one `recv`; 0: for ever. Most waits are a tick, so that this rarely costs a system call."""
+        if seconds != self._receive_timeout_s:
+            self._receive_timeout_s = seconds
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _time(seconds))
+            except OSError as error:
+                raise ChannelClosed(str(error)) from error
+
+
+def _time(seconds: float) -> bytes:
+    """A `struct timeval`."""
+    whole = int(seconds)
+    return _TIME.pack(whole, int((seconds - whole) * 1_000_000))
 
 
 def _joined_shape(parts: Sequence[NDArray[Any]]) -> tuple[int, ...]:
