@@ -242,6 +242,7 @@ class Activator:
                 path = prepared.directory / variant.golden_file.path
                 golden.check_golden(worker, path, variant.tolerance, self._load_deadline_s)
                 examples = golden.convert_inputs(worker, golden.read_golden(path)[0])
+            worker.cache_s = wanted.cache_s
             worker.queue.policy = self._policy(worker, wanted.policy, examples)
         except BaseException:
             worker.close(0)

@@ -58,6 +58,7 @@ def config(worker: Worker, loaded: Iterable[Worker]) -> config_pb.ModelConfig:
         ],
         default_model_filename=worker.spec.path.name,
         parameters={"threads": config_pb.ModelParameter(string_value=str(worker.spec.threads))},
+        response_cache=config_pb.ModelResponseCache(enable=worker.cache_s > 0),
         model_transaction_policy=config_pb.ModelTransactionPolicy(decoupled=False),
     )
 
@@ -101,6 +102,8 @@ def _statistics(worker: Worker) -> pb.ModelStatistics:
             compute_input=_duration(found.parts.input),
             compute_infer=_duration(found.parts.infer),
             compute_output=_duration(found.parts.output),
+            cache_hit=_duration(found.hits),
+            cache_miss=_duration(found.misses),
         ),
         batch_stats=[_batch(size, parts) for size, parts in found.batches],
         memory_usage=[pb.MemoryUsage(type="CPU", id=0, byte_size=worker.resident_bytes())],

@@ -61,6 +61,8 @@ class Snapshot:
         samples: answered.
         batches: by number of samples, ascending: how each was run.
         last_ms: when the last request was answered, milliseconds since the epoch; 0: none was.
+        hits: answers found in the cache, and the time of looking.
+        misses: look-ups in vain, and their time.
         durations: requests answered by the time they took, one number for each class of SECONDS.
         waits: the same by the time that they waited for the worker.
     """
@@ -71,6 +73,8 @@ class Snapshot:
     samples: int = 0
     batches: tuple[tuple[int, Parts], ...] = ()
     last_ms: int = 0
+    hits: Sum = Sum()
+    misses: Sum = Sum()
     durations: tuple[int, ...] = ()
     waits: tuple[int, ...] = ()
 
@@ -115,6 +119,7 @@ class Figures:
         self._failed = 0
         self._failed_s = 0.0
         self._last_s = 0.0
+        self._cache = [Sum(), Sum()]  # misses, hits
         self._durations = [0] * (len(SECONDS) + 1)
         self._waits = [0] * (len(SECONDS) + 1)
 
@@ -142,6 +147,12 @@ class Figures:
                 tally = self._batches[samples] = _Tally()
             tally.add(timing)
 
+    def looked_up(self, seconds: float, *, hit: bool) -> None:
+        """The cache was asked, which took so long."""
+        with self._lock:
+            found = self._cache[hit]
+            self._cache[hit] = Sum(found.count + 1, found.seconds + seconds)
+
     def snapshot(self) -> Snapshot:
         """The figures now."""
         with self._lock:
@@ -152,6 +163,8 @@ class Figures:
                 samples=self._samples,
                 batches=tuple((size, tally.parts()) for size, tally in sorted(self._batches.items())),
                 last_ms=int(self._last_s * 1000),
+                hits=self._cache[True],
+                misses=self._cache[False],
                 durations=tuple(self._durations),
                 waits=tuple(self._waits),
             )

@@ -74,6 +74,10 @@ MAX_STREAMS = 16  # standing at once; each holds a thread
 STREAM_IDLE_S = 60.0  # a stream that asked nothing for so long makes room for a new one
 SPLIT_MESSAGE_BYTES = 4 << 10  # larger requests have their raw contents left in place (messages.py)
 
+MAX_CACHE_BYTES = 16 << 20  # of the outputs that the response cache keeps, all models together (cache.py)
+CACHE_ENTRY_BYTES = 1 << 10  # that an entry counts for beside its outputs
+MAX_CACHE_COUNTS = 10_000  # keys whose look-ups are counted
+CACHE_HALVE_AFTER = 10_000  # look-ups after which the counts are halved
 METRICS_CONNECTION_S = 5.0  # for one scrape to come in and be answered (metrics.py)
 
 # System shared memory (shared_memory.py, peer.py).

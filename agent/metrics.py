@@ -46,6 +46,13 @@ def render(models: Iterable[Serving]) -> str:
     family(name, "counter", "Requests by outcome.", outcomes)
     name = "sluice_inference_samples_total"
     family(name, "counter", "Samples answered.", (_sample(name, at, found.samples) for at, found in figures))
+    name = "sluice_inference_cache_lookups_total"
+    lookups = [
+        _sample(name, (*labels, ("outcome", outcome)), total.count)
+        for labels, found in figures
+        for outcome, total in (("hit", found.hits), ("miss", found.misses))
+    ]
+    family(name, "counter", "Look-ups in the response cache.", lookups)
     name = "sluice_inference_request_duration_seconds"
     times = [line for at, found in figures for line in _histogram(name, at, found.durations, found.success)]
     family(name, "histogram", "From decoded to answered, of requests that succeeded.", times)

@@ -9,6 +9,7 @@
 | batch_target_ms | how long a batch should run at most | 50 |
 | queue | requests that may wait | 48 |
 | breaker_ms | from arrival to answer; slower answers open the latency breaker | no breaker |
+| cache_ttl_s | for how long an answer may be given again to the same inputs | never |
 
 An option that is not understood is left at its default and reported: a model that worked where it was
 published must not fail on a box for the way it is served.
@@ -23,6 +24,7 @@ from agent.limits import BATCH_TARGET_S, MAX_BATCH, MAX_QUEUE, MAX_REQUEST_S
 from agent.scheduling import Policy
 
 MAX_THREADS = 256
+MAX_CACHE_TTL_S = 86_400
 _MOST_MS = int(MAX_REQUEST_S * 1000)
 _OFF = "off"
 
@@ -34,11 +36,13 @@ class Options:
     Attributes:
         threads: of one inference.
         policy: for the queue; its max_batch only holds for a model that takes batches.
+        cache_s: lifetime of cached answers, seconds; 0: none are kept.
         faults: what was not understood, as sentences.
     """
 
     threads: int
     policy: Policy
+    cache_s: float = 0.0
     faults: tuple[str, ...] = ()
 
 
@@ -70,4 +74,6 @@ def read(options: Mapping[str, str], threads: int) -> Options:
         queue=number("queue", MAX_QUEUE, 1, MAX_QUEUE),
         breaker_s=number("breaker_ms", 0, 1, _MOST_MS) / 1000,
     )
-    return Options(number("threads", threads, 1, MAX_THREADS), policy, tuple(faults))
+    most_threads = number("threads", threads, 1, MAX_THREADS)
+    cache_s = float(number("cache_ttl_s", 0, 1, MAX_CACHE_TTL_S))
+    return Options(most_threads, policy, cache_s, tuple(faults))

@@ -1,7 +1,8 @@
 """One inference request, from its message to its answer.
 
 In order: the deadline (the call's own, at most MAX_REQUEST_S) -> the worker, from the router -> the inputs,
-from the message or from shared memory -> the worker's answer -> the outputs, into the response or into shared
+from the message or from shared memory -> the answer, from the cache for a version that wants that, else from
+the worker's queue -> the outputs, into the response or into shared
 memory. If the worker died before it had the request, the request is given once more to the worker that is
 active then; one that was running when its worker died is not repeated, because it may be what killed it.
 
@@ -12,11 +13,14 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
 
 import grpc
 
+from agent.cache import Arrays, Cache, key_of
+from agent.figures import Timing
 from agent.limits import MAX_MESSAGE_BYTES, MAX_REQUEST_S, RESTART_WAIT_S
 from agent.messages import Request, Response
 from agent.peer import Peers
@@ -40,6 +44,8 @@ class Inference:
         self._router = router
         self._regions = regions
         self._peers = peers
+        self._lock = threading.Lock()  # of the cache
+        self._cache = Cache()
 
     def answer(
         self,
@@ -89,13 +95,17 @@ class Inference:
                 priority, patience_s = _handling(message)
                 inputs = worker.check(decode_inputs(request, worker.inputs, find))
                 wanted = requested_outputs(message, worker.outputs, find)
-                outputs, timing = worker.queue.infer(
+                outputs, timing = self._cached(
+                    worker,
                     inputs,
-                    deadline,
-                    priority=priority,
-                    queue_until=began + patience_s,
-                    still_wanted=context.is_active,
-                    on_end=on_end,
+                    lambda: worker.queue.infer(
+                        inputs,
+                        deadline,
+                        priority=priority,
+                        queue_until=began + patience_s,
+                        still_wanted=context.is_active,
+                        on_end=on_end,
+                    ),
                 )
                 ran = time.monotonic()
                 response = encode_outputs(
@@ -113,6 +123,24 @@ class Inference:
             timing.output_s += time.monotonic() - ran
             worker.figures.answered(worker.samples(inputs), timing)
         return response
+
+    def _cached(
+        self, worker: Worker, inputs: Arrays, infer: Callable[[], tuple[Arrays, Timing]]
+    ) -> tuple[Arrays, Timing]:
+        """The answer from the cache, if the version wants that and it is there, else from the worker."""
+        if worker.cache_s <= 0:
+            return infer()
+        began = time.monotonic()
+        key = key_of(worker.model, worker.version, inputs)
+        with self._lock:
+            found = self._cache.get(key, began)
+        worker.figures.looked_up(time.monotonic() - began, hit=found is not None)
+        if found is not None:
+            return found, Timing()
+        outputs, timing = infer()
+        with self._lock:
+            self._cache.put(key, outputs, worker.cache_s, time.monotonic())
+        return outputs, timing
 
 
 def _handling(message: pb.ModelInferRequest) -> tuple[Priority, float]:

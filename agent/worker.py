@@ -89,6 +89,7 @@ class Worker:
         ready_at: when it became ready (time.monotonic).
         figures: of its version's inferences.
         queue: where clients' requests wait for it.
+        cache_s: for how long its answers may be given again to the same inputs, seconds; 0: never.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -100,6 +101,7 @@ class Worker:
         self.ready_at = 0.0
         self.figures = Figures()
         self.queue = Batcher(self, str(spec))
+        self.cache_s = 0.0
         self._any_batch = False
         self._turn = threading.Lock()  # held by the one caller who may use the channel
         self._unanswered = False  # under _turn: a request was sent and its answer not yet taken
@@ -164,8 +166,8 @@ class Worker:
         return self._failures
 
     def succeed(self, dead: Worker) -> None:
-        """Goes on with the figures, policy and learned batch sizes of a worker of the same version."""
-        self.figures = dead.figures
+        """Goes on with figures, policy and learned batch sizes of a worker of the same version."""
+        self.figures, self.cache_s = dead.figures, dead.cache_s
         self.queue.inherit(dead.queue)
 
     def checked(self) -> None:

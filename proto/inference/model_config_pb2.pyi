@@ -390,6 +390,26 @@ class ModelTransactionPolicy(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class ModelResponseCache(message.Message):
+    """The response cache."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ENABLE_FIELD_NUMBER: builtins.int
+    enable: builtins.bool
+    """Answers may be given again to the same inputs."""
+    def __init__(
+        self,
+        *,
+        enable: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["enable", b"enable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class ModelConfig(message.Message):
     """The configuration of one version of a model, made from what its runtime tells and how it is served."""
 
@@ -428,6 +448,7 @@ class ModelConfig(message.Message):
     DEFAULT_MODEL_FILENAME_FIELD_NUMBER: builtins.int
     PARAMETERS_FIELD_NUMBER: builtins.int
     MODEL_TRANSACTION_POLICY_FIELD_NUMBER: builtins.int
+    RESPONSE_CACHE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The model's."""
     platform: builtins.str
@@ -466,6 +487,10 @@ class ModelConfig(message.Message):
     def model_transaction_policy(self) -> ModelTransactionPolicy:
         """Set."""
 
+    @builtins.property
+    def response_cache(self) -> ModelResponseCache:
+        """Set."""
+
     def __init__(
         self,
         *,
@@ -481,10 +506,11 @@ class ModelConfig(message.Message):
         default_model_filename: builtins.str = ...,
         parameters: abc.Mapping[builtins.str, ModelParameter] | None = ...,
         model_transaction_policy: ModelTransactionPolicy | None = ...,
+        response_cache: ModelResponseCache | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["dynamic_batching", b"dynamic_batching", "model_transaction_policy", b"model_transaction_policy", "scheduling_choice", b"scheduling_choice", "version_policy", b"version_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["dynamic_batching", b"dynamic_batching", "model_transaction_policy", b"model_transaction_policy", "response_cache", b"response_cache", "scheduling_choice", b"scheduling_choice", "version_policy", b"version_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["backend", b"backend", "default_model_filename", b"default_model_filename", "dynamic_batching", b"dynamic_batching", "input", b"input", "instance_group", b"instance_group", "max_batch_size", b"max_batch_size", "model_transaction_policy", b"model_transaction_policy", "name", b"name", "output", b"output", "parameters", b"parameters", "platform", b"platform", "scheduling_choice", b"scheduling_choice", "version_policy", b"version_policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["backend", b"backend", "default_model_filename", b"default_model_filename", "dynamic_batching", b"dynamic_batching", "input", b"input", "instance_group", b"instance_group", "max_batch_size", b"max_batch_size", "model_transaction_policy", b"model_transaction_policy", "name", b"name", "output", b"output", "parameters", b"parameters", "platform", b"platform", "response_cache", b"response_cache", "scheduling_choice", b"scheduling_choice", "version_policy", b"version_policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_scheduling_choice: _TypeAlias = typing.Literal["dynamic_batching"]  # noqa: Y015
     _WhichOneofArgType_scheduling_choice: _TypeAlias = typing.Literal["scheduling_choice", b"scheduling_choice"]  # noqa: Y015

@@ -8,7 +8,7 @@ calls for CUDA shared memory, tracing and log settings are not offered (UNIMPLEM
 
 The comments say what sluice does with each field. A failed call carries google.rpc.ErrorInfo as described in
 sluice/api/v1/errors.proto. Raw contents are row-major and little-endian; an element of BYTES is its length in 4
-bytes and then its bytes. Requests and responses have at most 64 MiB; at most 64 calls run or wait at once. What
+bytes and then its bytes. Requests and responses have at most 64 MiB; at most 128 calls run or wait at once. What
 is over that is refused by gRPC itself (RESOURCE_EXHAUSTED), without a reason.
 """
 

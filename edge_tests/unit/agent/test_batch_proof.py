@@ -107,10 +107,11 @@ def test_options() -> None:
         "batch_target_ms": "100",
         "queue": "9",
         "breaker_ms": "250",
+        "cache_ttl_s": "60",
         "somebody's": "own",
     }
     policy = Policy(16, (4, 8), 0.005, 0.1, 9, 0.25)
-    assert options.read(given, 1) == options.Options(2, policy)
+    assert options.read(given, 1) == options.Options(2, policy, 60.0)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,7 @@ def test_options() -> None:
         ("batch_target_ms", "0"),
         ("queue", "9999"),
         ("breaker_ms", "²"),
+        ("cache_ttl_s", "0"),
     ],
 )
 def test_an_option_that_is_not_understood_is_reported_and_left_alone(name: str, text: str) -> None:

@@ -117,6 +117,22 @@ def test_a_cancelled_request_leaves_the_queue_at_once(box: Box) -> None:
     assert answer(running) == 0
 
 
+def test_answers_are_kept_for_a_version_that_wants_that(box: Box) -> None:
+    assert [answer(box.ask(value)) for value in (1, 1)] == [1, 1]
+    before = box.worker.requests
+    box.worker.cache_s = 60.0
+    assert [answer(box.ask(value)) for value in (1, 2, 1, 1)] == [1, 2, 1, 1]
+    assert box.worker.requests == before + 2
+    found = box.stub.ModelStatistics(pb.ModelStatisticsRequest(name="slow"), timeout=20).model_stats[0]
+    assert (found.inference_stats.cache_hit.count, found.inference_stats.cache_miss.count) == (2, 2)
+    assert found.inference_stats.success.count == 6
+    assert box.stub.ModelConfig(pb.ModelConfigRequest(name="slow"), timeout=20).config.response_cache.enable
+    successor = serving.start_worker(box.worker.spec.path, "slow")
+    successor.succeed(box.worker)
+    assert successor.cache_s == 60.0
+    successor.close(0)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
