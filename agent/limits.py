@@ -82,6 +82,7 @@ METRICS_CONNECTION_S = 5.0  # for one scrape to come in and be answered (metrics
 
 # System shared memory (shared_memory.py, peer.py).
 MAX_REGIONS = 64  # registered at once; each holds a descriptor
+MAX_READ_BYTES = 256 << 20  # of inputs read from regions for requests under way, all together
 MAX_KEY_CHARACTERS = 255  # of a shared memory object's name: the file system's own bound
 PEER_CACHE_S = 10.0  # a connection's user is looked up again after this time
 MAX_PEERS = 256  # connections whose user is remembered

@@ -11,17 +11,25 @@ Rules: every wait ends at the deadline; a client that has gone away is not compu
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import grpc
 
+from agent.batching import Overloaded
 from agent.cache import Arrays, Cache, key_of
 from agent.figures import Timing
-from agent.limits import MAX_MESSAGE_BYTES, MAX_REQUEST_S, RESTART_WAIT_S
+from agent.limits import (
+    LEAST_RETRY_S,
+    MAX_MESSAGE_BYTES,
+    MAX_READ_BYTES,
+    MAX_REQUEST_S,
+    RESTART_WAIT_S,
+)
 from agent.messages import Request, Response
 from agent.peer import Peers
 from agent.router import Router
@@ -46,6 +54,7 @@ class Inference:
         self._peers = peers
         self._lock = threading.Lock()  # of the cache
         self._cache = Cache()
+        self._reading = 0  # bytes read from regions for requests under way, under the lock
 
     def answer(
         self,
@@ -89,11 +98,14 @@ class Inference:
         def find(name: str) -> Region:
             return self._regions.find(name, self._peers.user(context.peer()))
 
-        with self._router.acquire(message.model_name, message.model_version, wait_s=wait_s) as worker:
+        with (
+            self._router.acquire(message.model_name, message.model_version, wait_s=wait_s) as worker,
+            self._budget() as reserve,
+        ):
             began = time.monotonic()
             try:
                 priority, patience_s = _handling(message)
-                inputs = worker.check(decode_inputs(request, worker.inputs, find))
+                inputs = worker.check(decode_inputs(request, worker.inputs, find, reserve))
                 wanted = requested_outputs(message, worker.outputs, find)
                 outputs, timing = self._cached(
                     worker,
@@ -123,6 +135,31 @@ class Inference:
             timing.output_s += time.monotonic() - ran
             worker.figures.answered(worker.samples(inputs), timing)
         return response
+
+    @contextlib.contextmanager
+    def _budget(self) -> Iterator[Callable[[int], None]]:
+        """Grants bytes for inputs in regions, out of MAX_READ_BYTES for all, until the block ends."""
+        granted = 0
+
+        def reserve(size: int) -> None:
+            nonlocal granted
+            with self._lock:
+                if self._reading + size > MAX_READ_BYTES:
+                    raise Overloaded(
+                        f"inputs in shared memory of requests under way take {self._reading} bytes; with "
+                        f"{size} more they would take over {MAX_READ_BYTES}",
+                        obj="",
+                        retry_s=LEAST_RETRY_S,
+                    )
+                self._reading += size
+                granted += size
+
+        try:
+            yield reserve
+        finally:
+            if granted:
+                with self._lock:
+                    self._reading -= granted
 
     def _cached(
         self, worker: Worker, inputs: Arrays, infer: Callable[[], tuple[Arrays, Timing]]

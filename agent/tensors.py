@@ -9,8 +9,8 @@ that would change the meaning of the tensors.
 
 Rules: whatever the bytes of a request, `decode_inputs` returns arrays or raises SluiceError(INPUT_INVALID)
 naming the input, what was expected and what came; nothing is allocated that the request's own bytes do not
-fill, but for inputs in shared memory: no more than one message to a worker may hold. Shapes and missing
-inputs are checked against the model in `Worker.infer`.
+fill, but for inputs in shared memory: no more than one message to a worker may hold, and than the caller's
+`reserve` grants. Shapes and missing inputs are checked against the model in `Worker.check`.
 """
 
 from __future__ import annotations
@@ -86,16 +86,22 @@ def is_raw(request: Request) -> bool:
     return bool(request.raw) or not any(tensor.HasField("contents") for tensor in request.message.inputs)
 
 
-def decode_inputs(request: Request, specs: Sequence[TensorSpec], find: FindRegion) -> dict[str, NDArray[Any]]:
+def decode_inputs(
+    request: Request,
+    specs: Sequence[TensorSpec],
+    find: FindRegion,
+    reserve: Callable[[int], None] = lambda _size: None,
+) -> dict[str, NDArray[Any]]:
     """The inputs of a request by name; arrays over raw contents are read-only views of the request.
 
     Args:
         request: as it came.
         specs: the model's inputs.
         find: looks up the caller's shared memory regions.
+        reserve: called with the bytes of an input before it is read from a region; may raise SluiceError.
 
     Raises:
-        SluiceError: INPUT_INVALID.
+        SluiceError: INPUT_INVALID, and what `reserve` raises.
     """
     tensors = request.message.inputs
     if request.fault:
@@ -131,7 +137,9 @@ def decode_inputs(request: Request, specs: Sequence[TensorSpec], find: FindRegio
             if in_region:
                 place = _place(tensor.name, tensor.parameters, find, "input")
                 from_regions += place.size
-                arrays[tensor.name] = _from_region(tensor.datatype, shape, place, from_regions)
+                _check_place(tensor.datatype, shape, place, from_regions)
+                reserve(place.size)
+                arrays[tensor.name] = _from_region(tensor.datatype, shape, place)
             elif request.raw:
                 arrays[tensor.name] = decode(tensor.datatype, shape, next(raw))
             else:
@@ -241,14 +249,18 @@ def whole_number(parameters: Mapping[str, pb.InferParameter], name: str) -> int:
     return int(getattr(parameters[name], kind))
 
 
-def _from_region(datatype: str, shape: tuple[int, ...], place: Place, total: int) -> NDArray[Any]:
-    """An input that lies in shared memory, read in one copy; sizes are checked before it is."""
+def _check_place(datatype: str, shape: tuple[int, ...], place: Place, total: int) -> None:
+    """Raises InputInvalid unless the place has the tensor's size, and all together are not too large."""
     if total > MAX_FRAME_PAYLOAD_BYTES:
         raise InputInvalid(f"the inputs in shared memory take over {MAX_FRAME_PAYLOAD_BYTES} bytes")
     if datatype != BYTES:
         expected = math.prod(shape) * to_dtype(datatype).itemsize
         if place.size != expected:
             raise InputInvalid(f"shape {list(shape)} takes {expected} bytes; {_REGION_BYTES} is {place.size}")
+
+
+def _from_region(datatype: str, shape: tuple[int, ...], place: Place) -> NDArray[Any]:
+    """An input that lies in shared memory, read in one copy."""
     try:
         return decode(datatype, shape, place.region.read(place.offset, place.size).data)
     except SluiceError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
+from agent import requests
 from agent.inference import InferenceServer
 from agent.inference_service import PUSHBACK
 from agent.router import Router
@@ -153,3 +155,45 @@ def test_parameters_that_are_not_understood(box: Box, name: str, value: Paramete
 def test_parameters_that_say_nothing(box: Box) -> None:
     nothing = {"priority": uint(0), "sequence_id": Parameter(int64_param=0), "other": uint(9)}
     assert answer(box.ask(4, **nothing)) == 4
+
+
+def test_inputs_in_shared_memory_have_a_bound_all_together(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "MAX_READ_BYTES", 20)
+    memory = shared_memory.SharedMemory(create=True, size=64)
+    try:
+        region = pb.SystemSharedMemoryRegisterRequest(name="r", key=memory.name, byte_size=64)
+        box.stub.SystemSharedMemoryRegister(region, timeout=20)
+        steps = np.array([box.steps, 1], np.int64).tobytes()
+        memory.buf[16:32] = steps
+
+        def ask(offset: int) -> Any:
+            tensor = pb.ModelInferRequest.InferInputTensor
+            places = ((8, 0), (8, offset))
+            found = [
+                {
+                    "shared_memory_region": Parameter(string_param="r"),
+                    "shared_memory_byte_size": Parameter(int64_param=size),
+                    "shared_memory_offset": Parameter(int64_param=start),
+                }
+                for size, start in places
+            ]
+            inputs = [
+                tensor(name="x", datatype="FP32", shape=[1, 2], parameters=found[0]),
+                tensor(name="steps", datatype="INT64", shape=[1], parameters=found[1]),
+            ]
+            return box.stub.ModelInfer.future(
+                pb.ModelInferRequest(model_name="slow", inputs=inputs), timeout=60
+            )
+
+        before = box.worker.requests
+        running = ask(16)
+        serving.eventually(lambda: box.worker.requests == before + 1, "it runs")
+        refused = ask(24)
+        assert refused.code() is Code.RESOURCE_EXHAUSTED
+        assert "would take over 20" in refused.details()
+        assert PUSHBACK in dict(refused.trailing_metadata())
+        assert answer(running) == 0
+        assert answer(ask(24)) == 0  # given back
+    finally:
+        memory.close()
+        memory.unlink()
