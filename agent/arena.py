@@ -1,8 +1,9 @@
 """Memory that the agent and one worker share: one arena for each direction, written by one side only.
 
 An arena is a memfd, sealed against shrinking, so that neither side can make the other fault, and mapped whole
-by both. Its size is only address space: pages come into being when they are written. A message over
-ARENA_KEEP_BYTES is followed by giving its pages back, so that one large request does not stay resident.
+by both. Its size is only address space: pages come into being when they are written. The pages of a message
+over ARENA_KEEP_BYTES are given back when a much smaller one follows, so that one large request does not stay
+resident, and a stream of large ones does not pay for new pages each time.
 
 Rules: one message at a time lies in an arena, from its beginning; the word that it is there, and that it may
 be overwritten, goes over the socket beside it (transport.py), whose system calls also order the memory
@@ -20,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.limits import ARENA_KEEP_BYTES, MAX_FRAME_PAYLOAD_BYTES
+
+_MUCH_SMALLER = 4
 
 
 class Arena:
@@ -60,7 +63,7 @@ class Arena:
         with contextlib.suppress(BufferError):
             self._map.close()
 
-    def written(self, size: int) -> None:
-        """The writer's message of `size` bytes was taken; gives the pages of a large one back."""
-        if size > ARENA_KEEP_BYTES:
+    def make_way(self, last: int, following: int) -> None:
+        """The writer's message of `last` bytes was taken, and one of `following` bytes comes next."""
+        if last > ARENA_KEEP_BYTES and following * _MUCH_SMALLER < last:
             self._map.madvise(mmap.MADV_REMOVE)

@@ -140,13 +140,12 @@ class Channel:
         Raises MessageTooLarge and runtimes.InputInvalid (no datatype carries the array, or the sets do not
         fit together; all: nothing was sent), ChannelClosed, ChannelBroken.
         """
-        self._outgoing.written(self._last_sent)
-        self._last_sent = 0
         key: Any = None
         if len(tensors) == 1 and len(header) == 1:
             key = (header.get("op"), *((name, item.dtype, item.shape) for name, item in tensors[0].items()))
             plan = self._plans.get(key)
             if plan is not None:
+                self._outgoing.make_way(self._last_sent, plan.payload_bytes)
                 for target, array in zip(plan.targets, tensors[0].values()):
                     np.copyto(target, array)
                 self._last_sent = plan.payload_bytes
@@ -221,12 +220,11 @@ class Channel:
 
     def _lay_out(self, sets: Sequence[Tensors]) -> tuple[tuple[Any, ...], int]:
         """Puts the tensors into the arena; their table and the payload's size in bytes."""
-        if not sets:
-            return (), 0
-        if len(sets[0]) > MAX_TENSORS_PER_MESSAGE:
-            raise MessageTooLarge(f"{len(sets[0])} tensors; at most {MAX_TENSORS_PER_MESSAGE} are allowed")
+        names = sets[0] if sets else {}
+        if len(names) > MAX_TENSORS_PER_MESSAGE:
+            raise MessageTooLarge(f"{len(names)} tensors; at most {MAX_TENSORS_PER_MESSAGE} are allowed")
         plan, start = [], 0
-        for name in sets[0]:
+        for name in names:
             parts = [tensors[name] for tensors in sets]
             datatype = of_dtype(parts[0].dtype)
             if datatype in ("", BYTES):
@@ -240,6 +238,7 @@ class Channel:
             raise MessageTooLarge(
                 f"the tensors take {start} bytes; at most {MAX_FRAME_PAYLOAD_BYTES} are allowed"
             )
+        self._outgoing.make_way(self._last_sent, start)
         for _name, _datatype, _shape, at, _size, parts in plan:
             place = at
             for part in parts:
