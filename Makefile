@@ -15,8 +15,12 @@ MINILM := .cache/minilm-venv
 MINILM_STAMP := $(MINILM)/.installed
 MINILM_NEEDS := torch transformers onnx onnxruntime onnxscript onnxconverter-common zipnn
 
+# A peer in a virtual environment of its own; what cannot be installed is left out, and the benchmark says so.
+peer = [ -d .cache/$(1) ] || { $(PYTHON) -m venv .cache/$(1) && .cache/$(1)/bin/$(PIP) $(2); } \
+  || { echo "$(2) cannot be installed here"; rm -rf .cache/$(1); }
+
 .PHONY: help install demo test test-main test-legacy lint proto bench bench-delta bench-link bench-memory \
-  minilm-venv minilm soak vectors fuzz clean
+  bench-serve minilm-venv minilm soak vectors fuzz clean
 
 help: ## Lists the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,7 +71,7 @@ fuzz: $(STAMP) ## Feeds the delta decoder what nobody should; ARGS="--seconds 60
 	@$(BIN)/$(PIP) -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m edge_tests.fuzz $(ARGS)
 
-bench: bench-delta bench-link bench-memory ## Every benchmark.
+bench: bench-delta bench-link bench-memory bench-serve ## Every benchmark.
 
 bench-delta: $(STAMP) $(MINILM_STAMP) ## Delta sizes and speeds beside every peer; ARGS=--minilm adds MiniLM, --all slow peers, --write.
 	@$(BIN)/$(PIP) -c constraints.txt -e '.[bench]'
@@ -78,6 +82,11 @@ bench-link: $(STAMP) $(MINILM_STAMP) ## One update over a link of 57.5 Mbit/s, f
 
 bench-memory: $(STAMP) ## Applies a delta to a model of 1 GB under a 256 MB cgroup limit (root).
 	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+bench-serve: $(STAMP) ## Serving beside MLServer, pytriton and a bare gRPC server; ARGS=--threads 2, --write.
+	@$(call peer,mlserver-venv,mlserver onnxruntime 'uvloop<0.22')
+	@$(call peer,pytriton-venv,nvidia-pytriton onnxruntime)
+	$(BIN)/python -m benchmarks.serve $(ARGS)
 
 soak: bench-memory ## What is too long for the tests.
 

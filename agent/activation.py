@@ -21,13 +21,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from agent import golden
+from agent import golden, options
 from agent import slots as moves
+from agent.batch_proof import batches_are_safe
 from agent.installer import Installer, Prepared
 from agent.limits import DRAIN_S, MAX_NAME_CHARACTERS
 from agent.reporter import Loaded
+from agent.repository import Held
 from agent.retry import Cause, cause_of
 from agent.router import Router
+from agent.scheduling import Policy
 from agent.slots import Installed, Slots
 from agent.state import State, Update
 from agent.version_directory import verify
@@ -85,6 +88,7 @@ class Activator:
         self._locks: dict[str, threading.RLock] = {}
         self._loaded: dict[str, Installed] = {}
         self._soaks: dict[str, _Soak] = {}
+        self._unloaded: set[str] = set()  # by a client, until a load, an activation or the next start
 
     def _lock(self, model: str) -> threading.RLock:
         with self._guard:
@@ -99,6 +103,56 @@ class Activator:
             if installed is not None and installed.version == serving.active.version:
                 found[serving.model] = Loaded(installed, serving.active.spec.loaded_digests, serving.ready)
         return found
+
+    def held(self) -> list[Held]:
+        """Every model's active and previous version on disk."""
+        return [
+            Held(slots.model, installed.version)
+            for slots in self._state.models().values()
+            for installed in (slots.active, slots.previous)
+            if installed is not None
+        ]
+
+    def unloaded(self, model: str) -> bool:
+        """Whether a client unloaded the model: it then does not serve, and nothing needs mending."""
+        return model in self._unloaded
+
+    def unload(self, model: str) -> None:
+        """Ends the model's workers; its slots and files stay. Raises SluiceError(MODEL_UNKNOWN)."""
+        known = self._state.models()
+        if model not in known:
+            raise _unknown(model, sorted(known))
+        with self._lock(model):
+            self._unloaded.add(model)
+            self._soaks.pop(model, None)
+            workers = self._router.remove(model)
+        for worker in workers:
+            worker.close(DRAIN_S)
+        log.warning("a client unloaded %s", model)
+        self._changed()
+
+    def load(self, model: str) -> None:
+        """Serves the active version of a model that is not served; no effect if it is.
+
+        Raises SluiceError(MODEL_UNKNOWN | MODEL_NOT_SERVING) or why the version cannot be loaded.
+        """
+        known = self._state.models()
+        if model not in known:
+            raise _unknown(model, sorted(known))
+        with self._lock(model):
+            if self._router.serving(model) is None:
+                slots = self._state.slots(model)
+                if slots.active is None:
+                    raise SluiceError(
+                        errors_pb2.MODEL_NOT_SERVING, f"no version of {model} is active yet", obj=model
+                    )
+                failure = self._boot_version(model, slots.active)
+                if failure is not None:
+                    raise failure
+                if slots.soaking:
+                    self._begin_soak(model)
+                log.warning("a client loaded %s", model)
+        self._changed()
 
     def stage(self, prepared: Prepared, model: str) -> None:
         """The version is whole on disk and about to be activated."""
@@ -156,6 +210,7 @@ class Activator:
 
     def _turn(self, model: str, installed: Installed, worker: Worker) -> None:
         self._router.activate(model, installed.version, worker)
+        self._unloaded.discard(model)
         with self._guard:
             self._loaded[model] = installed
 
@@ -167,33 +222,43 @@ class Activator:
         step(sync_pb2.UPDATE_STEP_VERIFYING)
         digests = verify(prepared.directory, model, installed.version, variant, self._store)
         step(sync_pb2.UPDATE_STEP_WARMING_UP)
-        threads = variant.options.get("threads", "")
+        wanted = options.read(variant.options, self._threads)
+        for fault in wanted.faults:
+            log.warning("%s@%d: %s", model, installed.version, fault)
         spec = WorkerSpec(
             model=model,
             version=installed.version,
             path=prepared.directory / variant.model_file.path,
             format=variant.format,
             runtime_preference=installed.runtime,
-            threads=int(threads)
-            if threads.isascii() and threads.isdigit() and int(threads)
-            else self._threads,
+            threads=wanted.threads,
             loaded_digests=digests,
         )
         worker = Worker.start(spec, self._load_deadline_s)
         try:
             golden.warm_up(worker, self._load_deadline_s)
+            examples = None
             if variant.golden_file is not None:
-                golden.check_golden(
-                    worker,
-                    prepared.directory / variant.golden_file.path,
-                    variant.tolerance,
-                    self._load_deadline_s,
-                )
+                path = prepared.directory / variant.golden_file.path
+                golden.check_golden(worker, path, variant.tolerance, self._load_deadline_s)
+                examples = golden.convert_inputs(worker, golden.read_golden(path)[0])
+            worker.cache_s = wanted.cache_s
+            worker.queue.policy = self._policy(worker, wanted.policy, examples)
         except BaseException:
             worker.close(0)
             raise
         worker.checked()
         return worker
+
+    def _policy(self, worker: Worker, policy: Policy, examples: golden.Arrays | None) -> Policy:
+        """The policy, with batches only for a model that was seen to answer right in them."""
+        if policy.max_batch == 1 or not worker.takes_batches:
+            return replace(policy, max_batch=1)
+        why_not = batches_are_safe(worker, examples, self._load_deadline_s)
+        if why_not:
+            log.warning("requests to %s run one by one: %s", worker.spec, why_not)
+            return replace(policy, max_batch=1)
+        return policy
 
     def boot(self, model: str) -> None:
         """Serves a model from disk at start: the active version, else the previous one.

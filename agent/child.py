@@ -1,6 +1,7 @@
 """A worker's operating-system side: starting the process, hearing it end, ending it, keeping its last words.
 
-`Child` starts `agent.worker_process` with one end of a socket pair and the reading end of a lifeline pipe.
+`Child` starts `agent.worker_process` with one end of a socket pair, an arena for each direction and the
+reading end of a lifeline pipe.
 One thread per child waits for three things: output (kept as a bounded tail and logged), the end of the
 process (reaped at once, so there are no zombies) and the moment at which a request must have been answered.
 
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import agent
+from agent.arena import Arena
 from agent.limits import EXIT_S, STDERR_TAIL_BYTES, STDERR_TAIL_LINES
 from agent.transport import Channel
 from updater.errors import os_errors
@@ -59,6 +61,9 @@ class Child:
         with os_errors("starting a worker process for", label), contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
+            arenas = [Arena.create(), Arena.create()]
+            for arena in arenas:
+                undo.callback(arena.close_descriptor)
             lifeline, self._lifeline = os.pipe()
             undo.callback(os.close, self._lifeline)
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -72,6 +77,7 @@ class Child:
                         "-m",
                         "agent.worker_process",
                         str(theirs.fileno()),
+                        *(str(arena.descriptor) for arena in arenas),
                         str(lifeline),
                         label,
                     ],
@@ -80,7 +86,7 @@ class Child:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
-                    pass_fds=(theirs.fileno(), lifeline),
+                    pass_fds=(theirs.fileno(), *(arena.descriptor for arena in arenas), lifeline),
                     start_new_session=True,
                     bufsize=0,
                 )
@@ -88,7 +94,9 @@ class Child:
             undo.callback(self._process.kill)
             self._pidfd = os.pidfd_open(self._process.pid)
             undo.pop_all()
-        self.channel = Channel(ours)
+        for arena in arenas:
+            arena.close_descriptor()
+        self.channel = Channel(ours, *arenas)
         threading.Thread(target=self._watch, name=f"worker-{self._process.pid}", daemon=True).start()
 
     @property

@@ -40,7 +40,7 @@ class Key:
     Attributes:
         name: with its table: "update.soak_s".
         field: of AgentConfig.
-        kind: text, path, address, listen, number, integer, texts (a table of texts) or runtimes.
+        kind: text, path, address, listen, number, integer, flag, texts (a table of texts) or runtimes.
         least: smallest number allowed, in the unit that the name ends with.
         most: largest number allowed.
     """
@@ -62,7 +62,9 @@ KEYS = (
     Key("inference.address", "inference_address", "listen"),
     Key("inference.threads", "threads", "integer", 1, 256),
     Key("inference.runtimes", "runtimes", "runtimes"),
+    Key("inference.model_control", "model_control", "flag"),
     Key("admin.socket", "admin_socket", "path"),
+    Key("metrics.address", "metrics_address", "listen"),
     Key("telemetry.interval_s", "telemetry_interval_s", "number", 0.2, 86_400),
     Key("telemetry.outbox_max_bytes", "outbox_max_bytes", "integer", 65_536, 1 << 30),
     Key("update.keep_versions", "keep_versions", "integer", 0, 64),
@@ -87,6 +89,8 @@ class AgentConfig:
         inference_address: host:port that serves the Open Inference Protocol; port 0 takes a free one.
         threads: of one model's runtime, unless its variant says otherwise.
         runtimes: names of the runtimes that may be used; empty for all that work.
+        model_control: whether inference clients may load and unload models.
+        metrics_address: host:port that serves Prometheus metrics; empty: none are served.
         admin_socket: path of the unix socket for `sluice-agent status` and the like.
         telemetry_interval_s: between samples.
         outbox_max_bytes: telemetry kept while the control plane is away; the oldest goes first.
@@ -105,6 +109,8 @@ class AgentConfig:
     inference_address: str = "127.0.0.1:8500"
     threads: int = 1
     runtimes: tuple[str, ...] = ()
+    model_control: bool = False
+    metrics_address: str = ""
     admin_socket: Path = Path()
     telemetry_interval_s: float = 60.0
     outbox_max_bytes: int = 16 << 20
@@ -203,6 +209,10 @@ def _check(path: Path, key: Key, value: Any) -> Any:
                 path, key.name, f"must be {what} from {key.least:g} to {key.most:g}, not {value!r:.60}"
             )
         return value if key.kind == "integer" else float(value)
+    if key.kind == "flag":
+        if not isinstance(value, bool):
+            raise _invalid(path, key.name, f"must be true or false, not {value!r:.60}")
+        return value
     if key.kind == "texts":
         return _labels(path, key.name, value)
     if key.kind == "runtimes":

@@ -31,11 +31,13 @@ from agent.control import Control
 from agent.inference import InferenceServer
 from agent.installer import Installer
 from agent.lock import StateLock
+from agent.metrics import MetricsServer
 from agent.notify import notify, watchdog_interval_s
 from agent.outbox import Outbox
 from agent.reconciler import Reconciler
 from agent.recovery import recover
 from agent.reporter import Progress, compose
+from agent.repository import Repository
 from agent.retention import collect
 from agent.router import Router
 from agent.state import State
@@ -122,7 +124,7 @@ class Daemon:
             control,
             self._progress,
             collect=lambda tight: self._collect(spare=not tight),
-            serving=lambda model: self._router.serving(model) is not None,
+            serving=lambda model: self._router.serving(model) is not None or self._activator.unloaded(model),
             free_bytes=lambda: shutil.disk_usage(state_dir).free,
             changed=self._changed,
         )
@@ -144,7 +146,12 @@ class Daemon:
             poll_interval_s=config.poll_interval_s,
             reconnect_max_s=config.reconnect_max_s,
         )
-        self._inference = InferenceServer(self._router, config.inference_address)
+        self._inference = InferenceServer(
+            self._router,
+            config.inference_address,
+            repository=Repository(self._router, self._activator, control=config.model_control),
+        )
+        self._metrics = MetricsServer(self._router, config.metrics_address)
         self._admin = AdminServer(
             config.admin_socket, self.status, lambda model: self._activator.revert(model, pin=True)
         )
@@ -170,6 +177,8 @@ class Daemon:
         boot.start()
         boot.join(limits.BOOT_BEFORE_SERVING_S)
         self._inference.start()
+        if self._config.metrics_address:
+            self._metrics.start()
         write_atomic(
             self._config.state_dir / INFERENCE_ADDRESS_FILE, (self._inference.addresses[0] + "\n").encode()
         )
@@ -229,6 +238,7 @@ class Daemon:
         if hasattr(self, "_supervisor"):
             self._supervisor.stop(1.0)
         self._inference.stop(min(left_s(), 5.0))
+        self._metrics.stop()
         self._activator.close(left_s())
         self._admin.stop(0.5)
 

@@ -113,7 +113,7 @@ def check_golden(
     max_abs_error = float(tolerance.max_abs_error) if tolerance.max_abs_error else None
     inputs, expected = read_golden(path)
     name = str(worker.spec)
-    given = _convert(_rename(inputs, worker.inputs, "input", name), worker.inputs, name)
+    given = convert_inputs(worker, inputs)
     wanted = _rename(expected, worker.outputs, "output", name)
     try:
         answered = worker.infer(given, timeout_s)
@@ -135,6 +135,12 @@ def check_golden(
         figures = "; ".join(str(output) for output in result.outputs)
         raise _mismatch(f"{name} answers its golden inputs outside the tolerance ({bound}): {figures}", name)
     return result
+
+
+def convert_inputs(worker: Worker, inputs: Arrays) -> Arrays:
+    """A golden file's inputs as the model takes them. Raises SluiceError(GOLDEN_MISMATCH)."""
+    name = str(worker.spec)
+    return _convert(_rename(inputs, worker.inputs, "input", name), worker.inputs, name)
 
 
 def warm_up(worker: Worker, timeout_s: float = MAX_REQUEST_S, batch_sizes: Iterable[int] = (1,)) -> None:

@@ -1,13 +1,11 @@
-"""The inference front: the Open Inference Protocol (KServe v2) over gRPC, for clients on the box.
+"""The inference front: the Open Inference Protocol (KServe v2) with Triton's extensions, over gRPC, for
+clients on the box.
 
-A request finds its worker in the router, its tensors become arrays (tensors.py), the worker answers, and the
-response says which version that was. If the worker died before it had the request, the request is given once
-more to the worker that is active then; one that was running when its worker died is not repeated, because it
-may be what killed it.
+This file is the server: addresses, threads and limits. inference_service.py holds the calls, requests.py the
+way of one inference, streams.py the streams.
 
-Rules: every wait ends at the client's deadline or at MAX_REQUEST_S; a client that has gone away is not
-computed for; a message over its limit, or a request over the number that may wait, is refused by gRPC before
-it takes a thread. Errors are the SluiceErrors of the rooms behind, as gRPC status with details.
+Rules: a message over its limit, or a call over the number that may wait, is refused by gRPC before it takes a
+thread; streams have threads of their own, so that they hold up nothing else.
 
 There is no authentication: listen on loopback or a unix socket.
 """
@@ -16,125 +14,25 @@ from __future__ import annotations
 
 import logging
 import socket
-import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from importlib import metadata
-from typing import NoReturn, TypeVar
+from typing import Any
 
 import grpc
 
-from agent.limits import (
-    MAX_CONCURRENT_RPCS,
-    MAX_MESSAGE_BYTES,
-    MAX_REQUEST_S,
-    RESTART_WAIT_S,
-    SERVING_THREADS,
-)
+from agent.inference_service import InferenceService
+from agent.limits import MAX_CONCURRENT_RPCS, MAX_MESSAGE_BYTES, MAX_STREAMS, SERVING_THREADS
+from agent.messages import parse_request, serialize_response
+from agent.repository import Repository
 from agent.router import Router
-from agent.tensors import decode_inputs, encode_outputs, is_raw, requested_outputs
-from agent.worker import Worker, WorkerDied
 from inference import open_inference_pb2 as pb
-from inference import open_inference_pb2_grpc as pb_grpc
-from runtimes.interface import TensorSpec
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
-from updater.wire import to_status
 
 log = logging.getLogger(__name__)
 
-SERVER_NAME = "sluice"
-Response = TypeVar("Response")
-
-
-class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
-    """The protocol's six calls over a router."""
-
-    # ruff: noqa: ARG002, N802 (signatures and names are the protocol's)
-
-    def __init__(self, router: Router) -> None:
-        self._router = router
-
-    def ServerLive(
-        self, request: pb.ServerLiveRequest, context: grpc.ServicerContext
-    ) -> pb.ServerLiveResponse:
-        """Always true: that this answers is the proof."""
-        return pb.ServerLiveResponse(live=True)
-
-    def ServerReady(
-        self, request: pb.ServerReadyRequest, context: grpc.ServicerContext
-    ) -> pb.ServerReadyResponse:
-        """Whether there is a model, and every model's active worker can answer."""
-        models = self._router.models()
-        return pb.ServerReadyResponse(ready=bool(models) and all(serving.ready for serving in models))
-
-    def ModelReady(
-        self, request: pb.ModelReadyRequest, context: grpc.ServicerContext
-    ) -> pb.ModelReadyResponse:
-        """Whether the model, in this version if one is named, can answer; false also for what is not here."""
-        try:
-            with self._router.acquire(request.name, request.version) as worker:
-                return pb.ModelReadyResponse(ready=worker.alive)
-        except SluiceError:  # the reasons why not; the call itself succeeds, as the protocol wants
-            return pb.ModelReadyResponse(ready=False)
-
-    def ServerMetadata(
-        self, request: pb.ServerMetadataRequest, context: grpc.ServicerContext
-    ) -> pb.ServerMetadataResponse:
-        """Name and version; no protocol extensions."""
-        return pb.ServerMetadataResponse(name=SERVER_NAME, version=_installed_version())
-
-    def ModelMetadata(
-        self, request: pb.ModelMetadataRequest, context: grpc.ServicerContext
-    ) -> pb.ModelMetadataResponse:
-        """Inputs and outputs of the active version or of the one named."""
-        return _answer(context, lambda: self._metadata(request))
-
-    def ModelInfer(
-        self, request: pb.ModelInferRequest, context: grpc.ServicerContext
-    ) -> pb.ModelInferResponse:
-        """One inference. Fails with the reasons of `Worker.infer` and `Router.acquire`."""
-        return _answer(context, lambda: self._infer(request, context))
-
-    def _metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
-        with self._router.acquire(request.name, request.version) as worker:
-            serving = self._router.serving(request.name)
-            loaded = [worker] if serving is None else serving.workers
-            return pb.ModelMetadataResponse(
-                name=worker.model,
-                versions=sorted({str(item.version) for item in loaded if item.alive}, key=int),
-                platform=f"{worker.runtime}_{worker.spec.format}",
-                inputs=[_tensor_metadata(spec) for spec in worker.inputs],
-                outputs=[_tensor_metadata(spec) for spec in worker.outputs],
-            )
-
-    def _infer(self, request: pb.ModelInferRequest, context: grpc.ServicerContext) -> pb.ModelInferResponse:
-        remaining_s = context.time_remaining()
-        deadline = time.monotonic() + min(
-            MAX_REQUEST_S, MAX_REQUEST_S if remaining_s is None else remaining_s
-        )
-        try:
-            return self._infer_once(request, context, deadline)
-        except WorkerDied as error:
-            if error.delivered:
-                raise
-            log.info("a request is given to another worker: %s", error)
-            return self._infer_once(request, context, deadline)
-
-    def _infer_once(
-        self, request: pb.ModelInferRequest, context: grpc.ServicerContext, deadline: float
-    ) -> pb.ModelInferResponse:
-        wait_s = min(RESTART_WAIT_S, deadline - time.monotonic())
-        with self._router.acquire(request.model_name, request.model_version, wait_s=wait_s) as worker:
-            inputs = decode_inputs(request, worker.inputs)
-            wanted = requested_outputs(request, worker.outputs)
-            outputs = worker.infer(inputs, deadline - time.monotonic(), still_wanted=context.is_active)
-        response = pb.ModelInferResponse(
-            model_name=worker.model, model_version=str(worker.version), id=request.id
-        )
-        encode_outputs(response, outputs, wanted, raw=is_raw(request))
-        _check_size(response, worker)
-        return response
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+_INFER = "ModelInfer"
 
 
 class InferenceServer:
@@ -142,6 +40,7 @@ class InferenceServer:
 
     Args:
         router: where requests find their workers.
+        repository: what the repository calls see; None: what the router has loaded, which no client changes.
         addresses: to listen on: "127.0.0.1:8500" (port 0 takes a free one) or
         "unix:/run/sluice/inference.sock". threads: that answer requests. concurrent_rpcs: calls running and
         waiting; more get RESOURCE_EXHAUSTED. message_bytes: largest request and response.
@@ -152,11 +51,11 @@ class InferenceServer:
         router: Router,
         addresses: str | Sequence[str],
         *,
+        repository: Repository | None = None,
         threads: int = SERVING_THREADS,
         concurrent_rpcs: int = MAX_CONCURRENT_RPCS,
         message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        self._router = router
         self._wanted = (addresses,) if isinstance(addresses, str) else tuple(addresses)
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="inference")
         self._server = grpc.server(
@@ -168,7 +67,11 @@ class InferenceServer:
                 ("grpc.so_reuseport", 0),  # a second agent on the same port must fail, not share it
             ),
         )
-        pb_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(router), self._server)
+        self._streams_pool = futures.ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
+        service = InferenceService(router, repository or Repository(router))
+        self._server.add_registered_method_handlers(
+            _SERVICE.full_name, _handlers(service, self._streams_pool)
+        )
         self.addresses: tuple[str, ...] = ()
 
     def start(self) -> None:
@@ -185,6 +88,7 @@ class InferenceServer:
         """Takes no new calls, lets those running end within `grace_s`, then cancels them."""
         self._server.stop(grace_s).wait(grace_s + 5)
         self._pool.shutdown(wait=False)
+        self._streams_pool.shutdown(wait=False)
 
     def _bind(self, address: str) -> str:
         try:
@@ -201,6 +105,35 @@ class InferenceServer:
         return address if address.startswith("unix") else f"{address.rpartition(':')[0]}:{port}"
 
 
+def _handlers(
+    service: InferenceService, streams: futures.ThreadPoolExecutor
+) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """The service's methods, with the (de)serialisers of the protocol's messages."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for method in _SERVICE.methods:
+        behavior = getattr(service, method.name)
+        parse: Callable[[bytes], Any] = getattr(pb, method.input_type.name).FromString
+        serialize: Callable[[Any], bytes] = getattr(pb, method.output_type.name).SerializeToString
+        if method.name == _INFER:
+            parse, serialize = parse_request, serialize_response
+        make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = grpc.unary_unary_rpc_method_handler
+        if method.client_streaming:
+            make, behavior = grpc.stream_stream_rpc_method_handler, _OnThreads(behavior, streams)
+        handlers[method.name] = make(behavior, parse, serialize)
+    return handlers
+
+
+class _OnThreads:
+    """A behaviour that gRPC runs on a pool of its own: it reads the attribute."""
+
+    def __init__(self, behavior: Callable[..., Any], pool: futures.ThreadPoolExecutor) -> None:
+        self._behavior = behavior
+        self.experimental_thread_pool = pool
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._behavior(*arguments)
+
+
 def _why_not(address: str) -> str:
     """The system's reason why the address cannot be bound, which gRPC keeps to itself; "" if it is gone."""
     if address.startswith("unix"):
@@ -213,48 +146,3 @@ def _why_not(address: str) -> str:
         except OSError as error:
             return f": {error.strerror or error}"
     return ""
-
-
-def _answer(context: grpc.ServicerContext, call: Callable[[], Response]) -> Response:
-    """Runs the call; errors become the call's status."""
-    try:
-        return call()
-    except SluiceError as error:
-        _abort(context, error)
-    except Exception as error:
-        log.exception("a call failed unexpectedly")
-        _abort(
-            context,
-            SluiceError(
-                errors_pb2.INTERNAL,
-                f"unexpected {type(error).__name__}: {error}",
-                hint="please report this with the agent's log",
-            ),
-        )
-
-
-def _abort(context: grpc.ServicerContext, error: SluiceError) -> NoReturn:
-    context.abort_with_status(to_status(error))
-    raise AssertionError("abort_with_status raises")
-
-
-def _check_size(response: pb.ModelInferResponse, worker: Worker) -> None:
-    size = response.ByteSize()
-    if size > MAX_MESSAGE_BYTES:
-        raise SluiceError(
-            errors_pb2.LIMIT_EXCEEDED,
-            f"the answer of {worker.spec} takes {size} bytes; at most {MAX_MESSAGE_BYTES} are allowed",
-            hint="ask for fewer outputs or a smaller batch",
-            obj=str(worker.spec),
-        )
-
-
-def _tensor_metadata(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
-    return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)
-
-
-def _installed_version() -> str:
-    try:
-        return metadata.version(SERVER_NAME)
-    except metadata.PackageNotFoundError:
-        return "unknown"  # run from a source tree

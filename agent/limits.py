@@ -10,18 +10,40 @@ MAX_FRAME_HEADER_BYTES = 256 << 10
 MAX_FRAME_PAYLOAD_BYTES = 128 << 20  # of all tensors of one message, padding included
 MAX_TENSORS_PER_MESSAGE = 256
 MAX_TENSOR_DIMENSIONS = 16
-SOCKET_BUFFER_BYTES = 1 << 20  # asked for; the kernel may give less
+ARENA_KEEP_BYTES = 4 << 20  # of an arena that stay resident after a larger message (arena.py)
+MAX_LAYOUTS = 128  # of messages that a channel remembers, to build and read their headers once
 FRAME_S = 10.0  # a frame once begun is through within this time, or the channel is broken
 
 # Worker processes (worker.py).
 HANG_S = 30.0  # a request that runs longer, and longer than its own deadline, gets its worker killed
 STALL_S = 1.0  # with the running request at this age, no more than MAX_WAITING_ON_STALL wait behind it
-MAX_WAITING_ON_STALL = 3
+MAX_WAITING_ON_STALL = 16
 EXIT_S = 2.0  # for a worker to end by itself once told to, and again once terminated
 STDERR_TAIL_BYTES = 8 << 10  # of a worker's output, kept for error messages
 STDERR_TAIL_LINES = 8  # shown in an error message
 MAX_ERROR_CHARACTERS = 1500  # of a runtime's own message
 OOM_SCORE_ADJUST = 500  # of a worker (-1000 to 1000): the kernel takes it before the agent
+
+# Queues and batches (scheduling.py, curve.py, breaker.py, batching.py).
+MAX_QUEUE = 48  # requests of one version that wait; fewer than the front's threads, for other models' sake
+HANDICAP_S = {1: 0.0, 2: 0.2, 3: 2.0}  # of a priority: a request is not overtaken once it waited for so long
+WINDOW_BUSY_S = 0.005  # wait for a fuller batch when the worker is busy for more than BUSY_LOAD
+WINDOW_IDLE_S = 0.020  # the same for a worker without load
+BUSY_LOAD = 0.8  # share of the time
+LOAD_HALF_LIFE_S = 0.5  # over which the load is averaged
+BATCH_TARGET_S = 0.050  # how long a batch should run at most, unless the model says otherwise
+TOO_SLOW, TOO_FAST = 1.2, 0.8  # of its target: the batch size halves, doubles
+PAYS = 0.1  # share by which a fuller batch must make a sample cheaper to be worth it
+SIZE_SEEN = 3  # batches of a size before its cost counts
+CURVE_LATEST = 15  # batches of a size whose median counts
+CURVE_KEEP_S = 60.0  # a size not seen for so long is tried again
+SWEEP_S = 1.0  # between looks for sizes that were not seen
+MAX_LENGTH_CLASSES = 32
+MAX_BATCH = 64  # samples in a batch made of several requests
+BATCH_COSINE_MIN = 0.99  # of an answer in a batch to the answer alone, for batches to be used at all
+LEAST_RETRY_S, MOST_RETRY_S = 0.010, 5.0  # of the hint when to try again
+BREAKER_ANSWERS = 20  # the latest that the breaker looks at
+BREAKER_FIRST_S, BREAKER_MOST_S = 1.0, 30.0  # how long it stays open
 
 # Restarts (supervisor.py).
 CRASH_LOOP_DEATHS = 3
@@ -33,11 +55,11 @@ RESTART_LOAD_S = 120.0  # for a restarted worker to load its model
 # Routing (router.py).
 DRAIN_S = 30.0  # for requests on a worker that is being replaced
 RESTART_WAIT_S = 5.0  # a request waits at most so long for a worker that is being restarted
-MAX_WAITING_ON_RESTART = 4  # requests of one model; more are refused at once
+MAX_WAITING_ON_RESTART = 48  # requests of one model; more are refused at once
 
 # The inference front (inference.py, tensors.py).
-SERVING_THREADS = 8  # more than STALL and RESTART waiters of one model, so that others are still served
-MAX_CONCURRENT_RPCS = 64  # running and queued; more get RESOURCE_EXHAUSTED
+SERVING_THREADS = 64  # each holds one request, waiting or running; more than one model's queue
+MAX_CONCURRENT_RPCS = 128  # running, waiting for a thread, and streams; more get RESOURCE_EXHAUSTED
 MAX_MESSAGE_BYTES = 64 << 20  # of one request or response
 MAX_REQUEST_S = 30.0  # for a request without a deadline, or with a later one
 MAX_DIMENSION = (1 << 31) - 1
@@ -48,3 +70,19 @@ MAX_GOLDEN_FILE_BYTES = 64 << 20
 MAX_GOLDEN_BYTES = 256 << 20  # unpacked, all arrays together
 MAX_GOLDEN_ARRAYS = 64
 MAX_WARM_UP_BYTES = 64 << 20  # of the inputs made for one warm-up
+MAX_STREAMS = 16  # standing at once; each holds a thread
+STREAM_IDLE_S = 60.0  # a stream that asked nothing for so long makes room for a new one
+SPLIT_MESSAGE_BYTES = 4 << 10  # larger requests have their raw contents left in place (messages.py)
+
+MAX_CACHE_BYTES = 16 << 20  # of the outputs that the response cache keeps, all models together (cache.py)
+CACHE_ENTRY_BYTES = 1 << 10  # that an entry counts for beside its outputs
+MAX_CACHE_COUNTS = 10_000  # keys whose look-ups are counted
+CACHE_HALVE_AFTER = 10_000  # look-ups after which the counts are halved
+METRICS_CONNECTION_S = 5.0  # for one scrape to come in and be answered (metrics.py)
+
+# System shared memory (shared_memory.py, peer.py).
+MAX_REGIONS = 64  # registered at once; each holds a descriptor
+MAX_READ_BYTES = 256 << 20  # of inputs read from regions for requests under way, all together
+MAX_KEY_CHARACTERS = 255  # of a shared memory object's name: the file system's own bound
+PEER_CACHE_S = 10.0  # a connection's user is looked up again after this time
+MAX_PEERS = 256  # connections whose user is remembered

@@ -116,6 +116,7 @@ class Router:
             entry = self._entries.get(dead.model)
             if entry is None or entry.active is not dead:
                 return False
+            fresh.succeed(dead)
             entry.active, entry.soon = fresh, True
             self._turned.notify_all()
         fresh.on_death(self._worker_died)
@@ -187,7 +188,7 @@ class Router:
         while True:
             entry = self._entries.get(model)
             if entry is None:
-                raise self._unknown(model)
+                raise self.unknown(model)
             worker = _pick(entry, model, version)
             if worker.alive:
                 return worker
@@ -208,8 +209,10 @@ class Router:
             finally:
                 entry.waiting -= 1
 
-    def _unknown(self, model: str) -> SluiceError:
-        names = ", ".join(sorted(self._entries)) or "none yet"
+    def unknown(self, model: str) -> SluiceError:
+        """The error for a model that is not in the table."""
+        with self._turned:
+            names = ", ".join(sorted(self._entries)) or "none yet"
         name = model[:MAX_NAME_CHARACTERS]
         return SluiceError(
             errors_pb2.MODEL_UNKNOWN, f"this box serves no model {name!r}; it serves {names}", obj=name

@@ -1,14 +1,13 @@
 """The agent's handle on one worker process: start it, ask it, hear of its death, end it.
 
-`Worker.start` starts the process, has it load the model and returns once it is ready. `infer` may be called
-by many threads; they take turns, because the process answers one request at a time. What goes wrong:
+`Worker.start` starts the process, has it load the model and returns once it is ready. Clients' requests come
+through `queue` (batching.py), which has one thread at a time call `run`; `infer` goes past it, for checks.
+Whoever calls, they take turns, because the process answers one request at a time. What goes wrong:
 
 - The caller's own deadline passes: the caller gets WORKER_TIMEOUT, the worker goes on, and its late answer is
   thrown away before the next request is sent.
 - A request runs longer than the worker's hang limit, and longer than its caller was ready to wait: the
   process is killed. A short deadline of one client therefore never kills a worker that serves others.
-- The running request is old and too many wait behind it: the others are refused with LIMIT_EXCEEDED, so that
-  one stuck model does not hold all the threads of the front.
 - The process dies: `WorkerDied`, which says whether the request had reached it, and the death callbacks run.
 
 Rules: no process outlives its handle's `close`, none is left unreaped, and none outlives the agent.
@@ -20,7 +19,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from agent import worker_process
+from agent.batching import Batcher
 from agent.child import Child
-from agent.limits import EXIT_S, HANG_S, MAX_WAITING_ON_STALL, STALL_S
+from agent.figures import Figures, Timing
+from agent.limits import EXIT_S, HANG_S
 from agent.transport import ChannelBroken, ChannelClosed, Message, MessageTooLarge
 from runtimes.inputs import check_inputs, splits_by_sample
 from runtimes.interface import InputInvalid, TensorSpec
@@ -86,6 +87,9 @@ class Worker:
         inputs: what the model wants.
         outputs: what it answers.
         ready_at: when it became ready (time.monotonic).
+        figures: of its version's inferences.
+        queue: where clients' requests wait for it.
+        cache_s: for how long its answers may be given again to the same inputs, seconds; 0: never.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -95,13 +99,15 @@ class Worker:
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.ready_at = 0.0
+        self.figures = Figures()
+        self.queue = Batcher(self, str(spec))
+        self.cache_s = 0.0
         self._any_batch = False
         self._turn = threading.Lock()  # held by the one caller who may use the channel
         self._unanswered = False  # under _turn: a request was sent and its answer not yet taken
         self._busy_since: float | None = None  # since when the running request runs (time.monotonic)
         self._state = threading.Condition()  # guards what follows
         self._users = 0
-        self._waiting = 0
         self._requests = 0
         self._failures = 0
         self._closing = False
@@ -159,6 +165,11 @@ class Worker:
         """Those of them that it did not answer, or whose inputs made the model fail."""
         return self._failures
 
+    def succeed(self, dead: Worker) -> None:
+        """Goes on with figures, policy and learned batch sizes of a worker of the same version."""
+        self.figures, self.cache_s = dead.figures, dead.cache_s
+        self.queue.inherit(dead.queue)
+
     def checked(self) -> None:
         """What it was asked so far, warm-up and golden inputs, was no client's: counts from here."""
         self._requests = self._failures = 0
@@ -200,43 +211,70 @@ class Worker:
             self._users -= 1
             self._state.notify_all()
 
-    def infer(
-        self,
-        inputs: Mapping[str, NDArray[Any]],
-        timeout_s: float,
-        *,
-        still_wanted: Callable[[], bool] = lambda: True,
-    ) -> dict[str, NDArray[Any]]:
-        """One inference.
+    def check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The inputs in the model's order, as `run` takes them. Raises SluiceError(INPUT_INVALID)."""
+        try:
+            return check_inputs(self.inputs, inputs, any_batch=self._any_batch)
+        except InputInvalid as error:
+            raise self._input_invalid(error.message, error.hint) from error
+
+    def infer(self, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, NDArray[Any]]:
+        """One inference past the queue: for checks of the worker itself.
 
         Args:
             inputs: an array for each of `self.inputs`, in its datatype and shape (see runtimes.Model.run).
             timeout_s: for waiting, running and answering, seconds.
-            still_wanted: asked once the turn has come; if false the request is not sent.
 
         Returns:
             An array for each of `self.outputs`.
 
         Raises:
-            SluiceError: INPUT_INVALID (the inputs do not fit, or the model failed on them), LIMIT_EXCEEDED
-                (too large, or too many wait behind a slow request), WORKER_TIMEOUT, WORKER_DIED (as
-                `WorkerDied`).
+            SluiceError: as `check` and `run`.
         """
-        deadline = time.monotonic() + timeout_s
-        try:
-            checked = check_inputs(self.inputs, inputs, any_batch=self._any_batch)
-        except InputInvalid as error:
-            raise self._input_invalid(error.message, error.hint) from error
+        return self.run([self.check(inputs)], timeout_s)[0]
+
+    def run(
+        self, inputs: Sequence[Mapping[str, NDArray[Any]]], timeout_s: float
+    ) -> tuple[dict[str, NDArray[Any]], Timing]:
+        """Runs inputs that `check` returned, joined along their first dimension if they are several.
+
+        Returns:
+            An array for each of `self.outputs`, and where the time went.
+
+        Raises:
+            SluiceError: INPUT_INVALID (the model failed on the inputs), LIMIT_EXCEEDED (they are too large),
+                WORKER_TIMEOUT, WORKER_DIED (as `WorkerDied`).
+        """
+        began = time.monotonic()
+        deadline = began + timeout_s
         with self.in_use():
-            self._take_turn(deadline)
+            if not self._turn.acquire(timeout=max(0.0, timeout_s)):
+                raise self.timeout("the request waited for its turn until its deadline")
             try:
                 self._clear_late_answer(deadline)
-                if not still_wanted():
-                    raise self._timeout("the client no longer waits for the answer")
-                answer = self._exchange(checked, deadline, timeout_s)
+                queue_s = time.monotonic() - began
+                outputs, timing = self._exchange(inputs, deadline, timeout_s)
             finally:
                 self._turn.release()
-        return answer
+        timing.queue_s = queue_s
+        return outputs, timing
+
+    def samples(self, inputs: Mapping[str, NDArray[Any]]) -> int:
+        """How many samples checked inputs hold: their first dimension where that is the batch, else 1."""
+        if not self._any_batch and not self.takes_batches:
+            return 1
+        return int(next(iter(inputs.values())).shape[0])
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the first dimension of every input and output varies: requests may be put together."""
+        specs = (*self.inputs, *self.outputs)
+        return bool(self.inputs) and all(spec.shape[:1] == (-1,) for spec in specs)
+
+    def busy_s(self) -> float:
+        """For how long the running request has been running, seconds; 0 when none runs."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def close(self, drain_deadline_s: float) -> None:
         """Waits for the requests under way, then ends and reaps the process. Never raises; may be repeated.
@@ -269,7 +307,7 @@ class Worker:
             answer = self._child.channel.receive(deadline - time.monotonic())
         except TimeoutError:
             why = f"its worker did not load it within {deadline_s:g} s"
-            raise self._timeout(why, "raise update.load_deadline_s, or ship a smaller model") from None
+            raise self.timeout(why, "raise update.load_deadline_s, or ship a smaller model") from None
         except (ChannelClosed, ChannelBroken) as error:
             raise self._died_while_starting(loading, error) from error
         if answer.header.get("op") != "ready":
@@ -311,34 +349,6 @@ class Worker:
 
     # One request.
 
-    def _take_turn(self, deadline: float) -> None:
-        """Waits for the channel; raises at the deadline, or when too many wait behind a slow request."""
-        if self._turn.acquire(blocking=False):
-            return
-        with self._state:
-            self._waiting += 1
-        while True:
-            with self._state:
-                left_s = deadline - time.monotonic()
-                since = self._busy_since
-                stalled = since is not None and time.monotonic() - since > STALL_S
-                if left_s <= 0 or (stalled and self._waiting > MAX_WAITING_ON_STALL):
-                    self._waiting -= 1
-                    break
-            if self._turn.acquire(timeout=min(STALL_S, left_s)):
-                with self._state:
-                    self._waiting -= 1
-                return
-        if left_s <= 0:
-            raise self._timeout("the request waited for its turn until its deadline")
-        raise SluiceError(
-            errors_pb2.LIMIT_EXCEEDED,
-            f"{self.spec} is busy: its running request takes over {STALL_S:g} s and "
-            f"{MAX_WAITING_ON_STALL} more wait behind it",
-            hint="send fewer requests at a time",
-            obj=str(self.spec),
-        )
-
     def _clear_late_answer(self, deadline: float) -> None:
         """Takes the answer that an earlier caller no longer waited for; the process is then free."""
         if not self._unanswered:
@@ -346,21 +356,21 @@ class Worker:
         try:
             self._child.channel.receive(deadline - time.monotonic())
         except TimeoutError:
-            raise self._timeout("an earlier request was still running at the deadline") from None
+            raise self.timeout("an earlier request was still running at the deadline") from None
         except (ChannelClosed, ChannelBroken) as error:
             raise self._lost(error, delivered=False) from error
         self._idle()
 
     def _exchange(
-        self, inputs: Mapping[str, NDArray[Any]], deadline: float, timeout_s: float
-    ) -> dict[str, NDArray[Any]]:
+        self, inputs: Sequence[Mapping[str, NDArray[Any]]], deadline: float, timeout_s: float
+    ) -> tuple[dict[str, NDArray[Any]], Timing]:
         if self._child.ended:
             raise self._lost(ChannelClosed("it had ended before"), delivered=False)
         began = time.monotonic()
         if began >= deadline:
-            raise self._timeout("the request waited for its turn until its deadline")
+            raise self.timeout("the request waited for its turn until its deadline")
         try:
-            self._child.channel.send({"op": "infer"}, inputs)
+            self._child.channel.send({"op": "infer"}, *inputs)
         except MessageTooLarge as error:
             raise SluiceError(
                 errors_pb2.LIMIT_EXCEEDED, f"the inputs for {self.spec}: {error}", obj=str(self.spec)
@@ -369,18 +379,19 @@ class Worker:
             raise self._lost(error, delivered=False) from error
         self._unanswered, self._busy_since = True, began
         self._requests += 1
+        sent = time.monotonic()
         try:
-            answer = self._child.channel.receive(deadline - time.monotonic())
+            answer = self._child.channel.receive(deadline - sent)
         except TimeoutError:
             self._failures += 1
             self._give_up(began, timeout_s)
-            raise self._timeout(f"no answer within {timeout_s:g} s") from None
+            raise self.timeout(f"no answer within {timeout_s:g} s") from None
         except (ChannelClosed, ChannelBroken) as error:
             self._failures += 1
             raise self._lost(error, delivered=True) from error
         self._idle()
         if answer.header.get("op") == "outputs":
-            return answer.tensors
+            return answer.tensors, Timing(input_s=sent - began, infer_s=time.monotonic() - sent)
         self._failures += 1
         what = (
             "" if answer.header.get("kind") == worker_process.INPUT else "the model failed on these inputs: "
@@ -432,9 +443,10 @@ class Worker:
         where = "it was running this request" if delivered else "it had not taken this request"
         return WorkerDied(f"{text} {where}", obj=str(self.spec), delivered=delivered)
 
-    def _timeout(
+    def timeout(
         self, why: str, hint: str = "allow more time, or send fewer requests at a time"
     ) -> SluiceError:
+        """The error for what took too long."""
         return SluiceError(errors_pb2.WORKER_TIMEOUT, f"{self.spec}: {why}", hint=hint, obj=str(self.spec))
 
     def _input_invalid(self, why: str, hint: str) -> SluiceError:

@@ -222,6 +222,8 @@ def _toml(values: dict[str, Any]) -> str:
 def _literal(value: Any) -> str:
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, list):
         return "[" + ", ".join(_literal(item) for item in value) + "]"
     return str(value)

@@ -24,6 +24,7 @@ from edge_tests.harness.models import write_onnx
 
 START_S = 30.0
 CLIENT_MODULE = "edge_tests.harness.triton_client"
+EXTENSIONS_MODULE = "edge_tests.harness.triton_extensions"
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -96,10 +97,14 @@ def eventually(condition: Callable[[], bool], what: str, within_s: float = START
 
 
 class TritonCommands:
-    """The client process, one call at a time."""
+    """The client process, one call at a time; with `extensions` the one for Triton's, see its module."""
 
-    def __init__(self, address: str) -> None:
-        self._process = _start_client("--address", address, "--commands")
+    def __init__(self, address: str, *, extensions: bool = False, aio: bool = False) -> None:
+        if extensions:
+            arguments = ["--address", address, *(["--aio"] if aio else [])]
+            self._process = _start_client(*arguments, module=EXTENSIONS_MODULE)
+        else:
+            self._process = _start_client("--address", address, "--commands")
 
     def ask(self, **command: Any) -> dict[str, Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -183,9 +188,9 @@ class TritonLoad:
                     self._succeeded[line["version"]] += 1
 
 
-def _start_client(*arguments: str) -> subprocess.Popen[str]:
+def _start_client(*arguments: str, module: str = CLIENT_MODULE) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", CLIENT_MODULE, *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -45,6 +45,9 @@ def test_every_key(tmp_path: Path) -> None:
             address = "127.0.0.1:0"
             threads = 4
             runtimes = ["litert"]
+            model_control = true
+            [metrics]
+            address = "127.0.0.1:9100"
             [admin]
             socket = "/run/x.sock"
             [telemetry]
@@ -68,6 +71,8 @@ def test_every_key(tmp_path: Path) -> None:
         inference_address="127.0.0.1:0",
         threads=4,
         runtimes=("litert",),
+        model_control=True,
+        metrics_address="127.0.0.1:9100",
         admin_socket=Path("/run/x.sock"),
         telemetry_interval_s=1.5,
         outbox_max_bytes=65536,
@@ -94,6 +99,7 @@ def test_every_key(tmp_path: Path) -> None:
         (LEAST + '[inference]\nthreads = "two"\n', "inference.threads must be an integer from 1 to 256"),
         (LEAST + "[inference]\nthreads = 1.5\n", "inference.threads"),
         (LEAST + '[inference]\nruntimes = ["cuda"]\n', "inference.runtimes must be a list of names out of"),
+        (LEAST + "[inference]\nmodel_control = 1\n", "inference.model_control must be true or false, not 1"),
         (LEAST + '[admin]\nsocket = "relative.sock"\n', "admin.socket must be an absolute path"),
         (LEAST + f'[admin]\nsocket = "/{"x" * 120}"\n', "admin.socket is longer than the 107 bytes"),
         ('device_id = "-x"\n' + LEAST, "device_id must be 1 to 64"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from agent.inference import InferenceServer
+from agent.inference_service import EXTENSIONS
 from agent.limits import MAX_MESSAGE_BYTES
 from agent.router import Router
 from agent.worker import Worker
@@ -139,7 +140,7 @@ def test_health_and_metadata(front: Front) -> None:
     for version, ready in (("", True), ("1", True), ("10", True), ("2", False)):
         assert stub.ModelReady(pb.ModelReadyRequest(name="tiny", version=version), timeout=20).ready == ready
     server = stub.ServerMetadata(pb.ServerMetadataRequest(), timeout=20)
-    assert (server.name, list(server.extensions)) == ("sluice", [])
+    assert (server.name, list(server.extensions)) == ("sluice", list(EXTENSIONS))
     assert server.version
     found = stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"), timeout=20)
     assert (found.name, list(found.versions), found.platform) == ("tiny", ["1", "10"], "onnxruntime_onnx")

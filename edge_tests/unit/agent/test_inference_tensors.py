@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent import tensors as codec
 from agent.limits import MAX_DIMENSION
-from agent.tensors import decode_inputs, encode_outputs, is_raw, requested_outputs
+from agent.messages import of_message, parse_request
+from agent.shared_memory import Region, Regions
+from agent.tensors import Wanted, encode_outputs
 from inference import open_inference_pb2 as pb
 from runtimes.datatypes import DATATYPES, decode, encode, to_dtype
 from runtimes.interface import TensorSpec
@@ -59,9 +61,25 @@ def spec(datatype: str, *shape: int, name: str = "x") -> TensorSpec:
     return TensorSpec(name, datatype, shape or (-1, 2))
 
 
+def no_region(name: str) -> Region:
+    return Regions().find(name, None)
+
+
+def decode_inputs(request: pb.ModelInferRequest, specs: list[TensorSpec]) -> dict[str, np.ndarray]:
+    return codec.decode_inputs(of_message(request), specs, no_region)
+
+
+def is_raw(request: pb.ModelInferRequest) -> bool:
+    return codec.is_raw(of_message(request))
+
+
+def requested_outputs(request: pb.ModelInferRequest, specs: list[TensorSpec]) -> tuple[Wanted, ...]:
+    return codec.requested_outputs(request, specs, no_region)
+
+
 def refused(request: pb.ModelInferRequest, *specs: TensorSpec) -> str:
     with pytest.raises(SluiceError) as caught:
-        decode_inputs(request, specs)
+        decode_inputs(request, list(specs))
     assert caught.value.reason == errors_pb2.INPUT_INVALID
     assert len(caught.value.message) < 1000
     return caught.value.message
@@ -110,8 +128,10 @@ def test_half_floats_travel_raw_only(datatype: str) -> None:
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize("datatype", DATATYPES)
 def test_outputs(datatype: str, raw: bool) -> None:
-    array, response = array_of(datatype), pb.ModelInferResponse()
-    encode_outputs(response, {"y": array, "unasked": array}, [spec(datatype, name="y")], raw=raw)
+    array = array_of(datatype)
+    arrays = {"y": array, "unasked": array}
+    encoded = encode_outputs(pb.ModelInferResponse(), arrays, [Wanted(spec(datatype, name="y"))], raw=raw)
+    response = encoded.whole()
     (output,) = response.outputs
     assert (output.name, output.datatype, list(output.shape)) == ("y", datatype, [1, 2])
     if raw or datatype not in FIELDS:
@@ -123,9 +143,9 @@ def test_outputs(datatype: str, raw: bool) -> None:
 
 
 def test_one_raw_only_output_makes_all_raw() -> None:
-    response = pb.ModelInferResponse()
     arrays = {"a": array_of("FP16"), "b": array_of("INT64")}
-    encode_outputs(response, arrays, [spec("FP16", name="a"), spec("INT64", name="b")], raw=False)
+    wanted = [Wanted(spec("FP16", name="a")), Wanted(spec("INT64", name="b"))]
+    response = encode_outputs(pb.ModelInferResponse(), arrays, wanted, raw=False).whole()
     assert len(response.raw_output_contents) == 2
     assert not any(output.HasField("contents") for output in response.outputs)
 
@@ -142,7 +162,7 @@ FLOATS = Tensor(name="x", datatype="FP32", shape=[1, 2], contents=Contents(fp32_
         ([Tensor(name="x", datatype="FP64", shape=[1, 2])], [bytes(16)], "got datatype 'FP64'"),
         ([Tensor(name="x", datatype="q" * 9999, shape=[1, 2])], [bytes(16)], "got datatype 'qqq"),
         ([FLOATS], [bytes(8)], "contents beside raw_input_contents"),
-        ([FLOATS], [bytes(8), bytes(8)], "1 inputs but 2 entries"),
+        ([FLOATS], [bytes(8), bytes(8)], "1 inputs outside shared memory but 2 entries"),
         ([Tensor(name="x", datatype="FP32", shape=[1, 2])], [bytes(7)], "8 bytes, not 7"),
         ([Tensor(name="x", datatype="FP32", shape=[1, 2])], [], "has 0"),
         ([Tensor(name="x", datatype="FP32", shape=[-1, 2])], [bytes(8)], "a dimension is 0 to"),
@@ -186,7 +206,7 @@ FLOATS = Tensor(name="x", datatype="FP32", shape=[1, 2], contents=Contents(fp32_
                 )
             ],
             [],
-            "shared memory",
+            "shared memory region 'r' is not registered",
         ),
     ],
 )
@@ -246,9 +266,9 @@ def test_unknown_parameters_are_ignored() -> None:
 def test_requested_outputs() -> None:
     specs = [spec("FP32", name="a"), spec("FP32", name="b")]
     wanted = pb.ModelInferRequest.InferRequestedOutputTensor
-    assert requested_outputs(pb.ModelInferRequest(), specs) == tuple(specs)
+    assert requested_outputs(pb.ModelInferRequest(), specs) == tuple(Wanted(item) for item in specs)
     some = pb.ModelInferRequest(outputs=[wanted(name="b")])
-    assert requested_outputs(some, specs) == (specs[1],)
+    assert requested_outputs(some, specs) == (Wanted(specs[1]),)
     for names, says in ((["c"], "no such output; its outputs are 'a'"), (["a", "a"], "asked for twice")):
         with pytest.raises(SluiceError, match=says) as caught:
             requested_outputs(pb.ModelInferRequest(outputs=[wanted(name=name) for name in names]), specs)
@@ -331,10 +351,11 @@ def test_any_typed_contents_are_decoded_or_refused(
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300))
-def test_any_bytes_that_parse_are_decoded_or_refused(data: bytes) -> None:
-    request = pb.ModelInferRequest()
+def test_any_bytes_are_decoded_or_refused(data: bytes) -> None:
+    request = parse_request(data)
     try:
-        request.ParseFromString(data)
-    except DecodeError:
-        return  # gRPC refuses it before our code sees it
-    decode_or_refuse(request)
+        codec.decode_inputs(request, SPECS, no_region)
+    except SluiceError as error:
+        assert error.reason == errors_pb2.INPUT_INVALID
+    else:
+        assert not request.fault

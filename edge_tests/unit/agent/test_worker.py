@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from agent.limits import MAX_FRAME_PAYLOAD_BYTES, MAX_WAITING_ON_STALL, OOM_SCORE_ADJUST, STALL_S
+from agent.limits import MAX_FRAME_PAYLOAD_BYTES, OOM_SCORE_ADJUST
 from agent.worker import Worker, WorkerDied, WorkerSpec
 from edge_tests.harness import models, serving
 from runtimes import registry
@@ -230,33 +230,6 @@ def test_waiting_behind_a_slow_request_ends_at_the_deadline(slow: Worker) -> Non
             slow.infer(serving.slow_inputs(2, 1), 0.05)
         assert caught.value.reason == errors_pb2.WORKER_TIMEOUT
         assert first.result()["y"].tolist() == [[1, 1]]
-
-
-def test_a_request_nobody_wants_any_more_is_not_sent(tiny: Worker) -> None:
-    with pytest.raises(SluiceError, match="no longer waits"):
-        tiny.infer(models.samples(1), 10, still_wanted=lambda: False)
-    assert tiny.requests == 0
-
-
-def test_too_many_behind_a_slow_request_are_refused(slow: Worker) -> None:
-    steps = serving.steps_for(slow, STALL_S * 4)
-    answers: list[str] = []
-
-    def ask(number: int) -> None:
-        try:
-            slow.infer(serving.slow_inputs(number, steps if number == 0 else 1), 60)
-            answers.append("answered")
-        except SluiceError as error:
-            answers.append(error.code)
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(MAX_WAITING_ON_STALL + 5)]
-    threads[0].start()
-    serving.eventually(lambda: slow.requests == 2, "the slow request was sent")
-    for thread in threads[1:]:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert sorted(answers) == ["LIMIT_EXCEEDED"] * 4 + ["answered"] * (MAX_WAITING_ON_STALL + 1)
 
 
 def test_close_drains_first(slow: Worker) -> None:

@@ -1,0 +1,135 @@
+"""What the protocol tells of a loaded version: metadata, configuration, statistics. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from agent.figures import Parts, Sum
+from agent.scheduling import Policy, Priority
+from agent.worker import Worker
+from inference import model_config_pb2 as config_pb
+from inference import open_inference_pb2 as pb
+from runtimes.datatypes import BYTES
+from runtimes.interface import TensorSpec
+
+_NANOSECONDS = 1_000_000_000
+
+
+def metadata(worker: Worker, loaded: Iterable[Worker]) -> pb.ModelMetadataResponse:
+    """Inputs and outputs of `worker`, and the versions among `loaded` that can answer."""
+    return pb.ModelMetadataResponse(
+        name=worker.model,
+        versions=map(str, _versions(loaded)),
+        platform=_platform(worker),
+        inputs=[_tensor(spec) for spec in worker.inputs],
+        outputs=[_tensor(spec) for spec in worker.outputs],
+    )
+
+
+def config(worker: Worker, loaded: Iterable[Worker]) -> config_pb.ModelConfig:
+    """How `worker` is served, as Triton writes it."""
+    most = worker.queue.policy.max_batch
+    batches = most > 1
+    return config_pb.ModelConfig(
+        name=worker.model,
+        platform=_platform(worker),
+        backend=worker.runtime,
+        version_policy=config_pb.ModelVersionPolicy(
+            specific=config_pb.ModelVersionPolicy.Specific(versions=_versions(loaded))
+        ),
+        max_batch_size=most if batches else 0,
+        input=[
+            config_pb.ModelInput(
+                name=spec.name, data_type=data_type(spec.datatype), dims=spec.shape[batches:]
+            )
+            for spec in worker.inputs
+        ],
+        output=[
+            config_pb.ModelOutput(
+                name=spec.name, data_type=data_type(spec.datatype), dims=spec.shape[batches:]
+            )
+            for spec in worker.outputs
+        ],
+        dynamic_batching=_batching(worker.queue.policy) if batches else None,
+        instance_group=[
+            config_pb.ModelInstanceGroup(
+                name=f"{worker.model}_0", kind=config_pb.ModelInstanceGroup.KIND_CPU, count=1
+            )
+        ],
+        default_model_filename=worker.spec.path.name,
+        parameters={"threads": config_pb.ModelParameter(string_value=str(worker.spec.threads))},
+        response_cache=config_pb.ModelResponseCache(enable=worker.cache_s > 0),
+        model_transaction_policy=config_pb.ModelTransactionPolicy(decoupled=False),
+    )
+
+
+def statistics(workers: Sequence[Worker]) -> pb.ModelStatisticsResponse:
+    """The figures of these workers' versions, in their order."""
+    return pb.ModelStatisticsResponse(model_stats=[_statistics(worker) for worker in workers])
+
+
+def data_type(datatype: str) -> config_pb.DataType.ValueType:
+    """Triton's number of one of the protocol's datatypes."""
+    return config_pb.DataType.Value("TYPE_STRING" if datatype == BYTES else f"TYPE_{datatype}")
+
+
+def _batching(policy: Policy) -> config_pb.ModelDynamicBatching:
+    return config_pb.ModelDynamicBatching(
+        preferred_batch_size=policy.preferred,
+        max_queue_delay_microseconds=int(policy.window_s * 1_000_000),
+        priority_levels=len(Priority),
+        default_priority_level=Priority.NORMAL,
+        default_queue_policy=config_pb.ModelQueuePolicy(
+            timeout_action=config_pb.ModelQueuePolicy.REJECT,
+            allow_timeout_override=True,
+            max_queue_size=policy.queue,
+        ),
+    )
+
+
+def _statistics(worker: Worker) -> pb.ModelStatistics:
+    found = worker.figures.snapshot()
+    return pb.ModelStatistics(
+        name=worker.model,
+        version=str(worker.version),
+        last_inference=found.last_ms,
+        inference_count=found.samples,
+        execution_count=found.executions,
+        inference_stats=pb.InferStatistics(
+            success=_duration(found.success),
+            fail=_duration(found.fail),
+            queue=_duration(found.parts.queue),
+            compute_input=_duration(found.parts.input),
+            compute_infer=_duration(found.parts.infer),
+            compute_output=_duration(found.parts.output),
+            cache_hit=_duration(found.hits),
+            cache_miss=_duration(found.misses),
+        ),
+        batch_stats=[_batch(size, parts) for size, parts in found.batches],
+        memory_usage=[pb.MemoryUsage(type="CPU", id=0, byte_size=worker.resident_bytes())],
+    )
+
+
+def _batch(size: int, parts: Parts) -> pb.InferBatchStatistics:
+    return pb.InferBatchStatistics(
+        batch_size=size,
+        compute_input=_duration(parts.input),
+        compute_infer=_duration(parts.infer),
+        compute_output=_duration(parts.output),
+    )
+
+
+def _duration(total: Sum) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=total.count, ns=int(total.seconds * _NANOSECONDS))
+
+
+def _versions(loaded: Iterable[Worker]) -> list[int]:
+    return sorted({worker.version for worker in loaded if worker.alive})
+
+
+def _platform(worker: Worker) -> str:
+    return f"{worker.runtime}_{worker.spec.format}"
+
+
+def _tensor(spec: TensorSpec) -> pb.ModelMetadataResponse.TensorMetadata:
+    return pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)

@@ -1,0 +1,290 @@
+"""Which waiting requests run next, together, and which are turned away. Pure: the caller brings the time.
+
+One `Scheduler` stands before one worker. Requests are submitted, wait in queues, and leave in exactly one
+way: in a batch (`take`), turned away (`submit`, `trim`), past their deadline (`expire`) or cancelled. The
+caller tells when a batch is done (`finished`); only then is there a next one.
+
+Order. Every request has a rank: its arrival plus the handicap of its priority. The smallest rank goes first,
+so a higher priority overtakes, but a request that has waited for its handicap is overtaken by nobody who
+comes after: no priority starves. A batch holds requests of one key (equal shapes but for the batch
+dimension), in the order of rank, so requests of different lengths wait in queues of their own, each with its
+own learned sizes (curve.py).
+
+Waiting. A request never waits while the worker is free, unless the policy has a window, the curve says
+that a fuller batch pays, and by the rate of arrivals at least one more request is to be expected in time:
+then the batch waits, 5 ms from its first request's arrival when the worker is busy for more than 0.8 of the
+time, up to 20 ms below that, never beyond the policy's window, and never so long that a deadline is missed.
+
+Turning away. The queue is bounded; over its bound the lowest priority goes first, of that the latest. The
+breaker (breaker.py) turns away everything but a probe while latencies are over its bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from agent.breaker import Breaker
+from agent.curve import Curves
+from agent.limits import (
+    BATCH_TARGET_S,
+    BUSY_LOAD,
+    HANDICAP_S,
+    LEAST_RETRY_S,
+    LOAD_HALF_LIFE_S,
+    MAX_QUEUE,
+    MOST_RETRY_S,
+    WINDOW_BUSY_S,
+    WINDOW_IDLE_S,
+)
+
+
+class Priority(IntEnum):
+    """Of a request; the numbers are those of the protocol's parameter "priority"."""
+
+    HIGH = 1
+    NORMAL = 2
+    LOW = 3
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How one model's requests are put together.
+
+    Attributes:
+        max_batch: most samples in a batch made of several requests; 1: requests run one by one.
+        preferred: batch sizes that are sent without waiting for more.
+        window_s: longest wait for a fuller batch, seconds; 0: none.
+        target_s: how long a batch should run at most, seconds; the batch size follows it.
+        queue: requests that may wait.
+        breaker_s: from arrival to answer; over it a request counts as too slow, seconds; 0: no breaker.
+    """
+
+    max_batch: int = 1
+    preferred: tuple[int, ...] = ()
+    window_s: float = 0.0
+    target_s: float = BATCH_TARGET_S
+    queue: int = MAX_QUEUE
+    breaker_s: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class Item:
+    """One request to the scheduler.
+
+    Attributes:
+        number: unique among the scheduler's requests.
+        key: requests with equal keys may share a batch.
+        samples: that it holds, at least 1.
+        elements: of its largest sample, for the length's class.
+        priority: see Priority.
+        arrived: when it was submitted.
+        deadline: when it need not be run any more.
+        rank: the smallest goes first.
+    """
+
+    number: int
+    key: Hashable
+    samples: int
+    elements: int
+    priority: Priority
+    arrived: float
+    deadline: float
+    rank: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rank = self.arrived + HANDICAP_S[self.priority]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests that run together; all of one key."""
+
+    items: tuple[Item, ...]
+    began: float
+
+    @property
+    def samples(self) -> int:
+        return sum(item.samples for item in self.items)
+
+
+@dataclass(frozen=True)
+class Shed:
+    """A request that is turned away, and when it may be worth trying again, seconds."""
+
+    item: Item
+    retry_s: float
+    why: str
+
+
+class Scheduler:
+    """The queues before one worker. Not thread-safe: its caller holds a lock."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.curves = Curves()
+        self.load = 0.0  # share of the time that the worker was busy lately, 0 to 1
+        self._breaker = Breaker()
+        self._waiting: list[Item] = []  # by rank
+        self._running: Batch | None = None
+        self._last_end: float | None = None
+        self._last_arrival: float | None = None
+        self._interval_s = float("inf")  # between arrivals, averaged
+
+    @property
+    def waiting(self) -> tuple[Item, ...]:
+        """Those that wait, by rank."""
+        return tuple(self._waiting)
+
+    @property
+    def running(self) -> Batch | None:
+        return self._running
+
+    def submit(self, item: Item, now: float) -> list[Shed]:
+        """Takes a request in; returns who is turned away for it, possibly itself."""
+        self._note_arrival(now)
+        retry_s = self._breaker.refuses(item.number, now, self.policy.breaker_s)
+        if retry_s > 0:
+            return [Shed(item, retry_s, "its answers take too long at present")]
+        self._insert(item)
+        return self.trim(self.policy.queue, "its queue is full")
+
+    def trim(self, most: int, why: str) -> list[Shed]:
+        """Turns requests away until at most `most` wait: the lowest priority first, of that the latest."""
+        turned_away = []
+        while len(self._waiting) > most:
+            worst = max(self._waiting, key=lambda item: (item.priority, item.rank, item.number))
+            self._waiting.remove(worst)
+            turned_away.append(Shed(worst, self._retry_s(), why))
+            self._breaker.forget(worst.number)
+        return turned_away
+
+    def waits(self, number: int) -> bool:
+        """Whether the request is in a queue."""
+        return any(item.number == number for item in self._waiting)
+
+    def cancel(self, number: int) -> bool:
+        """Takes a waiting request out; false when it does not wait (any more)."""
+        for index, item in enumerate(self._waiting):
+            if item.number == number:
+                del self._waiting[index]
+                self._breaker.forget(number)
+                return True
+        return False
+
+    def expire(self, now: float) -> list[Item]:
+        """Takes out those whose deadline has passed."""
+        if not self._waiting:
+            return []
+        late = [item for item in self._waiting if item.deadline <= now]
+        for item in late:
+            self.cancel(item.number)
+        return late
+
+    def take(self, now: float) -> Batch | None:
+        """The next batch; None while one runs, nothing waits, or the batch waits for more (see `wake_at`)."""
+        if self._running is not None or not self._waiting:
+            return None
+        items = self._next()
+        if self._window_end(items, now) is not None:
+            return None
+        if len(items) == len(self._waiting):
+            self._waiting.clear()
+        else:
+            chosen = set(map(id, items))
+            self._waiting = [item for item in self._waiting if id(item) not in chosen]
+        self._running = Batch(tuple(items), now)
+        return self._running
+
+    def wake_at(self, now: float) -> float | None:
+        """When `take` is to be called again though nothing happens; None: only when something does."""
+        if self._running is not None or not self._waiting:
+            return None
+        return self._window_end(self._next(), now)
+
+    def finished(self, now: float, *, ran: bool) -> None:
+        """The running batch is done; `ran`: the worker answered, so that its time means something."""
+        batch, self._running = self._running, None
+        assert batch is not None
+        seconds = now - batch.began
+        self._note_busy(now, seconds)
+        if ran and self.policy.max_batch > 1:
+            elements = max(item.elements for item in batch.items)
+            self.curves.learn(elements, batch.samples, seconds, self.policy, now)
+        if self.policy.breaker_s > 0:
+            for item in batch.items:
+                self._breaker.note(item.number, now - item.arrived, now, self.policy.breaker_s)
+
+    def inherit(self, other: Scheduler) -> None:
+        """Goes on with another's policy and what it has learned: this worker replaces that one's process."""
+        self.policy, self.curves = other.policy, other.curves
+
+    # Batches.
+
+    def _insert(self, item: Item) -> None:
+        at = len(self._waiting)
+        while at and self._waiting[at - 1].rank > item.rank:
+            at -= 1
+        self._waiting.insert(at, item)
+
+    def _next(self) -> list[Item]:
+        """The head and those of its key that go with it."""
+        head = self._waiting[0]
+        if len(self._waiting) == 1 or self.policy.max_batch == 1:
+            return [head]
+        room = self.curves.batch_size(head.elements, self.policy)
+        items, samples = [head], head.samples
+        for item in self._waiting[1:]:
+            if item.key == head.key:
+                if samples + item.samples > room:
+                    break
+                items.append(item)
+                samples += item.samples
+        return items
+
+    def _window_end(self, items: list[Item], now: float) -> float | None:
+        """Until when the batch waits for more; None when it goes now."""
+        policy = self.policy
+        if policy.window_s <= 0:
+            return None
+        samples = sum(item.samples for item in items)
+        room = self.curves.batch_size(items[0].elements, policy)
+        if samples >= room or samples in policy.preferred:
+            return None
+        window_s = min(policy.window_s, self._adapted_window_s())
+        pays = self.curves.pays(items[0].elements, samples, policy)
+        if not pays or window_s < self._interval_s:
+            return None
+        expected_s = self.curves.expected_s(items[0].elements, samples)
+        end = min(
+            min(item.arrived for item in items) + window_s,
+            min(item.deadline for item in items) - expected_s,
+        )
+        return end if end > now else None
+
+    def _adapted_window_s(self) -> float:
+        if self.load > BUSY_LOAD:
+            return WINDOW_BUSY_S
+        return WINDOW_IDLE_S - (WINDOW_IDLE_S - WINDOW_BUSY_S) * self.load / BUSY_LOAD
+
+    # What is observed.
+
+    def _note_arrival(self, now: float) -> None:
+        if self._last_arrival is not None:
+            gap_s = max(0.0, now - self._last_arrival)
+            known = self._interval_s if self._interval_s != float("inf") else gap_s
+            self._interval_s = 0.8 * known + 0.2 * gap_s
+        self._last_arrival = now
+
+    def _note_busy(self, now: float, busy_s: float) -> None:
+        since = self._last_end if self._last_end is not None else now - busy_s
+        period_s = max(now - since, busy_s, 1e-9)
+        keep = 0.5 ** (period_s / LOAD_HALF_LIFE_S)
+        self.load = keep * self.load + (1 - keep) * min(1.0, busy_s / period_s)
+        self._last_end = now
+
+    def _retry_s(self) -> float:
+        """About how long it takes until what waits now has run."""
+        samples = sum(item.samples for item in self._waiting)
+        return min(MOST_RETRY_S, max(LEAST_RETRY_S, samples * self.curves.sample_s()))
