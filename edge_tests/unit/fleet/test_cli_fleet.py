@@ -442,15 +442,12 @@ def test_tables_fit_a_terminal_of_80_columns(control: ControlPlane, tmp_path: Pa
             ["model", "list"],
             ["model", "list", f"{long}-1"],
             ["model", "show", f"{long}-1@1"],
-            ["device", "list"],
-            ["device", "show", device.id],
-            ["rollout", "list"],
-            ["rollout", "show", rollout],
+            *(["device", *verb] for verb in (["list"], ["show", device.id])),
+            *(["rollout", *verb] for verb in (["list"], ["show", rollout])),
             ["delta", "describe", "--server", "--full", f"{long}-1"],
         ):
             code, written = terminal(*arguments)
-            deadline = time.monotonic() + DEADLINE_S
-            while code == 8 and time.monotonic() < deadline:  # the delta is being computed
+            while code == 8:  # the delta is being computed; the test's own timeout bounds this
                 code, written = terminal(*arguments)
             assert code == 0, written
             assert max(map(len, lines(written))) <= 80, "\n".join(lines(written))
