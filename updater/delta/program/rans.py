@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
+from updater.delta.program.bits import BitReader
 from updater.delta.program.operands import LimitError, ProgramError
 
 PROBABILITY_BITS = 12
@@ -230,15 +231,13 @@ def _unpack_states(data: bytes | memoryview, lanes: int) -> tuple[U32, int]:
         raise RansError("a stream ends inside its states")
     sizes = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:lanes]
     total = int(sizes.sum(dtype=np.int64)) + 16 * lanes
-    body = np.frombuffer(data[head : head + (total + 7) // 8], dtype=np.uint8)
+    body = data[head : head + (total + 7) // 8]
     if len(body) < (total + 7) // 8:
         raise RansError("a stream ends inside its states")
-    keep = np.arange(32) < sizes[:, None] + 16
-    bits = np.zeros((lanes, 32), dtype=np.uint32)
-    unpacked = np.unpackbits(body, bitorder="little")
-    if unpacked[total:].any() or (lanes % 2 and packed[-1] >> 4):
+    if lanes % 2 and packed[-1] >> 4:
         raise RansError("the padding of a stream's states is not zero")
-    bits[keep] = unpacked[:total]
-    bits[np.arange(lanes), sizes + 16] = 1
-    state: U32 = (bits << np.arange(32, dtype=np.uint32)).sum(axis=1, dtype=np.uint32)
+    reader = BitReader(body)
+    widths = sizes + np.uint8(16)
+    state = reader.take(widths) | np.uint32(1) << widths.astype(np.uint32)
+    reader.end()
     return state, head + (total + 7) // 8
