@@ -9,7 +9,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from updater.delta.program import planner, predictors, quantising, repeats, scales, zeroing
+from updater.delta.program import planner, predictors, quantising, repeats, scales, stepping, zeroing
 from updater.delta.program.operands import Operands
 from updater.delta.program.piece import Piece
 from updater.delta.program.planner import Item
@@ -91,6 +91,7 @@ def records_for(
                 _derive(base, item, by_owner, follows, seen)
             if item.record is None:
                 zeroing.plan(base.operands, item)
+                stepping.plan(item)
             if item.record is None and item.dtype == F32:
                 _widen(base, item)
             if item.record is None and item.dtype == F32:

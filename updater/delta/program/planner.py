@@ -60,8 +60,8 @@ _EXCEPTIONS = 0.02  # share of elements
 _NEAR = 0.1  # share of a change below which a base surely helps
 SAMPLE = 1 << 15  # elements on which ways are compared, of a tensor that has more than ...
 WHOLE = 1 << 17  # ... so many
-_LEAST_ROW = 16  # elements of a row that may be named, in a tensor of several
-_UNTOUCHED = 0.06  # share of rows without a change from which they are named
+LEAST_ROW = 16  # elements of a row that may be named, in a tensor of several
+UNTOUCHED = 0.06  # share of rows without a change from which they are named
 _MAX_METADATA_BYTES = 256 << 20  # of a TFLite file that is read again for its quantisation arrays
 
 
@@ -296,7 +296,7 @@ def _name_touched(item: Item, record: Record, operands: Operands) -> None:
     """Names the rows that a FLOAT record does not predict exactly, if many rows are."""
     rows = record.rows
     if not record.gain_bits:  # rows only serve contexts: the tensor's own show best what was left alone
-        wide = [row for row in splits(item.shape, record.count) if record.count // row >= _LEAST_ROW]
+        wide = [row for row in splits(item.shape, record.count) if record.count // row >= LEAST_ROW]
         rows = max(wide, default=1)
     words = item.value.view(f"<u{item.value.itemsize}")
     touched = np.zeros(rows, dtype=bool)
@@ -304,7 +304,7 @@ def _name_touched(item: Item, record: Record, operands: Operands) -> None:
     for piece in pieces(rows, record.count // rows):
         differ = predictors.floats(operands, whole, piece) != words[piece.start : piece.start + piece.count]
         touched[piece.rows] |= differ.reshape(piece.shape).any(axis=1)
-    if touched.any() and touched.sum() < (1 - _UNTOUCHED) * rows:
+    if touched.any() and touched.sum() < (1 - UNTOUCHED) * rows:
         record.rows, record.used = rows, touched
 
 

@@ -11,6 +11,7 @@ from updater.delta.program.operands import Operands, ProgramError
 from updater.delta.program.piece import Piece, pieces
 from updater.delta.program.records import (
     BF16,
+    CODE_EDGE,
     DTYPES,
     F16,
     F32,
@@ -29,6 +30,7 @@ Array = NDArray[Any]
 U32 = NDArray[np.uint32]
 _TINY = 1 << 23  # words below are subnormal
 F32T = np.dtype("<f4")
+MAX_STEPS = CODE_EDGE + 256  # the largest code that the pool has
 
 
 def flush(values: Array) -> Array:
@@ -281,11 +283,48 @@ def cast(base: Operands, record: Record, piece: Piece) -> Array:
         nan = words >> np.uint32(16) & np.uint32(0x8000) | words >> np.uint32(13) & np.uint32(0x3FF) | 0x7E00
         halves = np.asarray(value.astype("<f2")).view("<u2")
         return np.where(words & np.uint32(0x7FFFFFFF) > 0x7F800000, nan, halves).astype("<u2")
-    words = value.view("<u4").astype(np.uint64)
-    out: Array = (
-        (words + np.uint64(0x7FFF) + (words >> np.uint64(16) & np.uint64(1))) >> np.uint64(16)
-    ).astype("<u2")
+    return _bfloat16(value.view("<u4"))
+
+
+def _bfloat16(words: Array) -> Array:
+    """bfloat16 words of float32 ones, to nearest, ties to even; of NaNs too."""
+    wide = words.astype(np.uint64)
+    even = np.uint64(0x7FFF) + (wide >> np.uint64(16) & np.uint64(1))
+    out: Array = ((wide + even) >> np.uint64(16)).astype("<u2")
     return out
+
+
+def stepped(record: Record, words: Array, codes: Array, piece: Piece) -> Array:
+    """STEPPED: base + code * step for words of the base, in float64, then rounded to the type; flat.
+
+    A word stays as it is where the code is 0, or where the sum, or what it is rounded to, is not finite.
+    """
+    changes = codes.reshape(piece.shape) * _channels(record, record.steps, piece)
+    total = reals(words, record.dtype) + changes.reshape(-1)
+    if record.dtype == F16:
+        made, top = total.astype("<f2").view("<u2"), 0x7C00
+    else:
+        made, top = total.astype("<f4").view("<u4"), 0x7F800000
+    if record.dtype == BF16:
+        made, top = _bfloat16(made), 0x7F80
+    finite = np.isfinite(total) & (made & made.dtype.type(top) != top)
+    out: Array = np.where((codes != 0) & finite, made, words)
+    return out
+
+
+def step_codes(record: Record, old: Array, new: Array, piece: Piece) -> NDArray[np.int16]:
+    """The codes by which STEPPED leads from old words to new ones; 0 where none does. Encoders only."""
+    change = reals(new, record.dtype) - reals(old, record.dtype)
+    codes = np.rint(change.reshape(piece.shape) / _channels(record, record.steps, piece)).reshape(-1)
+    codes[(old == new) | (np.abs(codes) > MAX_STEPS) | np.isnan(codes)] = 0
+    whole = codes.astype(np.int16)
+    whole[stepped(record, old, whole, piece) != new] = 0
+    return whole
+
+
+def reals(words: Array, dtype: int) -> NDArray[np.float64]:
+    """The numbers of float words."""
+    return (words.view("<f4") if dtype == F32 else widened(words, dtype)).astype(np.float64)
 
 
 def zeroed(base: Operands, record: Record, piece: Piece) -> Array:

@@ -25,7 +25,6 @@ from updater.delta.program.records import (
     CAST,
     CODES,
     DTYPES,
-    EXCEPTIONS,
     FLOAT,
     GIVEN,
     I8,
@@ -36,6 +35,7 @@ from updater.delta.program.records import (
     SAME,
     SELF,
     SPARSE,
+    STEPPED,
     ZEROING,
     Record,
 )
@@ -46,7 +46,7 @@ Array = NDArray[Any]
 
 def ordered(record: Record) -> bool:
     """Whether its residuals are differences in the order of floats."""
-    return record.op in (FLOAT, CAST) or (record.op in ZEROING and record.dtype != I8)
+    return record.op in (FLOAT, CAST, STEPPED) or (record.op in ZEROING and record.dtype != I8)
 
 
 def decode(read: ReadBase, data: bytes | memoryview, offset: int, length: int) -> bytearray:
@@ -174,7 +174,7 @@ class Reader:
         if record.residual == SPARSE:
             places, missed = residuals.get_sparse(self._pools["gaps"], self._pools["sizes"], record)
             self._change(record, places, missed)
-        elif record.residual == EXCEPTIONS:
+        elif record.exceptions:
             places = np.array([place for place, _ in record.exceptions], dtype=np.int64)
             self._change(record, places, np.array([value for _, value in record.exceptions], dtype=np.int64))
         self._values.done(number)
@@ -184,6 +184,13 @@ class Reader:
         if record.op == PLAIN:
             assert pool is not None
             return residuals.get_plain(pool, record, piece)
+        if record.op == STEPPED:
+            assert pool is not None
+            codes = np.zeros(piece.count, dtype=np.int16)
+            _add(record, piece, codes, lambda count: residuals.get_codes(pool, count))
+            return predictors.stepped(
+                record, predictors.floats(self._values.base, record, piece), codes, piece
+            )
         bits = 8 * DTYPES[record.dtype].itemsize
         if record.op == FLOAT:
             guess = predictors.ordered(self._values.piece(number, piece), bits)

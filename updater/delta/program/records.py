@@ -7,10 +7,8 @@ or as a
 short list of exceptions. Arrays are looked at as matrices of `rows` x count/rows.
 
 Arithmetic: integers, or single IEEE 754 operations on float32/float64 arrays (multiply, divide, rint),
-which NumPy
-rounds correctly on every machine; subnormal float32 operands and results count as zero, so that a
-flush-to-zero mode
-cannot matter.
+which NumPy rounds correctly on every machine; subnormal float32 operands and results count as zero, so that a
+flush-to-zero mode cannot matter (but in STEPPED, which keeps them).
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
-from updater.delta.program import activity, bits, layout
+from updater.delta.program import activity, bits, layout, steps
 from updater.delta.program.activity import Activity
 from updater.delta.program.arithmetic import Coder
 from updater.delta.program.layout import Axes
@@ -56,11 +54,12 @@ Ints = NDArray[np.int64]
     MASKED,
     SPANNED,
     ZEROS,
-) = range(22)
+    STEPPED,
+) = range(23)
 NAMES = (
     *("same", "refer", "product", "peak", "lowest", "highest", "quantised", "bias", "rescaled", "float"),
     *("plain", "codes", "cast", "peaked", "self", "ranged", "pruned", "given", "thinned", "masked"),
-    *("spanned", "zeros"),
+    *("spanned", "zeros", "stepped"),
 )
 F32, I8, U8, I32, I64, F16, BF16 = range(7)
 DTYPES = (np.dtype("<f4"), np.dtype("i1"), np.dtype("u1"), np.dtype("<i4"), np.dtype("<i8"), np.dtype("<u2"),
@@ -121,10 +120,11 @@ class Record:
         gains: per row or column, in units of 2^-gain_bits.
         activity: levels for contexts.
         residual: EXACT, EXCEPTIONS, POOL or SPARSE.
-        exceptions: (index, value) pairs for EXCEPTIONS.
+        exceptions: (index, value) pairs for EXCEPTIONS, and of STEPPED.
         used: for SPARSE and POOL: which rows have changes, empty for all; for MASKED: which rows or columns
             are zero.
         changed: for SPARSE: how many elements changed.
+        steps: for STEPPED: [1], or [rows] by rows, float64 of 12 significant bits; what a code of 1 adds.
         words: for GIVEN: the float32 words. Such a record writes nothing; others refer to it.
     """
 
@@ -147,6 +147,7 @@ class Record:
     used: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
     changed: int = 0
     words: list[int] = field(default_factory=list)
+    steps: steps.Reals = field(default_factory=lambda: np.empty(0))
     source: int = F32
     axes: Axes = ()
     group: int = 0
@@ -211,12 +212,11 @@ _KINDS_OF = {
     **dict.fromkeys(ZEROING, frozenset((F32, F16, BF16, I8))),
     **dict.fromkeys((QUANTISED, CODES, ZEROS), _CODES),
     **dict.fromkeys((BIAS, RESCALED), frozenset((I32,))),
-    FLOAT: frozenset((F32, F16, BF16)),
-    CAST: frozenset((F32, F16, BF16)),
+    **dict.fromkeys((FLOAT, CAST, STEPPED), frozenset((F32, F16, BF16))),
 }
 REDUCING = (PEAK, LOWEST, HIGHEST, SPANNED, ZEROS)
 _WIDENING = frozenset((*REDUCING, QUANTISED, BIAS, CAST))  # and FLOAT of float32
-_LAID = frozenset((SAME, *REDUCING, QUANTISED, BIAS, RESCALED, FLOAT, CODES, CAST, *ZEROING))
+_LAID = frozenset((SAME, *REDUCING, QUANTISED, BIAS, RESCALED, FLOAT, CODES, CAST, *ZEROING, STEPPED))
 _BASED = _LAID | {SELF}
 
 
@@ -304,7 +304,7 @@ class Share:
 
 
 def _check_place(record: Record, gap: int, target_size: int) -> None:
-    if record.op > ZEROS or record.dtype > BF16 or record.dtype not in _KINDS_OF.get(record.op, _ANY):
+    if record.op > STEPPED or record.dtype > BF16 or record.dtype not in _KINDS_OF.get(record.op, _ANY):
         raise ProgramError("a record has an operation or type that is not known")
     if not 1 <= record.count <= target_size or gap < 0 or record.at + record.length > target_size:
         raise ProgramError("a record lies outside the target")
@@ -357,7 +357,7 @@ def _code_operands(fields: Fields, record: Record, given: Record, number: int, t
         record.two = fields.number(("two", op, record.count), given.two, near=record.base)
     if op in REDUCING:
         _code_reduction(fields, record, given, target_size)
-    if op in (*REDUCING, QUANTISED, BIAS, RESCALED, FLOAT, CODES, THINNED, MASKED):
+    if op in (*REDUCING, QUANTISED, BIAS, RESCALED, FLOAT, CODES, THINNED, MASKED, STEPPED):
         record.by_rows = bool(fields.coder.bit(("by rows", op), int(given.by_rows)))
     if op == QUANTISED and record.rows == 1 and not record.by_rows:
         record.phase = fields.number(("phase", op), given.phase)
@@ -409,15 +409,15 @@ def _symbol(coder: Coder, context: object, value: int, bits: int) -> int:
 
 def _code_residual(fields: Fields, record: Record, given: Record, writing: bool, rows: RowBits) -> None:
     coder = fields.coder
-    if record.op in (QUANTISED, BIAS, RESCALED, CODES, CAST, FLOAT, PLAIN, *ZEROING):
+    if record.op in (QUANTISED, BIAS, RESCALED, CODES, CAST, FLOAT, PLAIN, *ZEROING, STEPPED):
         record.residual = _symbol(coder, ("residual", record.op), given.residual, 2)
-    if record.op in (FLOAT, PLAIN) and record.residual != POOL:
+    if record.op in (FLOAT, PLAIN, STEPPED) and record.residual != POOL:
         raise ProgramError("a record of floats has no residual")
     if record.residual == SPARSE and record.op not in (CODES, QUANTISED):
         raise ProgramError("a record that is no 8-bit code has a sparse residual")
     if record.residual == POOL and (record.op in ZEROING or (record.op, record.dtype) == (CAST, F32)):
         raise ProgramError("a record of exact words has a residual that it cannot have")
-    if record.residual == EXCEPTIONS:
+    if record.residual == EXCEPTIONS or record.op == STEPPED:
         _code_exceptions(coder, record, given, writing)
     if record.op == CODES or (record.op == FLOAT and record.dtype == F32):
         _code_gains(coder, record, given, writing)
@@ -431,6 +431,10 @@ def _code_residual(fields: Fields, record: Record, given: Record, writing: bool,
             raise ProgramError("a record marks no row")
     elif record.residual == SPARSE or (record.residual == POOL and record.op != PLAIN):
         _code_used(fields, record, given, rows, record.rows)
+    if record.op == STEPPED:
+        sides = record.rows if record.by_rows else 1
+        used = record.used if record.by_rows else record.used[:0]
+        record.steps = steps.code(coder, sides, used, given.steps if writing else None)
     if record.residual == POOL:
         record.activity = activity.code(
             coder, (record.rows, record.columns), record.used, given.activity if writing else None

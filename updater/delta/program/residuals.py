@@ -30,6 +30,7 @@ from updater.delta.program.records import (
     POOL,
     QUANTISED,
     SPARSE,
+    STEPPED,
     Record,
 )
 
@@ -61,7 +62,7 @@ def pools_of(record: Record) -> tuple[str, ...]:
         return ("float",) if record.dtype == F32 else ("half",)
     if record.op == PLAIN:
         return ("plain",)
-    return ("codes",) if record.op in (CODES, QUANTISED) else ("wide",)
+    return ("codes",) if record.op in (CODES, QUANTISED, STEPPED) else ("wide",)
 
 
 def groups(records: list[Record]) -> dict[int, int]:

@@ -25,6 +25,7 @@ from updater.delta.program.records import (
     PLAIN,
     SAME,
     SPARSE,
+    STEPPED,
     Record,
     Share,
     code_records,
@@ -97,6 +98,10 @@ def _missed(values: Values, record: Record, number: int, piece: Piece, wanted: A
         contexts = residuals.float_contexts(record, words, piece)
         actual = predictors.ordered(wanted.view(f"<u{bits // 8}"), bits)
         return contexts, predictors.difference(actual, predictors.ordered(words, bits), bits)
+    if record.op == STEPPED:
+        words = predictors.floats(values.base, record, piece)
+        codes = predictors.step_codes(record, words, wanted.view(words.dtype), piece)
+        return residuals.code_contexts(record, None, piece), codes
     guess, fractions = values.predicted(number, piece)
     if residuals.pools_of(record) == ("codes",):
         return residuals.code_contexts(record, fractions, piece), wanted.astype(np.int16) - guess
