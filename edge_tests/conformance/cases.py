@@ -312,6 +312,30 @@ def zeroed() -> Iterator[Case]:
         yield crafted.program_case(f"zeroed {residual}", BASE, items, TEXT[9:300], number, number)
 
 
+def stepped() -> Iterator[Case]:
+    """Steps for all rows or each, in rows that change, on numbers of every kind."""
+    pool, used = records.POOL, {"used": np.ones(ROWS, dtype=bool)}
+    rows = np.array([0.0 if row % 9 == 4 else (2048 + 31 * row) * 2.0**-22 for row in range(ROWS)])
+    one, huge = np.array([3000 * 2.0**-20]), np.array([4095 * 2.0**110])
+    items = []
+    for dtype, place in ((F32, "weights"), (F16, "halves"), (BF16, "halves")):
+        items += [
+            matrix(records.STEPPED, dtype, place, pool, by_rows=False, steps=one),
+            matrix(records.STEPPED, dtype, place, pool, steps=rows),
+            matrix(records.STEPPED, dtype, place, pool, steps=rows, **used),
+            matrix(records.STEPPED, dtype, place, pool, by_rows=False, steps=one, **used),
+        ]
+    special = {"base": AT["special"], "by_rows": False, "residual": pool}
+    items += [
+        Record(records.STEPPED, dtype, 0, 2 * COLUMNS, 2, steps=step, **special)  # type: ignore[arg-type]
+        for dtype in (F32, F16, BF16)
+        for step in (one, huge, np.array([2048 * 2.0**-160]), np.zeros(1))
+    ]
+    across = {"rows": COLUMNS, "axes": ((COLUMNS, 1), (ROWS, COLUMNS)), "by_rows": False}
+    items.append(matrix(records.STEPPED, F32, "weights", pool, steps=one, **across))
+    yield crafted.program_case("stepped", BASE, items, TEXT[:200], 1, 1)
+
+
 def bytes_alone() -> Iterator[Case]:
     """Skeletons without records: text that moved, text that changed, and noise."""
     noise = np.random.default_rng(3).bytes(300)
@@ -342,6 +366,7 @@ GROUPS = (
     scaled,
     partly,
     zeroed,
+    stepped,
     bytes_alone,
     tensors,
 )

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from updater.delta import container, instructions, streams, tensors
 from updater.delta.elements import ELEMENT_TYPES
 from updater.delta.instructions import Instruction, Requantise, Tensor
-from updater.delta.program import body, run, skeleton, skeletons, writer
+from updater.delta.program import body, predictors, run, skeleton, skeletons, writer
 from updater.delta.program.activity import Activity
 from updater.delta.program.arithmetic import Coder, decisions
 from updater.delta.program.body import Place
 from updater.delta.program.operands import Operands
+from updater.delta.program.piece import Piece
 from updater.delta.program.records import (
     DTYPES,
     EXACT,
@@ -30,6 +31,7 @@ from updater.delta.program.records import (
     PLAIN,
     POOL,
     SPARSE,
+    STEPPED,
     Record,
 )
 from updater.delta.streams import Stream
@@ -175,7 +177,7 @@ def program_case(
     place = Place(PROGRAM_OFFSET, length, 3, min(len(base) - 3, 60_000))
     plain = [
         replace(record, used=record.used[:0])
-        if record.op in (FLOAT, PLAIN)
+        if record.op in (FLOAT, PLAIN, STEPPED)
         else replace(record, residual=EXACT, activity=None)
         for record in placed
     ]
@@ -183,6 +185,8 @@ def program_case(
     for record in placed:
         if record.op == FLOAT:
             target[record.at : record.at + record.length] = _near(base, record, random)
+        if record.op == STEPPED:
+            target[record.at : record.at + record.length] = _stepped(base, record, random)
     program = _coded(base, bytes(target), place, plain, way)
     target = bytearray(run(Reading(base), program, place.offset, length))
     final = [_moved(target, record, random) for record in placed]
@@ -228,10 +232,29 @@ def _near(base: bytes, record: Record, random: np.random.Generator) -> bytes:
     return words.tobytes()
 
 
-def _moved(target: bytearray, record: Record, random: np.random.Generator) -> Record:
-    """Moves the record's elements in the target away from the prediction, as its residual may say."""
+def _used(record: Record) -> NDArray[np.bool_]:
+    """Some of the rows of a record that names rows."""
     used = np.zeros(record.rows if len(record.used) else 0, dtype=bool)
     used[:: max(1, record.rows // 3)] = True
+    return used
+
+
+def _stepped(base: bytes, record: Record, random: np.random.Generator) -> bytes:
+    """The base's words with steps added in the rows that may change."""
+    whole, used = Piece.whole(record.rows, record.columns), _used(record)
+    codes = np.rint(random.normal(0, 2, record.count) ** 3).clip(-350, 350).astype(np.int16)
+    if len(used):
+        codes.reshape(record.rows, -1)[~used] = 0
+    words = predictors.floats(Operands(Reading(base)), record, whole)
+    with np.errstate(all="ignore"):
+        return predictors.stepped(record, words, codes, whole).astype(words.dtype).tobytes()
+
+
+def _moved(target: bytearray, record: Record, random: np.random.Generator) -> Record:
+    """Moves the record's elements in the target away from the prediction, as its residual may say."""
+    used = _used(record)
+    if record.op == STEPPED:
+        return replace(record, used=used, exceptions=[(3, -7), (record.count - 1, 1)])
     if record.op in (FLOAT, PLAIN):
         return replace(record, used=used)
     if record.residual == EXACT:

@@ -75,7 +75,7 @@ def test_the_cases_cover_the_format() -> None:
     kinds = {
         **dict.fromkeys((records.QUANTISED, records.CODES), (exact, listed, pooled, sparse)),
         **dict.fromkeys((records.BIAS, records.RESCALED, records.CAST), (exact, listed, pooled)),
-        **dict.fromkeys((records.FLOAT, records.PLAIN), (pooled,)),
+        **dict.fromkeys((records.FLOAT, records.PLAIN, records.STEPPED), (pooled,)),
         **dict.fromkeys((*records.ZEROING, *records.REDUCING), (exact, listed)),
     }
     wanted = {(op, kind) for op in range(len(records.NAMES)) for kind in kinds.get(op, (exact,))}

@@ -95,6 +95,21 @@ def to_bfloat16(word: int) -> int:
     return ((word + 0x7FFF + (word >> 16 & 1)) >> 16) & 0xFFFF
 
 
+def narrowed(number: float, kind: str) -> int | None:
+    """The word of a type nearest to a number, bfloat16 by way of float32; None if it is not finite."""
+    if math.isnan(number) or math.isinf(number):
+        return None
+    if kind == "f16":
+        try:
+            half: int = struct.unpack("<H", struct.pack("<e", number))[0]
+        except OverflowError:
+            return None
+        return half
+    word = word_of(number)
+    top, out = (0x7F800000, word) if kind == "f32" else (0x7F80, to_bfloat16(word))
+    return None if out & top == top else out
+
+
 def widened(word: int, kind: str) -> int:
     """The float32 word of a word of 16 bits."""
     if kind == "bf16":

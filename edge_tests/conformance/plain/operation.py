@@ -14,7 +14,7 @@ OPERANDS = (
     *("given", "spanned"),
 )
 ZERO_POINTS = ("same", "refer", "zeros")
-ORDERED = ("peak", "lowest", "highest", "spanned", "float", "cast", *ZEROED)  # but for codes
+ORDERED = ("peak", "lowest", "highest", "spanned", "float", "cast", *ZEROED, "stepped")  # but for codes
 FOLLOWING = ("refer", "product", *REDUCED, "peaked", "ranged")
 
 
@@ -235,6 +235,8 @@ def predict(record: Record, base: Base, operands: Operands) -> tuple[list[int], 
         return _codes(record, base.source(record))
     if record.op == "float":
         return _floats(record, base.floats(record)), middle
+    if record.op == "stepped":
+        return base.source(record), middle
     if record.op in ZEROED:
         return _zeroed(record, base.source(record)), middle
     words = base.floats(record)
@@ -313,6 +315,19 @@ def _floats(record: Record, words: list[int]) -> list[int]:
         gain = gain_of(record, index) / (1 << record.digits)
         product = number.value_of(number.flush(word)) * gain
         out.append(number.flush(number.word_of(product)))
+    return out
+
+
+def stepped(record: Record, words: list[int], codes: list[tuple[int, int]]) -> list[int]:
+    """The source's words with multiples of a step added; what would not be finite stays."""
+    out = list(words)
+    for index, code in codes:
+        step = record.steps[index // record.columns if record.by_rows else 0]
+        word = words[index] if record.type == "f32" else number.widened(words[index], record.type)
+        total = number.value_of(word) + code * step
+        made = number.narrowed(total, record.type)
+        if code and made is not None:
+            out[index] = made
     return out
 
 

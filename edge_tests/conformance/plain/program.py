@@ -11,6 +11,7 @@ from edge_tests.conformance.plain.operation import (
     base_bytes,
     corrected,
     predict,
+    stepped,
 )
 from edge_tests.conformance.plain.pool import POOLS, Pool
 from edge_tests.conformance.plain.rans import decode_symbols, payload_bytes
@@ -150,6 +151,8 @@ class Run:
             added = changes(record, self.pools["gaps"], self.pools["sizes"])
         elif record.residual == POOL:
             added = differences(record, self.pools[pools_of(record)[0]])
+        if record.op == "stepped":
+            words, added = stepped(record, words, added), record.exceptions
         return corrected(record, words, added)
 
     def joined(self, between: bytes, length: int) -> bytes:

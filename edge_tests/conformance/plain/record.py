@@ -12,7 +12,7 @@ from edge_tests.conformance.plain.fault import OVER_LIMIT, check
 NAMES = (
     *("same", "refer", "product", "peak", "lowest", "highest", "quantised", "bias", "rescaled", "float"),
     *("plain", "codes", "cast", "peaked", "self", "ranged", "pruned", "given", "thinned", "masked"),
-    *("spanned", "zeros"),
+    *("spanned", "zeros", "stepped"),
 )
 TYPES = ("f32", "i8", "u8", "i32", "i64", "f16", "bf16")
 WIDTHS = {"f32": 4, "i8": 1, "u8": 1, "i32": 4, "i64": 8, "f16": 2, "bf16": 2}
@@ -30,10 +30,10 @@ ALLOWED = {
     **dict.fromkeys(ZEROED, (*FLOATS, "i8")),
     **dict.fromkeys(("quantised", "codes"), CODES),
     **dict.fromkeys(("bias", "rescaled"), ("i32",)),
-    **dict.fromkeys(("float", "cast"), FLOATS),
+    **dict.fromkeys(("float", "cast", "stepped"), FLOATS),
 }
-READING = ("same", *REDUCED, "quantised", "bias", "rescaled", "float", "codes", "cast", *ZEROED)
-PREDICTED = ("quantised", "bias", "rescaled", "codes", "cast", *ZEROED)  # and float
+READING = ("same", *REDUCED, "quantised", "bias", "rescaled", "float", "codes", "cast", *ZEROED, "stepped")
+PREDICTED = ("quantised", "bias", "rescaled", "codes", "cast", *ZEROED, "stepped")  # and float
 MOST_STRIDE = 1 << 40
 MOST_GROUP = 64
 MOST_HALVES = 1 << 17
@@ -45,6 +45,7 @@ EXACT, EXCEPTIONS, POOL, SPARSE = 0, 1, 2, 3
 DIGITS = (0, 7, 9, 11, 14)
 MOST_GAIN = 1 << 20
 MOST_LEVEL = 4096
+MOST_STEP_EXPONENT = 200
 RECORD_LIMIT = 30
 
 
@@ -70,6 +71,7 @@ class Record:
     exceptions: list[tuple[int, int]] = field(default_factory=list)
     digits: int = 0
     gains: list[int] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
     changed: int = 0
     used: list[int] | None = None
     levels: list[list[int]] = field(default_factory=list)
@@ -196,7 +198,7 @@ def _read_operands(coder: Arithmetic, record: Record, op: int, number: int, leng
             record.halves = coder.number("halves", (op,), near=254)
             check(1 <= record.halves <= MOST_HALVES, "a divisor is out of its range")
         record.residual = EXCEPTIONS if coder.bit("inexact") else EXACT
-    if name in (*REDUCED, "quantised", "bias", "rescaled", "float", "codes", "thinned", "masked"):
+    if name in (*REDUCED, "quantised", "bias", "rescaled", "float", "codes", "thinned", "masked", "stepped"):
         record.by_rows = coder.bit("by rows", op)
     if name == "quantised" and record.rows == 1 and not record.by_rows:
         record.phase = coder.number("phase", (op,))
@@ -222,11 +224,11 @@ def _read_residual(coder: Arithmetic, rows: Bits, record: Record, op: int) -> No
     if name in (*PREDICTED, "float", "plain"):
         record.residual = coder.tree(("residual", op), 2)
     kind = record.residual
-    check(kind == POOL or name not in ("float", "plain"), "floats without a residual")
+    check(kind == POOL or name not in ("float", "plain", "stepped"), "floats without a residual")
     exact = name in ZEROED or (name == "cast" and record.type == "f32")
     check(kind != POOL or not exact, "a record of exact words has a pool")
     check(kind != SPARSE or name in ("codes", "quantised"), "a sparse residual of what is no code")
-    if kind == EXCEPTIONS:
+    if kind == EXCEPTIONS or name == "stepped":
         _read_exceptions(coder, record, op)
     if name == "codes" or (name == "float" and record.type == "f32"):
         _read_gains(coder, record, op)
@@ -238,6 +240,8 @@ def _read_residual(coder: Arithmetic, rows: Bits, record: Record, op: int) -> No
         record.marks = _read_used(coder, rows, kind, record.rows if record.by_rows else record.columns)
     elif (kind == SPARSE or (kind == POOL and name != "plain")) and coder.bit("rows used", kind):
         record.used = _read_used(coder, rows, kind, record.rows)
+    if name == "stepped":
+        _read_steps(coder, record)
     if kind == POOL:
         _read_activity(coder, record)
 
@@ -262,6 +266,18 @@ def _read_gains(coder: Arithmetic, record: Record, op: int) -> None:
             gain = (1 << record.digits) + coder.signed("gain", record.digits)
             check(abs(gain) <= MOST_GAIN, "a gain is out of its range")
             record.gains.append(gain)
+
+
+def _read_steps(coder: Arithmetic, record: Record) -> None:
+    """The step of each row that may change, or one for all; 0 for other rows."""
+    record.steps = [0.0] * (record.rows if record.by_rows else 1)
+    last = 0
+    for row in record.changing if record.by_rows else [0]:
+        if coder.bit("still"):
+            continue
+        last += coder.signed("step")
+        check(abs(last // 2048) <= MOST_STEP_EXPONENT, "a step is out of its range")
+        record.steps[row] = (2048 + last % 2048) * 2.0 ** (last // 2048)
 
 
 def _read_used(coder: Arithmetic, rows: Bits, residual: int, size: int) -> list[int]:

@@ -20,7 +20,7 @@ def pools_of(record: Record) -> tuple[str, ...]:
         return ()
     if record.op == "float":
         return ("float",) if record.type == "f32" else ("half",)
-    if record.op in ("codes", "quantised"):
+    if record.op in ("codes", "quantised", "stepped"):
         return ("codes",)
     return ("plain",) if record.op == "plain" else ("wide",)
 
@@ -83,7 +83,7 @@ def differences(record: Record, pool: Pool) -> list[tuple[int, int]]:
     """Elements, and what tokens or codes add to each."""
     places = [index for index, _ in levels(record)]
     symbols = pool.take(len(places))
-    if record.op not in ("codes", "quantised"):
+    if record.op not in ("codes", "quantised", "stepped"):
         return [(place, read_token(symbol, pool.bits)) for place, symbol in zip(places, symbols, strict=True)]
     out = []
     for place, symbol in zip(places, symbols, strict=True):

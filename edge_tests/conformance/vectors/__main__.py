@@ -26,6 +26,7 @@ from edge_tests.conformance.vectors import (
     valid_layouts,
     valid_programs,
     valid_skeletons,
+    valid_steps,
     valid_tensors,
 )
 from edge_tests.conformance.vectors.build import Made
@@ -38,6 +39,7 @@ MODULES = (
     valid_tensors,
     valid_programs,
     valid_layouts,
+    valid_steps,
     valid_skeletons,
     bad_container,
     bad_blocks,

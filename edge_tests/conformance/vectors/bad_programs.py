@@ -203,8 +203,10 @@ def records() -> Iterator[Made]:
     yield bad("record-operation-unknown", "An operation without a meaning.", _symbol(pair, "op", 0b11111))
     yield bad("record-type-unknown", "An element type without a meaning.", _symbol(pair, "dtype", 0b111))
     yield bad("record-type-wrong", "A product of codes.", _symbol(pair, "op", ops.PRODUCT))
+    yield bad("step-of-codes", "Steps on codes.", _symbol(pair, "op", ops.STEPPED))
     yield from _references()
     yield from _residuals()
+    yield from _steps()
 
 
 def _symbol(pair: Sequence[Record], field: str, value: int) -> bytes:
@@ -373,6 +375,23 @@ def _residuals() -> Iterator[Made]:
         unbounded,
         field_of(plain, "level", lambda _: -(1 << 20), 5),
     )
+
+
+def _steps() -> Iterator[Made]:
+    at, one = PLACES["clean"].at, np.array([3000 * 2.0**-20])
+    record = Record(ops.STEPPED, ops.F32, 0, 96, 12, at, by_rows=False, steps=one, residual=POOL,
+                    activity=level([4]))  # fmt: skip
+    for name, exponent in (("over", 201), ("under", -201)):
+        tamper = field_of("plain", "step", lambda value, to=exponent: to * 2048)  # type: ignore[misc]
+        yield bad(f"step-{name}", f"A step of 2^{exponent} and more bits.", tampered([record], tamper))
+
+    def exact(sent: str, context: object, value: int) -> int:
+        return 0 if sent == "bit" and context == (("residual", ops.STEPPED), 1) else value
+
+    yield bad("step-without-pool", "Steps without codes.", tampered([record], exact))
+    stray = replace(record, exceptions=[(95, 1)])
+    beyond = field_of("plain", "place", lambda value: value + 1)
+    yield bad("step-exception-beyond", "An exception behind its record.", tampered([stray], beyond))
 
 
 def made() -> Iterator[Made]:
