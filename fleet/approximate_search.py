@@ -1,8 +1,9 @@
 """Finds what an approximate update may keep within a budget of bytes, by measuring real deltas.
 
-In order: (1) each way of rounding is measured at one amount, (2) from that it is estimated how much each
-could keep within the budget, and how much of the change that would explain, (3) the amount is closed in on
-with the best of them, (4) of all that was measured and fits, what explains most is taken.
+In order: (1) values left as they are and each way of rounding are measured at one amount, the latter only
+where the former are not far smaller, (2) from that it is estimated how much each could keep within the
+budget, and how much of the change that would explain, (3) the amount is closed in on with the best of them,
+(4) of all that was measured and fits, what explains most is taken.
 
 Pure: deltas are made by the function that is given. Rule: at most about MAX_TRIES + len(ROUNDINGS) deltas a
 rounding.
@@ -20,7 +21,8 @@ from updater.errors import SluiceError
 
 MAX_TRIES = 8  # deltas made to close in on the amount, with one way of rounding
 CLOSE = 0.97  # of the budget used is close enough
-_AS_SMALL = 1.02  # values left where they are nearest are preferred while this much larger
+_AS_SMALL = 1.02  # values left where they are nearest are preferred while this much larger ...
+_MUCH_SMALLER = 0.8  # ... and without further trials when this much smaller
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,15 @@ class Search:
         if not rounded:
             return [EXACT]
         finest = max(rounding.bits or 0 for rounding in rounded)
-        found = [self._try(self.guess, rounding) for rounding in rounded if rounding.bits == finest]
-        suits = min(found, key=lambda trial: trial.delta_size).rounding
         exact = self._try(self.guess, EXACT)
+        found = []
+        for rounding in rounded:
+            if rounding.bits == finest:
+                found.append(self._try(self.guess, rounding))
+                # Codes that the delta sends as such are far smaller than any words, whatever the offsets.
+                if exact.delta_size <= _MUCH_SMALLER * found[0].delta_size:
+                    return [EXACT]
+        suits = min(found, key=lambda trial: trial.delta_size).rounding
         if exact.delta_size <= _AS_SMALL * min(trial.delta_size for trial in found):
             return [EXACT]
         same = [rounding for rounding in rounded if (rounding.up, rounding.down) == (suits.up, suits.down)]

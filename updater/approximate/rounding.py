@@ -1,9 +1,9 @@
 """From a change to words: base + code * step, or the word beside it that codes smaller.
 
-Codecs of float deltas subtract words as ordered integers. A change of one size is then many differences,
-one for each exponent and rounding. A `Rounding` lets the difference be a multiple of a power of two, at the
-cost of a little precision; which one is best is measured with the real codec. Words whose code is 0 stay
-the base's.
+A delta sends small codes as such. Where it cannot (large codes, float64) it subtracts words as ordered
+integers, and a change of one size is many differences, one for each exponent and rounding. A `Rounding` lets
+the difference be a multiple of a power of two, at the cost of a little precision; which one is best is
+measured with the real codec. Words whose code is 0 stay the base's.
 """
 
 from __future__ import annotations
