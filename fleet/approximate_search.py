@@ -158,13 +158,11 @@ class Search:
                 low = trial
             else:
                 high = trial
-            amount = self._between(low, high)
+            amount = self._expected(low, floor.delta_size) if high is None else self._between(low, high)
 
-    def _between(self, low: Trial, high: Trial | None) -> int:
+    def _between(self, low: Trial, high: Trial) -> int:
         # A little below the budget, so that the answer is more often on the side that fits.
         wanted = self.budget * (1 + CLOSE) / 2
-        if high is None:
-            return math.floor(low.amount * wanted / max(1, low.delta_size))
         share = (wanted - low.delta_size) / max(1, high.delta_size - low.delta_size)
         # Sizes need not grow evenly: never creep along one side.
         share = min(0.9, max(0.1, share))
