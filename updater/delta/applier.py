@@ -25,11 +25,11 @@ from updater.delta import container, faults, varint
 from updater.delta.base import Base
 from updater.delta.block import Block, decode_block
 from updater.delta.container import BlockHead, Header
-from updater.delta.journal import Journal, read_journal, remove_journal, write_journal
+from updater.delta.journal import Journal, read_journal, read_tail, remove_journal, write_journal, write_tail
 from updater.delta.pipeline import Decoded, Parts, Pipeline, free_cores
 from updater.digests import PREFIX, READ_BYTES, digest_file
 from updater.errors import SluiceError, os_errors
-from updater.limits import SYNC_BYTES, DecodeLimits
+from updater.limits import BLOCK_OVERHEAD_BYTES, SYNC_BYTES, DecodeLimits
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -77,6 +77,7 @@ class Applier:
         self._header: Header | None = None
         self._header_bytes = b""
         self._head: BlockHead | None = None
+        self._head_bytes = b""  # as it arrived
         self._blocks = 0  # read off the delta
         self._planned = 0  # target bytes of these
         self._written_blocks = 0
@@ -163,12 +164,19 @@ class Applier:
         if self._file < 0:
             return
         try:
+            if not self._failed:  # what was decoded ahead would be fetched again
+                with contextlib.suppress(SluiceError):
+                    for decoded in self._pipeline.drain():
+                        self._take(decoded)
             if self._finished:
                 remove_journal(self._partial)
-            elif self._written > self._recorded:
+            elif self._header is not None:
                 # A journal that cannot be written now is no loss: the one before still holds.
                 with contextlib.suppress(SluiceError):
-                    self._record()
+                    if self._written > self._recorded or not self._recorded:
+                        self._record()
+                    if not self._failed and (tail := self._head_bytes + bytes(self._buffer)):
+                        write_tail(self._partial, self._journal(), tail)
         finally:
             self._release()
 
@@ -240,6 +248,8 @@ class Applier:
         with os_errors("cutting back", self._partial):
             os.ftruncate(self._file, journal.target_offset)
             os.lseek(self._file, journal.target_offset, os.SEEK_SET)
+        most = header.block_size + BLOCK_OVERHEAD_BYTES + container.MOST_HEAD_BYTES
+        self._buffer += read_tail(self._partial, journal, most)
         return True
 
     def _hash_prefix(self, length: int) -> _Hash | None:
@@ -298,6 +308,7 @@ class Applier:
                 self._head, length = container.scan_block_head(self._buffer, self._blocks, header.block_size)
             except varint.Incomplete:
                 return False
+            self._head_bytes = bytes(self._buffer[:length])
             self._drop(length)
         head = self._head
         if len(self._buffer) < head.payload_length:
@@ -317,7 +328,7 @@ class Applier:
                 f"block {self._blocks} writes beyond the target's {header.target_size} bytes"
             )
         block = Block(payload, self._planned, head.target_length)
-        self._head = None
+        self._head, self._head_bytes = None, b""
         self._planned += head.target_length
         for decoded in self._pipeline.put(block, self._consumed):
             self._take(decoded)
@@ -374,7 +385,11 @@ class Applier:
         """Forces the target to disk, then says so in the journal."""
         with os_errors("writing", self._partial):
             os.fsync(self._file)
-        journal = Journal(
+        write_journal(self._partial, self._journal())
+        self._recorded = self._written
+
+    def _journal(self) -> Journal:
+        return Journal(
             self._header_bytes,
             self._delta_digest,
             self._written_blocks,
@@ -382,8 +397,6 @@ class Applier:
             self._written,
             self._whole.hexdigest(),
         )
-        write_journal(self._partial, journal)
-        self._recorded = self._written
 
 
 def apply(base: Path | None, delta: Path, out: Path, *, progress: Progress | None = None) -> str:

@@ -21,13 +21,14 @@ from updater.delta.contents import RUN_BYTES, ContentIndex
 from updater.delta.elements import BYTES
 from updater.delta.instructions import PLAIN
 from updater.delta.plan import Piece
-from updater.delta.program.encoder import ProgramEncoder
+from updater.delta.program.encoder import ProgramBytes, ProgramEncoder
 
 Bytes = NDArray[np.uint8]
 
 _QUICK_LEVEL = 3
 _TINY_BYTES = 16 << 10  # payloads below this are always compared with a patch of the whole block
 _SURE = 0.9  # share of a block that its program predicts from the base, above which no other way is tried
+_AHEAD = 0.97  # of what fast zstd leaves: a program below that is kept where records cover the block
 _HOPE = 1.3  # how much larger a quick patch may be for a thorough one to be tried
 
 
@@ -65,11 +66,11 @@ class BlockEncoder:
         offset = pieces[0].offset
         length = sum(piece.length for piece in pieces)
         program = self._programs.encode(offset, length) if self._programs is not None else None
-        if program is not None and not self._thorough and program.predicted > _SURE * length:
+        data = self._target[offset : offset + length].tobytes()
+        if program is not None and not self._thorough and self._surely_best(program, data):
             block = assembly.program_block(program, length, offset)
             if block.fits(length):
                 return block
-        data = self._target[offset : offset + length].tobytes()
         codings = [
             Coding(piece, None if piece.equal else choose(piece, self._base, self._target, self._estimator))
             for piece in pieces
@@ -92,6 +93,13 @@ class BlockEncoder:
         if program is not None:
             found.append(assembly.program_block(program, length, offset))
         return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))
+
+    def _surely_best(self, program: ProgramBytes, data: bytes) -> bool:
+        """Whether no other way is worth its time: the base predicts nearly all, or zstd is far behind."""
+        if program.predicted > _SURE * len(data):
+            return True
+        behind = _AHEAD * self._estimator.literal(data)
+        return program.covered > _SURE * len(data) and len(program.data) < behind
 
     def _without_plain(self, coding: Coding) -> Coding:
         """A tensor without a base as a literal: content that occurs twice in a block is then sent once."""

@@ -25,6 +25,7 @@ PREFIX = struct.Struct("<8sBH")  # magic, version, bytes of the header's body
 CHECKSUM = struct.Struct("<I")
 MARK_BLOCK = 0x42
 MARK_END = 0x45
+MOST_HEAD_BYTES = 1 + 2 * 10 + 4  # of a block: its marker, two varints, its checksum
 FLAG_BASE = 1
 _FEATURE = re.compile(rb"[a-z0-9][a-z0-9.-]*")
 

@@ -1,12 +1,15 @@
 """The journal beside a partial target: how far it is whole, so that work resumes after a kill or a power cut.
 
 It is written only after the target's bytes were forced to disk, and replaces the one before in one rename. A
-journal that cannot be read, or that speaks of another file, means starting over; it is never an error.
+journal that cannot be read, or that speaks of another file, means starting over; it is never an error. What
+had arrived of the next block when a fetch was cut is kept beside it (the tail), so that a link that keeps
+breaking still gets on.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from updater.errors import os_errors
 from updater.limits import MAX_JOURNAL_BYTES
 
 _VERSION = 1
+_SEAL_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,39 @@ def read_journal(partial: Path) -> Journal | None:
 
 
 def remove_journal(partial: Path) -> None:
-    """Removes the journal if there is one. Raises SluiceError(IO_FAILED)."""
-    with os_errors("removing", journal_path(partial)):
-        journal_path(partial).unlink(missing_ok=True)
+    """Removes the journal and what was kept with it, if there is any. Raises SluiceError(IO_FAILED)."""
+    for path in (journal_path(partial), tail_path(partial)):
+        with os_errors("removing", path):
+            path.unlink(missing_ok=True)
+
+
+def tail_path(partial: Path) -> Path:
+    """Where the part of a block lies that had arrived when a fetch was cut."""
+    return partial.with_name(partial.name + ".tail")
+
+
+def write_tail(partial: Path, journal: Journal, tail: bytes) -> None:
+    """Keeps delta bytes behind the journal's last whole block, durably. Raises SluiceError."""
+    write_atomic(tail_path(partial), _seal(journal, tail) + tail)
+
+
+def read_tail(partial: Path, journal: Journal, most: int) -> bytes:
+    """The bytes kept behind this journal's last block; none where they are another's or more than `most`.
+
+    Raises SluiceError(IO_FAILED).
+    """
+    with os_errors("reading", tail_path(partial)):
+        try:
+            with tail_path(partial).open("rb") as file:
+                data = file.read(_SEAL_BYTES + most + 1)
+        except FileNotFoundError:
+            return b""
+    tail = data[_SEAL_BYTES:]
+    return tail if len(tail) <= most and data[:_SEAL_BYTES] == _seal(journal, tail) else b""
+
+
+def _seal(journal: Journal, tail: bytes) -> bytes:
+    """Binds a tail to the delta and the place in it."""
+    return hashlib.sha256(
+        journal.header + f"{journal.delta_digest} {journal.delta_offset} ".encode() + tail
+    ).digest()

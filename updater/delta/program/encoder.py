@@ -39,12 +39,14 @@ class ProgramBytes:
         pool_bytes: of these, those of the pools.
         entropy_bytes: what the pools would take at the entropy of their symbols.
         predicted: bytes of the block that follow from the base.
+        covered: bytes of the block that are elements of records.
     """
 
     data: bytes
     pool_bytes: int
     entropy_bytes: float
     predicted: int
+    covered: int
 
 
 class ProgramEncoder:
@@ -102,7 +104,8 @@ class ProgramEncoder:
                     self._read, target, place, records, self._level, self._thorough
                 )
                 predicted = sum(record.length for record in records if record.based)
-                found.append(ProgramBytes(program, packed.size, packed.entropy, predicted))
+                covered = sum(record.length for record in records)
+                found.append(ProgramBytes(program, packed.size, packed.entropy, predicted, covered))
             except ProgramError:  # decoders would refuse it
                 continue
         if not found:

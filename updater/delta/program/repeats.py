@@ -1,11 +1,9 @@
 """Long runs of the target that occur in the base or earlier in the target, wherever they lie.
 
-Order: hash every window of 32 bytes of the base, and of the target's parts in question; look each fourth
-place of
-those parts up; check, extend to both sides, keep the longest from left to right. NumPy does the hashing and
-the
-look-up; only matches are visited one by one. Memory is some 25 bytes for each byte hashed: callers bound what
-they ask for.
+Order: hash every window of 32 bytes of the base, and of the target's parts in question; of more than a
+million windows keep those whose hash ends in zeros; look up each fourth place of those parts, or those kept;
+check, extend to both sides, keep the longest from left to right. NumPy does the hashing and the look-up; only
+matches are visited one by one. Memory is some 25 bytes for each byte hashed, of which there are MAX_BYTES.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ WINDOW = 32
 _STEP = 4
 MIN_LENGTH = 48
 MAX_BYTES = 16 << 20  # hashed
+_WINDOWS = 1 << 20  # looked at, about
 
 
 @dataclass(frozen=True)
@@ -73,22 +72,25 @@ def find(base: U8, target: bytes, parts: Sequence[tuple[int, int]], least: Seque
     old, new = base, np.frombuffer(target, dtype=np.uint8)
     base_hash = _hashes(old) if len(old) >= WINDOW else np.empty(0, dtype=np.uint64)
     part_hash = [_hashes(new[at : at + length]) for at, length in parts]
-    joined = np.concatenate([base_hash, *part_hash])
-    places = np.concatenate(
-        [np.arange(len(base_hash))]
-        + [at + len(old) + np.arange(len(values)) for (at, _), values in zip(parts, part_hash)]
-    )
+    # Of many windows those are kept whose hash says so, in base and target alike.
+    total = len(base_hash) + sum(map(len, part_hash))
+    mask = np.uint64((1 << (total // _WINDOWS).bit_length()) - 1)
+    known = np.flatnonzero(base_hash & mask == 0)
+    kept = [np.flatnonzero(values & mask == 0) for values in part_hash]
+    joined = np.concatenate([base_hash[known], *(values[chosen] for values, chosen in zip(part_hash, kept))])
+    places = np.concatenate([known, *(at + len(old) + chosen for (at, _), chosen in zip(parts, kept))])
     order = np.argsort(joined, kind="stable")
     joined, places = joined[order], places[order]
     out: list[Repeat] = []
-    for (at, length), values, shortest in zip(parts, part_hash, least):
-        queries = values[::_STEP]
+    for (at, length), values, chosen, shortest in zip(parts, part_hash, kept, least):
+        starts = chosen if mask else chosen[::_STEP]
+        queries = values[starts]
         first = np.searchsorted(joined, queries)
         source = places[first]  # the earliest place with that hash: in the base if anywhere
-        hits = np.flatnonzero(source < at + len(old) + _STEP * np.arange(len(queries)))
+        hits = np.flatnonzero(source < at + len(old) + starts)
         end = at
         for index in hits.tolist():
-            here = at + _STEP * index
+            here = at + int(starts[index])
             if here < end:
                 continue
             out_end = at + length
