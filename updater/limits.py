@@ -18,6 +18,7 @@ MAX_FILE_BYTES = 16 << 30  # of one file of a version
 
 # Deltas. The decoder's memory follows from the block, the window and the streams of one block.
 DEFAULT_BLOCK_BYTES = 8 << 20  # of target that one block writes, unless the encoder is told otherwise
+FULL_BLOCK_BYTES = 2 << 20  # the same in a full copy, whose blocks are as long as what they write
 MAX_BLOCK_BYTES = 16 << 20  # of target that one block writes
 MAX_SMALL_BLOCKS = 1024  # blocks that a delta may have, and one more for each ...
 MEAN_BLOCK_BYTES = 4096  # ... so many bytes of its target: each may look at all of its window

@@ -112,7 +112,7 @@ def test_kill_during_a_long_fetch_resumes_from_the_partial_file(world: World, tm
         world.publish_tiny(hidden=BIG_HIDDEN, with_golden=False)
         link.slow(2e6)
         world.roll_out()
-        # Two blocks of 4 MiB of the target's 13 MB are on disk by then.
+        # Four blocks of 2 MiB of the target's 13 MB are on disk by then.
         agent.wait_for_model(MODEL, lambda item: item.fetched_bytes > 0.7 * item.fetch_total_bytes > 0)
         agent.kill()
         link.slow(0)

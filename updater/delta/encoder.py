@@ -50,7 +50,8 @@ class EncodeOptions:
 
     Attributes:
         level: zstd level, 1 to 22.
-        block_size: the most target bytes that a block writes; decoders' memory follows from it.
+        block_size: the most target bytes that a block writes, in a full copy at most FULL_BLOCK_BYTES;
+            decoders' memory follows from it.
         threads: blocks coded at a time; 0 for one for each CPU.
         effort: "fast" does without programs; "default"; "max" also tries what takes long.
     """
@@ -124,7 +125,8 @@ def create(
             old_spans = base_spans if base_spans is not None else _spans(base)
         new_spans = target_spans if target_spans is not None else _spans(target)
         matches = match_tensors(old, old_spans, new, new_spans)
-        blocks = make_blocks(make_pieces(old, new, matches), options.block_size)
+        most = options.block_size if base is not None else min(options.block_size, limits.FULL_BLOCK_BYTES)
+        blocks = make_blocks(make_pieces(old, new, matches), most)
         if len(blocks) > limits.MAX_SMALL_BLOCKS + len(new) // limits.MEAN_BLOCK_BYTES:
             raise SluiceError(
                 errors_pb2.REQUEST_INVALID,
@@ -145,7 +147,7 @@ def create(
                 len(old),
                 digests[1],
                 len(new),
-                options.block_size,
+                most,
                 len(blocks),
                 tuple(sorted(totals.features)),
             )
