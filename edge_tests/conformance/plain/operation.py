@@ -308,6 +308,8 @@ def _codes(record: Record, words: list[int]) -> tuple[list[int], list[int]]:
 
 
 def _floats(record: Record, words: list[int]) -> list[int]:
+    if record.factors:
+        return _affine(record, words)
     if record.type != "f32" or not record.digits:
         return words
     out = []
@@ -328,6 +330,17 @@ def stepped(record: Record, words: list[int], codes: list[tuple[int, int]]) -> l
         made = number.narrowed(total, record.type)
         if code and made is not None:
             out[index] = made
+    return out
+
+
+def _affine(record: Record, words: list[int]) -> list[int]:
+    out = []
+    for index, word in enumerate(words):
+        row, column = divmod(index, record.columns)
+        place = row if record.by_rows else column
+        factor, offset = number.value_of(record.factors[place]), number.value_of(record.offsets[place])
+        product = number.flush(number.word_of(number.value_of(number.flush(word)) * factor))
+        out.append(number.flush(number.word_of(number.value_of(product) + offset)))
     return out
 
 

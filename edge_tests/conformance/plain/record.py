@@ -43,6 +43,8 @@ MOST_ZERO_POINT = 1 << 9
 MOST_THRESHOLD = 1 << 31
 EXACT, EXCEPTIONS, POOL, SPARSE = 0, 1, 2, 3
 DIGITS = (0, 7, 9, 11, 14)
+REAL_DIGITS = (12, 24)
+ONE, MINUS_ZERO = 0x3F800000, 0x80000000
 MOST_GAIN = 1 << 20
 MOST_LEVEL = 4096
 MOST_STEP_EXPONENT = 200
@@ -72,6 +74,8 @@ class Record:
     digits: int = 0
     gains: list[int] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
+    factors: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
     changed: int = 0
     used: list[int] | None = None
     levels: list[list[int]] = field(default_factory=list)
@@ -259,10 +263,17 @@ def _read_exceptions(coder: Arithmetic, record: Record, op: int) -> None:
 
 def _read_gains(coder: Arithmetic, record: Record, op: int) -> None:
     choice = coder.tree(("gain bits", op), 3)
-    check(choice < len(DIGITS), "gains of an unknown precision")
+    reals = REAL_DIGITS if record.op == "float" else ()
+    check(choice < len(DIGITS) + len(reals), "gains of an unknown precision")
+    size = record.rows if record.by_rows else record.columns
+    if choice >= len(DIGITS):
+        digits = reals[choice - len(DIGITS)]
+        record.factors = _read_reals(coder, "factor", size, digits, ONE)
+        record.offsets = _read_reals(coder, "offset", size, digits, MINUS_ZERO)
+        return
     record.digits = DIGITS[choice]
     if record.digits:
-        for _ in range(record.rows if record.by_rows else record.columns):
+        for _ in range(size):
             gain = (1 << record.digits) + coder.signed("gain", record.digits)
             check(abs(gain) <= MOST_GAIN, "a gain is out of its range")
             record.gains.append(gain)
@@ -278,6 +289,20 @@ def _read_steps(coder: Arithmetic, record: Record) -> None:
         last += coder.signed("step")
         check(abs(last // 2048) <= MOST_STEP_EXPONENT, "a step is out of its range")
         record.steps[row] = (2048 + last % 2048) * 2.0 ** (last // 2048)
+
+
+def _read_reals(coder: Arithmetic, name: str, size: int, digits: int, neutral: int) -> list[int]:
+    """Words of float32 with so many significant bits."""
+    out, last = [], 127
+    for _ in range(size):
+        if coder.bit("neutral", name):
+            out.append(neutral)
+            continue
+        sign = coder.bit("negative", name)
+        last += coder.signed("exponent", name)
+        check(1 <= last <= 254, "an exponent is out of its range")
+        out.append(sign << 31 | last << 23 | coder.plain(digits - 1) << (24 - digits))
+    return out
 
 
 def _read_used(coder: Arithmetic, rows: Bits, residual: int, size: int) -> list[int]:

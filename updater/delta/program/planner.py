@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from updater.delta.program import activity, predictors, residuals
+from updater.delta.program import activity, affine_fit, predictors, residuals
 from updater.delta.program.layout import Axes
 from updater.delta.program.operands import Operands
 from updater.delta.program.piece import Piece, pieces
@@ -277,17 +277,28 @@ def plan_float(item: Item, operands: Operands) -> None:
             ways = [way for way in ways if not way.digits]
         bits, way = _best_way(ways, old, new, 0.0)
         finest = float((25.0 - np.frexp(np.maximum(np.abs(old), 1e-38))[1]).sum()) + count
+        lines = None
+        if item.dtype == F32:
+            lines = affine_fit.best(splits(item.shape, count), old, new, bits)
+            bits = lines[0] if lines is not None else bits
         if best is None or bits + finest < best[0]:
-            one, two = old.reshape(way.rows, -1), new.reshape(way.rows, -1)
-            gains = way.gains(one, two, float(np.abs(two - one).mean()) * 0.01 + 1e-30)
+            found = way if lines is None else lines[1]
+            one, two = old.reshape(found.rows, -1), new.reshape(found.rows, -1)
             record = Record(
-                FLOAT, item.dtype, item.at, count, way.rows, by_rows=way.by_rows, gain_bits=way.digits,
-                residual=POOL, **base.operand(),
+                FLOAT, item.dtype, item.at, count, found.rows, by_rows=found.by_rows, residual=POOL,
+                **base.operand(),
             )  # fmt: skip
-            if way.digits:
-                record.gains = gains
+            if isinstance(found, _Way):
+                gains = found.gains(one, two, float(np.abs(two - one).mean()) * 0.01 + 1e-30)
+                change = found.change(one, two, gains)
+                record.gain_bits = found.digits
+                if found.digits:
+                    record.gains = gains
+            else:
+                record.affine = found.fit(one, two)
+                change = found.change(one, two, record.affine)
             _name_touched(item, record, operands)
-            fit_changes(record, way.change(one, two, gains).reshape(record.rows, -1))
+            fit_changes(record, change.reshape(record.rows, -1))
             best = (bits + finest, record)
     item.record = best[1] if best else None
 
@@ -295,7 +306,8 @@ def plan_float(item: Item, operands: Operands) -> None:
 def _name_touched(item: Item, record: Record, operands: Operands) -> None:
     """Names the rows that a FLOAT record does not predict exactly, if many rows are."""
     rows = record.rows
-    if not record.gain_bits:  # rows only serve contexts: the tensor's own show best what was left alone
+    if not record.gain_bits and record.affine is None:
+        # Rows only serve contexts: the tensor's own show best what was left alone.
         wide = [row for row in splits(item.shape, record.count) if record.count // row >= LEAST_ROW]
         rows = max(wide, default=1)
     words = item.value.view(f"<u{item.value.itemsize}")

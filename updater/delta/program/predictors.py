@@ -256,6 +256,12 @@ def floats(base: Operands, record: Record, piece: Piece) -> Array:
     """FLOAT: the words predicted, float32 as u4, 16-bit types as u2, flat."""
     if record.dtype in (F16, BF16):
         return base_array(base, record, "<u2", piece).reshape(-1)
+    if record.affine is not None:
+        factors, offsets = (
+            _channels(record, each, piece) for each in (record.affine.factors, record.affine.offsets)
+        )
+        moved = flush(flush(base_floats(base, record, piece)) * factors)
+        return flush(moved + offsets).reshape(-1).view("<u4")
     if not record.gain_bits:
         return base_floats(base, record, piece).reshape(-1).view("<u4")
     gain = np.ldexp(record.gains.astype(np.float32), -record.gain_bits).astype(np.float32)

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
-from updater.delta.program import activity, bits, layout, steps
+from updater.delta.program import activity, affine, bits, layout, steps
 from updater.delta.program.activity import Activity
+from updater.delta.program.affine import Affine
 from updater.delta.program.arithmetic import Coder
 from updater.delta.program.layout import Axes
 from updater.delta.program.operands import ProgramError, within
@@ -118,6 +119,7 @@ class Record:
         zeros: for QUANTISED: whether record two has a zero point for each scale.
         gain_bits: binary digits of `gains`, 0 for none.
         gains: per row or column, in units of 2^-gain_bits.
+        affine: for FLOAT of float32: factors and offsets per row or column, instead of gains.
         activity: levels for contexts.
         residual: EXACT, EXCEPTIONS, POOL or SPARSE.
         exceptions: (index, value) pairs for EXCEPTIONS, and of STEPPED.
@@ -141,6 +143,7 @@ class Record:
     base_zero: int = 0
     gain_bits: int = 0
     gains: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    affine: Affine | None = None
     activity: Activity | None = None
     residual: int = EXACT
     exceptions: list[tuple[int, int]] = field(default_factory=list)
@@ -454,13 +457,19 @@ def _code_exceptions(coder: Coder, record: Record, given: Record, writing: bool)
 
 
 def _code_gains(coder: Coder, record: Record, given: Record, writing: bool) -> None:
-    choice = _symbol(coder, ("gain bits", record.op), GAIN_BITS.index(given.gain_bits), 3)
+    choice = GAIN_BITS.index(given.gain_bits)
+    if given.affine is not None:
+        choice = len(GAIN_BITS) + affine.DIGITS.index(given.affine.digits)
+    choice = _symbol(coder, ("gain bits", record.op), choice, 3)
+    size = record.rows if record.by_rows else record.columns
     if choice >= len(GAIN_BITS):
-        raise ProgramError("a record's gains have an unknown precision")
+        if record.op != FLOAT or choice - len(GAIN_BITS) >= len(affine.DIGITS):
+            raise ProgramError("a record's gains have an unknown precision")
+        record.affine = affine.code(coder, affine.DIGITS[choice - len(GAIN_BITS)], size, given.affine)
+        return
     record.gain_bits = GAIN_BITS[choice]
     if not record.gain_bits:
         return
-    size = record.rows if record.by_rows else record.columns
     near = 1 << record.gain_bits
     record.gains = np.empty(size, dtype=np.int64)
     for place in range(size):
