@@ -14,17 +14,18 @@ NAMES = (
     *("plain", "codes", "cast", "peaked", "self", "ranged", "pruned", "given", "thinned", "masked"),
     *("spanned", "zeros", "stepped"),
 )
-TYPES = ("f32", "i8", "u8", "i32", "i64", "f16", "bf16")
-WIDTHS = {"f32": 4, "i8": 1, "u8": 1, "i32": 4, "i64": 8, "f16": 2, "bf16": 2}
-RANGES = {"i8": (-128, 127), "u8": (0, 255), "i32": (-(1 << 31), (1 << 31) - 1)}
+TYPES = ("f32", "i8", "u8", "i32", "i64", "f16", "bf16", "i4", "u4")
+BITS = {"f32": 32, "i8": 8, "u8": 8, "i32": 32, "i64": 64, "f16": 16, "bf16": 16, "i4": 4, "u4": 4}
+RANGES = {"i8": (-128, 127), "u8": (0, 255), "i32": (-(1 << 31), (1 << 31) - 1), "i4": (-8, 7), "u4": (0, 15)}
 
 F32 = ("f32",)
-CODES = ("i8", "u8")
+CODES = ("i8", "u8", "i4", "u4")
+NIBBLES = ("i4", "u4")
 FLOATS = ("f32", "f16", "bf16")
 REDUCED = ("peak", "lowest", "highest", "spanned", "zeros")
 ZEROED = ("pruned", "thinned", "masked")
 ALLOWED = {
-    **dict.fromkeys(("same", "refer", "self"), TYPES),
+    **dict.fromkeys(("same", "refer", "self"), TYPES[:7]),
     **dict.fromkeys(("product", *REDUCED, "plain", "peaked", "ranged", "given"), F32),
     "zeros": CODES,
     **dict.fromkeys(ZEROED, (*FLOATS, "i8")),
@@ -49,6 +50,16 @@ MOST_GAIN = 1 << 20
 MOST_LEVEL = 4096
 MOST_STEP_EXPONENT = 200
 RECORD_LIMIT = 30
+
+
+def bytes_of(kind: str, count: int) -> int:
+    """The bytes that so many elements take."""
+    return (count * BITS[kind] + 7) // 8
+
+
+def signed(kind: str, word: int) -> int:
+    """The code of a word of that type."""
+    return word - (1 << BITS[kind]) if kind in ("i8", "i4") and word >> (BITS[kind] - 1) else word
 
 
 @dataclass
@@ -89,13 +100,13 @@ class Record:
     marks: list[int] = field(default_factory=list)
 
     @property
-    def width(self) -> int:
-        return WIDTHS[self.type]
+    def bits(self) -> int:
+        return BITS[self.type]
 
     @property
     def length(self) -> int:
         """Bytes that it writes."""
-        return 0 if self.silent else self.count * self.width
+        return 0 if self.silent else bytes_of(self.type, self.count)
 
     @property
     def columns(self) -> int:
@@ -149,6 +160,7 @@ def read_records(data: bytes, row_data: bytes, offset: int, length: int) -> list
     for number in range(total):
         op = coder.tree(("op", before[0], before[1] > 1), 5)
         kind = coder.tree(("type", op), 3)
+        kind += coder.bit("unsigned", op) if kind == 7 else 0
         check(op < len(NAMES) and kind < len(TYPES), "an operation or type that is not known")
         check(TYPES[kind] in ALLOWED[NAMES[op]], "an operation has a type that it cannot have")
         unwritten = NAMES[op] in REDUCED and coder.bit("silent") == 1
@@ -157,7 +169,8 @@ def read_records(data: bytes, row_data: bytes, offset: int, length: int) -> list
         record = Record(NAMES[op], TYPES[kind], count, end + gap, silent=unwritten or NAMES[op] == "given")
         silent += count if unwritten else 0
         check(silent <= length // 4, "too many values that are not written")
-        check(1 <= count <= length and gap >= 0, "a record lies outside the program")
+        most = 2 * length if record.type in NIBBLES else length
+        check(1 <= count <= most and gap >= 0, "a record lies outside the program")
         check(record.at + record.length <= length, "a record lies outside the program")
         if record.op == "given":
             record.words = [coder.plain(32) for _ in range(count)]
@@ -170,7 +183,7 @@ def read_records(data: bytes, row_data: bytes, offset: int, length: int) -> list
             check(record.op != "cast" or record.type != record.source_type, "a cast of no change")
             record.base = base_end + gap + coder.number("base", (op, kind))
         _read_operands(coder, record, op, number, length)
-        if record.op in READING and coder.bit("laid"):
+        if record.op in READING and record.source_type not in NIBBLES and coder.bit("laid"):
             _read_axes(coder, record)
             runs += runs_of(record)
             check(runs <= limits.MAX_OPERAND_RUNS, "too many runs of the base", OVER_LIMIT)
@@ -178,7 +191,7 @@ def read_records(data: bytes, row_data: bytes, offset: int, length: int) -> list
         records.append(record)
         end = record.at + record.length
         if record.base is not None and record.op not in (*REDUCED, "self"):
-            base_end = record.base + count * WIDTHS[record.source_type]
+            base_end = record.base + bytes_of(record.source_type, count)
         before = (op, min(count, 2))
     coder.end()
     rows.end()
@@ -256,7 +269,7 @@ def _read_exceptions(coder: Arithmetic, record: Record, op: int) -> None:
         place = following + coder.unsigned("place", op)
         check(place < record.count, "an exception lies outside its record")
         value = coder.signed("value", op)
-        check(abs(value) < 1 << (8 * record.width), "an exception does not fit its record")
+        check(abs(value) < 1 << record.bits, "an exception does not fit its record")
         record.exceptions.append((place, value))
         following = place + 1
 

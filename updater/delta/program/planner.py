@@ -8,6 +8,7 @@ estimated bits; keep as records what is coded or referred to, and leave the rest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from updater.delta.program import activity, affine_fit, predictors, residuals
+from updater.delta.program import activity, affine_fit, nibbles, predictors, residuals
 from updater.delta.program.layout import Axes
 from updater.delta.program.operands import Operands
 from updater.delta.program.piece import Piece, pieces
@@ -30,15 +31,19 @@ from updater.delta.program.records import (
     F32,
     FLOAT,
     GAIN_BITS,
+    I4,
     I8,
     I32,
     I64,
+    NIBBLES,
     PLAIN,
     POOL,
     SOURCES,
     SPARSE,
+    U4,
     U8,
     Record,
+    bytes_of,
 )  # fmt: skip
 from updater.errors import SluiceError
 from updater.formats import tflite_metadata
@@ -54,6 +59,8 @@ _KINDS = {
     "int64": I64,
     "float16": F16,
     "bfloat16": BF16,
+    "int4": I4,
+    "uint4": U4,
 }
 LEFT = 64  # equal arrays below this many bytes stay in the skeleton
 _EXCEPTIONS = 0.02  # share of elements
@@ -88,6 +95,11 @@ class Item:
     axes: Axes = ()  # of a base whose elements, as `value` has them, do not lie one behind the other
 
     @property
+    def length(self) -> int:
+        """Bytes in the file."""
+        return bytes_of(self.dtype, len(self.value))
+
+    @property
     def content(self) -> bytes:
         return self.value.tobytes()
 
@@ -106,17 +118,29 @@ def items_of(
     for span in spans:
         if span.dtype in _KINDS:
             kind = _KINDS[span.dtype]
-            count = span.length // DTYPES[kind].itemsize
-            if count:
-                value = np.frombuffer(data, DTYPES[kind], count=count, offset=span.offset)
+            value = _elements(data, span, kind)
+            if len(value):
                 items.append(Item("data", span.name, kind, span.shape, span.offset, value, span.quantisation))
     follows = _metadata(data, items)
     items.sort(key=lambda item: item.at)
     kept: list[Item] = []
     for item in items:  # flatbuffers may share arrays
-        if not kept or item.at >= kept[-1].at + kept[-1].value.nbytes:
+        if not kept or item.at >= kept[-1].at + kept[-1].length:
             kept.append(item)
     return kept, follows
+
+
+def _elements(data: NDArray[np.uint8], span: TensorSpan, kind: int) -> Array:
+    """The elements of a span; none of those of four bits if what lies behind an odd last one is no zero."""
+    if kind not in NIBBLES:
+        return np.frombuffer(
+            data, DTYPES[kind], count=span.length // DTYPES[kind].itemsize, offset=span.offset
+        )
+    raw, count = data[span.offset : span.offset + span.length], math.prod(span.shape)
+    padded = count % 2 == 1 and span.length > 0 and raw[-1] >> 4
+    if bytes_of(kind, count) != span.length or padded:
+        return np.empty(0, dtype=DTYPES[kind])
+    return nibbles.unpack(raw, count, 0, kind == I4)
 
 
 def _metadata(data: NDArray[np.uint8], items: list[Item]) -> dict[int, tuple[int, int]]:
