@@ -21,7 +21,8 @@ Array = NDArray[Any]
 _SAMPLE = 1 << 14  # elements by which ways are compared
 _LEAST = 32  # elements of an array, and ...
 _LEAST_LINE = 8  # ... of a line, for it to have numbers of its own
-_WORTH = 64.0  # bits that must be saved
+_WORTH = 64.0  # bits that must be saved, and ...
+_WORTH_EACH = 0.004  # ... of each element: less is what chance does to a sample
 _LAST_PLACE = 2.0**-25  # of a number, about: how well float32 says it
 _NEARLY = 4.0  # last places that a line misses in the mean, for its neighbours to be tried ...
 _STEPS = 2  # ... on either side
@@ -60,24 +61,30 @@ def best(splits: Sequence[int], old: Array, new: Array, bits: float) -> tuple[fl
     count, found = len(old), None
     if count < _LEAST:
         return None
+    worth = _WORTH + _WORTH_EACH * count
     for rows in splits:
         one, two = (_sampled(values.reshape(rows, -1)) for values in (old, new))
         share = one.size / count
+        plain = _bits(two - one) / share  # of the same sample: chance is alike for both
         for by_rows in (True, False):
             if (count // rows if by_rows else rows) < _LEAST_LINE:
                 continue
-            if not _explained(one if by_rows else one.T, two if by_rows else two.T, share):
+            if not _explained(one if by_rows else one.T, two if by_rows else two.T, worth * share):
                 continue
             for digits in DIGITS:
                 lines = Lines(rows, by_rows, digits)
                 line = lines.fit(one, two)
-                change = lines.change(one, two, line)
-                least = max(1e-30, float(np.abs(change).mean()) * 0.05)
-                cost = activity.bits(change, activity.fit(change, least), least) / share
+                cost = _bits(lines.change(one, two, line)) / share
                 cost += affine.bits(line) * (rows / len(one) if by_rows else 1)
-                if cost < (bits - _WORTH if found is None else found[0]):
+                if cost < min(plain, bits) - worth and (found is None or cost < found[0]):
                     found = cost, lines
     return found
+
+
+def _bits(change: Array) -> float:
+    """Estimated bits of changes."""
+    least = max(1e-30, float(np.abs(change).mean()) * 0.05)
+    return activity.bits(change, activity.fit(change, least), least)
 
 
 def _sampled(matrix: Array) -> Array:
@@ -87,8 +94,8 @@ def _sampled(matrix: Array) -> Array:
     return part[:, : max(_LEAST_LINE, _SAMPLE // len(part))] if part.size > 2 * _SAMPLE else part
 
 
-def _explained(old: Array, new: Array, share: float) -> bool:
-    """Whether straight lines explain so much that it pays to send them."""
+def _explained(old: Array, new: Array, worth: float) -> bool:
+    """Whether straight lines may save more than `worth` bits beyond what it costs to send them."""
     moved = old - old.mean(axis=1, keepdims=True)
     other = new - new.mean(axis=1, keepdims=True)
     energy, crossed = (moved * moved).sum(axis=1), (moved * other).sum(axis=1)
@@ -97,7 +104,7 @@ def _explained(old: Array, new: Array, share: float) -> bool:
     change = ((new - old) ** 2).sum(axis=1)
     floor = (new * new).sum(axis=1) * np.float32(_LAST_PLACE) ** 2 + np.float32(1e-37)
     saved = 0.5 * old.shape[1] * np.log2((change + floor) / (left + floor)) - 2 * DIGITS[0]
-    return float(np.maximum(saved, 0).sum()) > _WORTH * share
+    return float(np.maximum(saved, 0).sum()) > worth
 
 
 def _fit(old: Array, new: Array, digits: int) -> Affine:
