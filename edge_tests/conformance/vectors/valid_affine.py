@@ -27,11 +27,11 @@ def line(digits: int, factors: Sequence[float], offsets: Sequence[float]) -> Aff
 def made() -> Iterator[Made]:
     """All of this module."""
     weights, clean = PLACES["weights"].at, PLACES["clean"].at
-    record = Record(ops.FLOAT, ops.F32, 0, 192, 12, clean, residual=POOL, activity=level([-12]))
-    steps = steps_of(192, 4, 2)
+    record = Record(ops.FLOAT, ops.F32, 0, 96, 12, clean, residual=POOL, activity=level([-12]))
+    steps = steps_of(96, 4, 2)
     for digits in DIGITS:
         for by_rows in (True, False):
-            count = 12 if by_rows else 16
+            count = 12 if by_rows else 8
             factors = [1.0 if at % 3 == 0 else 1 + 0.123456789 * (at - 5) for at in range(count)]
             offsets = [0.0 if at % 4 == 1 else 0.0314159265 * (5 - at) for at in range(count)]
             yield case(
@@ -50,6 +50,6 @@ def made() -> Iterator[Made]:
     yield case(
         "program-float-affine-specials",
         "Products and sums that are subnormal, infinite or NaN; zeros of both signs plus nothing.",
-        [replace(record, base=weights, affine=edges)],
-        change={0: steps},
+        [replace(record, count=192, base=weights, affine=edges)],
+        change={0: steps_of(192, 4, 2)},
     )
