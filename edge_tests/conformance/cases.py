@@ -10,7 +10,8 @@ import numpy as np
 from edge_tests.conformance import crafted
 from edge_tests.conformance.crafted import Case
 from updater.delta.instructions import DENSE, DIFFERENCE, PLAIN, REQUANTISE, SPARSE
-from updater.delta.program import records
+from updater.delta.program import affine, records
+from updater.delta.program.affine import Affine
 from updater.delta.program.records import Record
 
 ROWS, COLUMNS = 64, 82
@@ -64,6 +65,14 @@ def gains(digits: int, size: int) -> dict[str, object]:
     values = (1 << digits) + np.arange(size) % 9 - 4
     values[0], values[-1] = -3, 1 << 15
     return {"gain_bits": digits, "gains": values.astype(np.int64), "by_rows": size == ROWS}
+
+
+def affine_of(digits: int, size: int) -> Affine:
+    values = np.random.default_rng(digits).normal(1, 0.5, (2, size))
+    values[0, ::7], values[1, ::5] = 1, 0
+    values[:, 3] = 2.0**-126, 3e38
+    factors = affine.rounded(values[0], digits, affine.NEUTRAL_FACTOR)
+    return Affine(digits, factors, affine.rounded(values[1] - 1, digits, affine.NEUTRAL_OFFSET))
 
 
 def following() -> Iterator[Case]:
@@ -133,6 +142,10 @@ def floats() -> Iterator[Case]:
     items += [
         matrix(records.FLOAT, F32, "weights", pool, **gains(digits, size))
         for digits, size in ((7, ROWS), (9, COLUMNS), (11, ROWS), (14, COLUMNS))
+    ]
+    items += [
+        matrix(records.FLOAT, F32, "weights", pool, by_rows=size == ROWS, affine=affine_of(digits, size))
+        for digits, size in ((12, ROWS), (24, COLUMNS))
     ]
     special = gains(11, 2 * COLUMNS)
     items.append(

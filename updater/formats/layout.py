@@ -35,12 +35,12 @@ def byte_length(dtype: str, count: int) -> int:
 
 
 def quantisation(
-    scales: Sequence[float], zero_points: Sequence[int], shape: Sequence[int], axis: int
+    scales: Sequence[float], zero_points: Sequence[int], shape: Sequence[int], axis: int, block: int = 0
 ) -> Quantisation | None:
     """Parameters if they make sense for the shape, else None: they help a delta, they are never needed.
 
-    One scale stands for the whole tensor; as many as shape[axis] run along that axis. No zero points mean
-    zeros; one serves all scales.
+    One scale stands for the whole tensor; as many as shape[axis] run along that axis, or one for each `block`
+    elements along it. No zero points mean zeros; one serves all scales.
     """
     if not scales or not all(0 <= scale < float("inf") for scale in scales):
         return None
@@ -54,7 +54,12 @@ def quantisation(
         return Quantisation(tuple(scales), tuple(zero_points), None)
     if axis < 0:
         axis += len(shape)
-    if not 0 <= axis < len(shape) or shape[axis] != len(scales):
+    if not 0 <= axis < len(shape):
+        return None
+    if block:
+        blocked = Quantisation(tuple(scales), tuple(zero_points), axis, block)
+        return blocked if blocked.groups(tuple(shape)) == len(scales) else None
+    if shape[axis] != len(scales):
         return None
     return Quantisation(tuple(scales), tuple(zero_points), axis)
 

@@ -14,7 +14,7 @@ MAX_TEXT_BYTES = 64 << 20
 
 # Scales and zero points decoded: of one tensor, and of all tensors of a file, for they may be shared too
 # (elements). Beyond either, tensors get no quantisation.
-MAX_QUANTISATION_PARAMETERS = 1 << 16
+MAX_QUANTISATION_PARAMETERS = 1 << 20
 MAX_ALL_QUANTISATION_PARAMETERS = 1 << 22
 
 # ONNX: protobuf fields visited (this bounds the time: about a microsecond each), graphs within graphs,

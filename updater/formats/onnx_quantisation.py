@@ -10,7 +10,8 @@ which belong to it. Three wirings are known, then names:
    later, as the only constant multiplied into the cast result.
 3. The names that ONNX Runtime's quantiser gives: W_quantized, W_scale, W_zero_point.
 
-Blocked quantisation and scales that are not constant are left alone: no quantisation is always a safe answer.
+Scales of blocks are those of DequantizeLinear's `block_size`. Blocks that do not divide their axis and scales
+that are not constant are left alone: no quantisation is always a safe answer.
 """
 
 from __future__ import annotations
@@ -129,13 +130,14 @@ class _Wiring:
     def found(self) -> Iterator[tuple[Tensor, Quantisation]]:
         for node in self.graph.nodes:
             for rule in _RULES.get(node.op_type, ()):
-                if node.ints.get("block_size"):
+                block = node.ints.get("block_size", 0)
+                if block < 0:
                     continue
                 weight, moved = self._weight(node.input(rule.weight))
                 scale = self.graph.find(node.input(rule.scale))
                 zero_point = node.input(rule.zero_point)
                 axis = _PER_TENSOR if moved else _axis(node, rule)
-                parameters = self._parameters(weight, scale, zero_point, axis)
+                parameters = self._parameters(weight, scale, zero_point, axis, block)
                 if weight is not None and parameters is not None:
                     yield weight, parameters
             if node.op_type in _INTEGER_OPS:
@@ -177,31 +179,41 @@ class _Wiring:
         return None
 
     def _parameters(
-        self, weight: Tensor | None, scale: Tensor | None, zero_point: str, axis: int
+        self, weight: Tensor | None, scale: Tensor | None, zero_point: str, axis: int, block: int = 0
     ) -> Quantisation | None:
         if weight is None or scale is None:
             return None
         zero: Tensor | None = self.graph.find(zero_point)
         if zero_point and zero is None:
             return None  # computed when the model runs
-        return parameters_of(self.reader, weight, scale, zero, axis)
+        return parameters_of(self.reader, weight, scale, zero, axis, block)
 
 
 def parameters_of(
-    reader: TensorReader, weight: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int
+    reader: TensorReader, weight: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, block: int = 0
 ) -> Quantisation | None:
-    """The quantisation of integers by a scale and perhaps a zero point; None if they do not fit."""
+    """The quantisation of integers by a scale and perhaps a zero point; None if they do not fit.
+
+    With a block, scales have the shape of the weight, but for the axis, which has one for each block.
+    """
     if "int" not in (weight.dtype or "") or "float" not in (scale.dtype or ""):
         return None
-    if max(len(scale.shape), 1) > 1 and scale.count != max(scale.shape):
-        return None  # blocked: scales along more than one axis
+    if block:
+        steps = list(weight.shape)
+        if not -len(steps) <= axis < len(steps) or steps[axis] % block:
+            return None  # moved, or a last block of fewer elements
+        steps[axis] //= block
+        if scale.shape != tuple(steps):
+            return None
+    elif max(len(scale.shape), 1) > 1 and scale.count != max(scale.shape):
+        return None  # scales along more than one axis
     if not reader.source.spend_parameters(scale.count + (zero_point.count if zero_point else 0)):
         return None
     scales = reader.values(scale)
     zero_points: list[float] | None = [] if zero_point is None else reader.values(zero_point)
     if scales is None or zero_points is None:
         return None
-    return quantisation(scales, [int(point) for point in zero_points], weight.shape, axis)
+    return quantisation(scales, [int(point) for point in zero_points], weight.shape, axis, block)
 
 
 def _axis(node: Node, rule: _Rule) -> int:

@@ -7,6 +7,7 @@ reader keeps: spans lie inside the file, are sorted by offset and never overlap.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -15,14 +16,23 @@ class Quantisation:
     """How a tensor's integers stand for reals: real = scale * (code - zero_point).
 
     Attributes:
-        scales: one, or one for each slice along `axis`; exactly as the file has them (float32).
+        scales: one, or one for each slice along `axis`, or, with a block, one for each `block` elements along
+            `axis` and for each step of the other axes, row by row; exactly as the file has them (float32).
         zero_points: as many as scales.
         axis: the dimension that the scales run along, 0 or more; None for one scale for the whole tensor.
+        block: elements along `axis` that share a scale, which divide it; 0 where whole slices do.
     """
 
     scales: tuple[float, ...]
     zero_points: tuple[int, ...]
     axis: int | None
+    block: int = 0
+
+    def groups(self, shape: tuple[int, ...]) -> int:
+        """How many scales a tensor of this shape has, if they are those of blocks; 0 if these do not fit."""
+        if not self.block or self.axis is None or self.axis >= len(shape) or shape[self.axis] % self.block:
+            return 0
+        return math.prod(shape) // self.block
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,18 @@ import math
 
 from edge_tests.conformance.plain import limits, number
 from edge_tests.conformance.plain.fault import OVER_LIMIT, check
-from edge_tests.conformance.plain.record import CODES, RANGES, READING, REDUCED, WIDTHS, ZEROED, Record
+from edge_tests.conformance.plain.record import (
+    BITS,
+    CODES,
+    NIBBLES,
+    RANGES,
+    READING,
+    REDUCED,
+    ZEROED,
+    Record,
+    bytes_of,
+    signed,
+)
 from edge_tests.conformance.plain.tensor import FLOAT, UNSIGNED, order, unorder
 
 OPERANDS = (
@@ -33,7 +44,10 @@ class Base:
     def source(self, record: Record) -> list[int]:
         """What a record reads: words of its source type."""
         offset = record.base if record.base is not None else -1
-        width = WIDTHS[record.source_type]
+        if record.source_type in NIBBLES:
+            octets = self.words(offset, bytes_of(record.source_type, record.reads), 1)
+            return [octets[index // 2] >> 4 * (index % 2) & 15 for index in range(record.reads)]
+        width = BITS[record.source_type] // 8
         if not record.axes:
             return self.words(offset, record.reads, width)
         end = offset + record.span * width
@@ -57,7 +71,7 @@ def base_bytes(record: Record) -> int:
     """The bytes of the base that a record reads; of old scales as many as there can be."""
     if record.op not in READING:
         return 0
-    total = record.reads * WIDTHS[record.source_type]
+    total = bytes_of(record.source_type, record.reads)
     return total + 4 * record.count if record.op == "rescaled" else total
 
 
@@ -95,7 +109,7 @@ class Operands:
         words = self.get(place, ZERO_POINTS)
         kind = self.records[place].type
         check(kind in CODES, "zero points that are no codes")
-        return [word - 256 if kind == "i8" and word > 127 else word for word in words]
+        return [signed(kind, word) for word in words]
 
     def _follow(self, record: Record, links: int) -> list[int]:
         if record.op == "given":
@@ -154,7 +168,7 @@ class Operands:
 
 def corrected(record: Record, words: list[int], added: list[tuple[int, int]]) -> list[int]:
     """Predictions as words, with differences added at some places, modulo their width."""
-    bits = 8 * record.width
+    bits = record.bits
     reading = FLOAT if record.op in ORDERED and record.type not in CODES else UNSIGNED
     out = [word % (1 << bits) for word in words]
     for place, difference in added:
@@ -296,7 +310,7 @@ def _codes(record: Record, words: list[int]) -> tuple[list[int], list[int]]:
     low, high = RANGES[record.type]
     digits, out, lost = record.digits, [], []
     for index, word in enumerate(words):
-        code = (word - 256 if record.type == "i8" and word > 127 else word) - record.base_zero
+        code = signed(record.type, word) - record.base_zero
         fraction = 16
         if digits:
             code = code * gain_of(record, index) + (1 << (digits - 1))
@@ -308,6 +322,8 @@ def _codes(record: Record, words: list[int]) -> tuple[list[int], list[int]]:
 
 
 def _floats(record: Record, words: list[int]) -> list[int]:
+    if record.factors:
+        return _affine(record, words)
     if record.type != "f32" or not record.digits:
         return words
     out = []
@@ -331,8 +347,19 @@ def stepped(record: Record, words: list[int], codes: list[tuple[int, int]]) -> l
     return out
 
 
+def _affine(record: Record, words: list[int]) -> list[int]:
+    out = []
+    for index, word in enumerate(words):
+        row, column = divmod(index, record.columns)
+        place = row if record.by_rows else column
+        factor, offset = number.value_of(record.factors[place]), number.value_of(record.offsets[place])
+        product = number.flush(number.word_of(number.value_of(number.flush(word)) * factor))
+        out.append(number.flush(number.word_of(number.value_of(product) + offset)))
+    return out
+
+
 def _zeroed(record: Record, words: list[int]) -> list[int]:
-    half = 1 << (8 * record.width - 1)
+    half = 1 << (record.bits - 1)
     sizes = [min(word, 256 - word) if record.type == "i8" else word & (half - 1) for word in words]
     if record.op == "pruned":
         gone = {index for index, size in enumerate(sizes) if size < record.zero}

@@ -170,8 +170,11 @@ class Run:
                 check(0 <= begin <= record.at - record.length, "a copy of what is not written yet")
                 out += out[begin : begin + record.length]
                 continue
-            for word in self.words[number]:
-                out += word.to_bytes(record.width, "little")
+            words = self.words[number]
+            if record.bits < 8:  # two to a byte
+                words = [one + 16 * two for one, two in zip(words[::2], [*words[1::2], 0], strict=False)]
+            for word in words:
+                out += word.to_bytes((record.bits + 7) // 8, "little")
         out += between[used:]
         check(len(out) == length, "a program writes another length than it says")
         return bytes(out)

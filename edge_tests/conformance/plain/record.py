@@ -14,17 +14,18 @@ NAMES = (
     *("plain", "codes", "cast", "peaked", "self", "ranged", "pruned", "given", "thinned", "masked"),
     *("spanned", "zeros", "stepped"),
 )
-TYPES = ("f32", "i8", "u8", "i32", "i64", "f16", "bf16")
-WIDTHS = {"f32": 4, "i8": 1, "u8": 1, "i32": 4, "i64": 8, "f16": 2, "bf16": 2}
-RANGES = {"i8": (-128, 127), "u8": (0, 255), "i32": (-(1 << 31), (1 << 31) - 1)}
+TYPES = ("f32", "i8", "u8", "i32", "i64", "f16", "bf16", "i4", "u4")
+BITS = {"f32": 32, "i8": 8, "u8": 8, "i32": 32, "i64": 64, "f16": 16, "bf16": 16, "i4": 4, "u4": 4}
+RANGES = {"i8": (-128, 127), "u8": (0, 255), "i32": (-(1 << 31), (1 << 31) - 1), "i4": (-8, 7), "u4": (0, 15)}
 
 F32 = ("f32",)
-CODES = ("i8", "u8")
+CODES = ("i8", "u8", "i4", "u4")
+NIBBLES = ("i4", "u4")
 FLOATS = ("f32", "f16", "bf16")
 REDUCED = ("peak", "lowest", "highest", "spanned", "zeros")
 ZEROED = ("pruned", "thinned", "masked")
 ALLOWED = {
-    **dict.fromkeys(("same", "refer", "self"), TYPES),
+    **dict.fromkeys(("same", "refer", "self"), TYPES[:7]),
     **dict.fromkeys(("product", *REDUCED, "plain", "peaked", "ranged", "given"), F32),
     "zeros": CODES,
     **dict.fromkeys(ZEROED, (*FLOATS, "i8")),
@@ -43,10 +44,22 @@ MOST_ZERO_POINT = 1 << 9
 MOST_THRESHOLD = 1 << 31
 EXACT, EXCEPTIONS, POOL, SPARSE = 0, 1, 2, 3
 DIGITS = (0, 7, 9, 11, 14)
+REAL_DIGITS = (12, 24)
+ONE, MINUS_ZERO = 0x3F800000, 0x80000000
 MOST_GAIN = 1 << 20
 MOST_LEVEL = 4096
 MOST_STEP_EXPONENT = 200
 RECORD_LIMIT = 30
+
+
+def bytes_of(kind: str, count: int) -> int:
+    """The bytes that so many elements take."""
+    return (count * BITS[kind] + 7) // 8
+
+
+def signed(kind: str, word: int) -> int:
+    """The code of a word of that type."""
+    return word - (1 << BITS[kind]) if kind in ("i8", "i4") and word >> (BITS[kind] - 1) else word
 
 
 @dataclass
@@ -72,6 +85,8 @@ class Record:
     digits: int = 0
     gains: list[int] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
+    factors: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
     changed: int = 0
     used: list[int] | None = None
     levels: list[list[int]] = field(default_factory=list)
@@ -85,13 +100,13 @@ class Record:
     marks: list[int] = field(default_factory=list)
 
     @property
-    def width(self) -> int:
-        return WIDTHS[self.type]
+    def bits(self) -> int:
+        return BITS[self.type]
 
     @property
     def length(self) -> int:
         """Bytes that it writes."""
-        return 0 if self.silent else self.count * self.width
+        return 0 if self.silent else bytes_of(self.type, self.count)
 
     @property
     def columns(self) -> int:
@@ -145,6 +160,7 @@ def read_records(data: bytes, row_data: bytes, offset: int, length: int) -> list
     for number in range(total):
         op = coder.tree(("op", before[0], before[1] > 1), 5)
         kind = coder.tree(("type", op), 3)
+        kind += coder.bit("unsigned", op) if kind == 7 else 0
         check(op < len(NAMES) and kind < len(TYPES), "an operation or type that is not known")
         check(TYPES[kind] in ALLOWED[NAMES[op]], "an operation has a type that it cannot have")
         unwritten = NAMES[op] in REDUCED and coder.bit("silent") == 1
@@ -153,7 +169,8 @@ def read_records(data: bytes, row_data: bytes, offset: int, length: int) -> list
         record = Record(NAMES[op], TYPES[kind], count, end + gap, silent=unwritten or NAMES[op] == "given")
         silent += count if unwritten else 0
         check(silent <= length // 4, "too many values that are not written")
-        check(1 <= count <= length and gap >= 0, "a record lies outside the program")
+        most = 2 * length if record.type in NIBBLES else length
+        check(1 <= count <= most and gap >= 0, "a record lies outside the program")
         check(record.at + record.length <= length, "a record lies outside the program")
         if record.op == "given":
             record.words = [coder.plain(32) for _ in range(count)]
@@ -166,7 +183,7 @@ def read_records(data: bytes, row_data: bytes, offset: int, length: int) -> list
             check(record.op != "cast" or record.type != record.source_type, "a cast of no change")
             record.base = base_end + gap + coder.number("base", (op, kind))
         _read_operands(coder, record, op, number, length)
-        if record.op in READING and coder.bit("laid"):
+        if record.op in READING and record.source_type not in NIBBLES and coder.bit("laid"):
             _read_axes(coder, record)
             runs += runs_of(record)
             check(runs <= limits.MAX_OPERAND_RUNS, "too many runs of the base", OVER_LIMIT)
@@ -174,7 +191,7 @@ def read_records(data: bytes, row_data: bytes, offset: int, length: int) -> list
         records.append(record)
         end = record.at + record.length
         if record.base is not None and record.op not in (*REDUCED, "self"):
-            base_end = record.base + count * WIDTHS[record.source_type]
+            base_end = record.base + bytes_of(record.source_type, count)
         before = (op, min(count, 2))
     coder.end()
     rows.end()
@@ -252,17 +269,24 @@ def _read_exceptions(coder: Arithmetic, record: Record, op: int) -> None:
         place = following + coder.unsigned("place", op)
         check(place < record.count, "an exception lies outside its record")
         value = coder.signed("value", op)
-        check(abs(value) < 1 << (8 * record.width), "an exception does not fit its record")
+        check(abs(value) < 1 << record.bits, "an exception does not fit its record")
         record.exceptions.append((place, value))
         following = place + 1
 
 
 def _read_gains(coder: Arithmetic, record: Record, op: int) -> None:
     choice = coder.tree(("gain bits", op), 3)
-    check(choice < len(DIGITS), "gains of an unknown precision")
+    reals = REAL_DIGITS if record.op == "float" else ()
+    check(choice < len(DIGITS) + len(reals), "gains of an unknown precision")
+    size = record.rows if record.by_rows else record.columns
+    if choice >= len(DIGITS):
+        digits = reals[choice - len(DIGITS)]
+        record.factors = _read_reals(coder, "factor", size, digits, ONE)
+        record.offsets = _read_reals(coder, "offset", size, digits, MINUS_ZERO)
+        return
     record.digits = DIGITS[choice]
     if record.digits:
-        for _ in range(record.rows if record.by_rows else record.columns):
+        for _ in range(size):
             gain = (1 << record.digits) + coder.signed("gain", record.digits)
             check(abs(gain) <= MOST_GAIN, "a gain is out of its range")
             record.gains.append(gain)
@@ -278,6 +302,20 @@ def _read_steps(coder: Arithmetic, record: Record) -> None:
         last += coder.signed("step")
         check(abs(last // 2048) <= MOST_STEP_EXPONENT, "a step is out of its range")
         record.steps[row] = (2048 + last % 2048) * 2.0 ** (last // 2048)
+
+
+def _read_reals(coder: Arithmetic, name: str, size: int, digits: int, neutral: int) -> list[int]:
+    """Words of float32 with so many significant bits."""
+    out, last = [], 127
+    for _ in range(size):
+        if coder.bit("neutral", name):
+            out.append(neutral)
+            continue
+        sign = coder.bit("negative", name)
+        last += coder.signed("exponent", name)
+        check(1 <= last <= 254, "an exponent is out of its range")
+        out.append(sign << 31 | last << 23 | coder.plain(digits - 1) << (24 - digits))
+    return out
 
 
 def _read_used(coder: Arithmetic, rows: Bits, residual: int, size: int) -> list[int]:

@@ -8,7 +8,7 @@ from edge_tests.conformance.plain import limits
 from edge_tests.conformance.plain.arithmetic import Arithmetic, budget
 from edge_tests.conformance.plain.byte_model import MODEL_LIMIT, Mixer, Skeleton
 from edge_tests.conformance.plain.fault import OVER_LIMIT, check
-from edge_tests.conformance.plain.record import REDUCED, WIDTHS, Record
+from edge_tests.conformance.plain.record import REDUCED, Record, bytes_of
 from edge_tests.conformance.plain.stream import decode_frame
 
 RAW, ZSTD_REST, ZSTD_WHOLE, MODEL = 0, 1, 2, 3
@@ -29,7 +29,7 @@ def rest_of(window: Window, records: list[Record]) -> bytes:
         if record.base is None or record.op in (*REDUCED, "self", "given"):
             continue
         begin = record.base - window.begin
-        end = begin + record.span * WIDTHS[record.source_type]
+        end = begin + bytes_of(record.source_type, record.span)
         begin, end = max(begin, 0), min(end, len(window.data))
         if begin < end:
             ranges.append((begin, end))

@@ -208,9 +208,34 @@ def test_dequantize_linear_axis(tmp_path: Path) -> None:
     assert (whole.axis, whole.scales) == (None, (0.25,))
 
 
+def test_scales_of_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    scales = np.float32([[1, 2], [3, 4], [5, 6], [7, 8]])
+    found = dequantise(path, scales, axis=1, block_size=3).quantisation
+    assert found is not None
+    assert (found.axis, found.block, found.scales) == (1, 3, tuple(range(1, 9)))
+    found = dequantise(
+        path, scales.reshape(2, 4)[:, :3].repeat(2, axis=1), axis=-2, block_size=2
+    ).quantisation
+    assert found is not None
+    assert (found.axis, found.block, found.groups((4, 6))) == (0, 2, 12)
+    packed = helper.make_tensor("W", TensorProto.UINT4, (4, 6), bytes(range(12)), raw=True)
+    zeros = helper.make_tensor("z", TensorProto.UINT4, (4, 2), bytes([0x21, 0x43, 0x65, 0x87]), raw=True)
+    nodes = [helper.make_node("DequantizeLinear", ["W", "s", "z"], ["y"], axis=1, block_size=3)]
+    graph = graph_of([packed, numpy_helper.from_array(scales, "s"), zeros], nodes)
+    span = by_name(read_model(save(path, graph)))["W"]
+    assert (span.dtype, span.length) == ("uint4", 12)
+    assert span.quantisation is not None
+    assert span.quantisation.zero_points == tuple(range(1, 9))
+
+
 def test_blocked_or_unfit_scales_give_no_quantisation(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    assert dequantise(path, np.ones((4, 2), np.float32), axis=1, block_size=3).quantisation is None
+    assert dequantise(path, np.ones((4, 2), np.float32), axis=1, block_size=4).quantisation is None
+    assert dequantise(path, np.ones((4, 2), np.float32), axis=1, block_size=2).quantisation is None
+    assert dequantise(path, np.ones((4, 2), np.float32), axis=0, block_size=3).quantisation is None
+    assert dequantise(path, np.ones((4, 2), np.float32), axis=2, block_size=3).quantisation is None
+    assert dequantise(path, np.ones((4, 2), np.float32), axis=1, block_size=-3).quantisation is None
     assert dequantise(path, np.ones((4, 2), np.float32)).quantisation is None
     assert dequantise(path, np.ones(5, np.float32)).quantisation is None
     assert dequantise(path, np.float32([np.nan] * 6)).quantisation is None

@@ -27,6 +27,7 @@ from updater.delta.program.records import (
     I8,
     I32,
     LOWEST,
+    NIBBLES,
     PEAK,
     PEAKED,
     PLAIN,
@@ -79,7 +80,7 @@ def records_for(
     by_owner = {(item.role, item.owner): item for item in new if item.owner >= 0}
     by_content: dict[bytes, list[Item]] = defaultdict(list)
     for item in new:
-        if item.dtype == F32 and len(item.value) <= 1 << 16:
+        if item.dtype == F32 and (len(item.value) <= 1 << 16 or item.weights is not None):
             by_content[item.content].append(item)
     seen: dict[bytes, Item] = {}
     room = scales.room_of(len(target), window, new)
@@ -167,7 +168,7 @@ def _worthwhile(data: bytes) -> bool:
 
 
 def _loose(item: Item) -> bool:
-    if item.record is None or item.operands:
+    if item.record is None or item.operands or item.dtype in NIBBLES:
         return False
     based = item.record.op == CODES and (item.record.gain_bits != 7 or bool(item.record.gains.any()))
     return item.record.op in (PLAIN, CODES) and not based and item.value.nbytes >= repeats.MIN_LENGTH
@@ -219,7 +220,12 @@ def _derive(
                 item.operands = [one, two]
                 return
     data = by_owner.get(("data", item.owner))
-    if data is not None and data.base is not None and data.base.dtype in SOURCES and data.dtype in (I8, U8):
+    if (
+        data is not None
+        and data.base is not None
+        and data.base.dtype in SOURCES
+        and data.dtype in (I8, U8, *NIBBLES)
+    ):
         op = {"scale": PEAK, "min": LOWEST, "max": HIGHEST}[item.role]
         axis = data.quantisation.axis if data.quantisation else None
         if count == 1 or axis == 0 or axis == len(data.shape) - 1:
@@ -293,7 +299,7 @@ def _integers(
 ) -> None:
     if item.record is not None:
         return
-    if item.role != "data" or (item.base is None and item.dtype not in (I8, U8)):
+    if item.role != "data" or (item.base is None and item.dtype not in (I8, U8, *NIBBLES)):
         return
     source, count = item.base, len(item.value)
     scale = _scale_of(base, item, by_content, room)
@@ -328,7 +334,7 @@ def _integers(
         planner.settle(record, residual, [1])
         item.record, item.operands = record, [scale]
         return
-    if item.dtype not in (I8, U8) or count < 16:
+    if item.dtype not in (I8, U8, *NIBBLES) or count < 16:
         return
     if scale is not None and quantising.plan(base.operands, item, scale, zeros):
         return
@@ -359,14 +365,15 @@ def _number(base: Known, items: list[Item]) -> list[Record]:
                         changed = True
     numbered = []
     for item in items:
-        if id(item) in wanted or (_equal(item) and item.value.nbytes >= _least(item)):
+        if id(item) in wanted or (_equal(item) and item.length >= _least(item)):
             if item.record is None:
                 if not _equal(item):
                     planner.plan_float(item, base.operands)
                     numbered.append(item)
                     continue
                 assert item.base is not None
-                item.record = Record(SAME, item.dtype, item.at, len(item.value), **item.base.operand())
+                kind, size = (U8, item.length) if item.dtype in NIBBLES else (item.dtype, len(item.value))
+                item.record = Record(SAME, kind, item.at, size, **item.base.operand())
             numbered.append(item)
     places = {id(item): number for number, item in enumerate(numbered)}
     out = []

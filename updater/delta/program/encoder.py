@@ -92,8 +92,8 @@ class ProgramEncoder:
 
     def _encode(self, offset: int, length: int) -> ProgramBytes | None:
         target = self._target[offset : offset + length].tobytes()
-        place = self._place(offset, length)
         items = list(parts.inside(self._items, offset, length))
+        place = self._place(offset, length, scales.left_of(length, items))
         ways = [arrange.records_for(self._known, target, items, self._follows, place.window_length)]
         if ways[0] and length <= _ALONE_BYTES:
             ways.append([])
@@ -124,11 +124,13 @@ class ProgramEncoder:
             return None
         return best
 
-    def _place(self, offset: int, length: int) -> Place:
+    def _place(self, offset: int, length: int, left: int) -> Place:
         size = len(self._base)
         # The window counts against what the program may read, as the arrays do.
         most = min(
-            limits.MAX_WINDOW_BYTES, limits.OPERAND_EXPANSION * length // _WINDOW_SHARE + _WINDOW_LEAST
+            limits.MAX_WINDOW_BYTES,
+            limits.OPERAND_EXPANSION * length // _WINDOW_SHARE + _WINDOW_LEAST,
+            left,
         )
         if size <= most:
             return Place(offset, length, 0, size)

@@ -9,6 +9,7 @@ array's base, however it lies in the file, is handed on in the order of the targ
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from updater.delta.program import parts, planner, views
 from updater.delta.program.layout import Axes
 from updater.delta.program.planner import Item
-from updater.delta.program.records import SOURCES
+from updater.delta.program.records import NIBBLES, SOURCES
 from updater.delta.program.views import View
 
 Array = NDArray[Any]
@@ -78,7 +79,7 @@ class _Pairing:
         cut: dict[int, list[Item]] = {}
         for item in later:
             score = self._like(item)
-            if score < _ALIKE:
+            if score < _ALIKE and item.dtype not in NIBBLES:
                 pieces = self._rows(item)
                 if not pieces and item.base is None:
                     pieces = self._part(item)
@@ -98,7 +99,7 @@ class _Pairing:
         places = views.sample_places(len(item.value), _SAMPLE)
         wanted = _bytes(item.value[places])
         for other in self._by_content.get(_fingerprint(item), ()):
-            for view in views.orders(other, item.shape):
+            for view in _orders(other, item):
                 if np.array_equal(_bytes(view.words(places)), wanted) and _equal(
                     view.taken(item.shape), item
                 ):
@@ -119,7 +120,7 @@ class _Pairing:
         for other in others:
             if other.dtype != item.dtype and other.dtype not in SOURCES:
                 continue
-            for view in views.orders(other, item.shape):
+            for view in _orders(other, item):
                 score = float(wanted @ self._sample(view))
                 score -= _TAKEN if other.at in self._taken and other is not item.base else 0.0
                 if score > max(least, _ALIKE):
@@ -202,6 +203,13 @@ class _Pairing:
         if item.at not in self._hashes:
             self._hashes[item.at] = _hashes(item)
         return self._hashes[item.at]
+
+
+def _orders(other: Item, item: Item) -> Iterator[View]:
+    """How an array may be seen for it to be another's base; codes of four bits only as they lie."""
+    for view in views.orders(other, item.shape):
+        if view.plain or other.dtype not in NIBBLES:
+            yield view
 
 
 def _bytes(values: Array) -> Array:

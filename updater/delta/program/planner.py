@@ -8,6 +8,7 @@ estimated bits; keep as records what is coded or referred to, and leave the rest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from updater.delta.program import activity, predictors, residuals
+from updater.delta.program import activity, affine_fit, nibbles, predictors, residuals
 from updater.delta.program.layout import Axes
 from updater.delta.program.operands import Operands
 from updater.delta.program.piece import Piece, pieces
@@ -30,15 +31,19 @@ from updater.delta.program.records import (
     F32,
     FLOAT,
     GAIN_BITS,
+    I4,
     I8,
     I32,
     I64,
+    NIBBLES,
     PLAIN,
     POOL,
     SOURCES,
     SPARSE,
+    U4,
     U8,
     Record,
+    bytes_of,
 )  # fmt: skip
 from updater.errors import SluiceError
 from updater.formats import tflite_metadata
@@ -54,6 +59,8 @@ _KINDS = {
     "int64": I64,
     "float16": F16,
     "bfloat16": BF16,
+    "int4": I4,
+    "uint4": U4,
 }
 LEFT = 64  # equal arrays below this many bytes stay in the skeleton
 _EXCEPTIONS = 0.02  # share of elements
@@ -88,6 +95,11 @@ class Item:
     axes: Axes = ()  # of a base whose elements, as `value` has them, do not lie one behind the other
 
     @property
+    def length(self) -> int:
+        """Bytes in the file."""
+        return bytes_of(self.dtype, len(self.value))
+
+    @property
     def content(self) -> bytes:
         return self.value.tobytes()
 
@@ -106,17 +118,29 @@ def items_of(
     for span in spans:
         if span.dtype in _KINDS:
             kind = _KINDS[span.dtype]
-            count = span.length // DTYPES[kind].itemsize
-            if count:
-                value = np.frombuffer(data, DTYPES[kind], count=count, offset=span.offset)
+            value = _elements(data, span, kind)
+            if len(value):
                 items.append(Item("data", span.name, kind, span.shape, span.offset, value, span.quantisation))
     follows = _metadata(data, items)
     items.sort(key=lambda item: item.at)
     kept: list[Item] = []
     for item in items:  # flatbuffers may share arrays
-        if not kept or item.at >= kept[-1].at + kept[-1].value.nbytes:
+        if not kept or item.at >= kept[-1].at + kept[-1].length:
             kept.append(item)
     return kept, follows
+
+
+def _elements(data: NDArray[np.uint8], span: TensorSpan, kind: int) -> Array:
+    """The elements of a span; none of those of four bits if what lies behind an odd last one is no zero."""
+    if kind not in NIBBLES:
+        return np.frombuffer(
+            data, DTYPES[kind], count=span.length // DTYPES[kind].itemsize, offset=span.offset
+        )
+    raw, count = data[span.offset : span.offset + span.length], math.prod(span.shape)
+    padded = count % 2 == 1 and span.length > 0 and raw[-1] >> 4
+    if bytes_of(kind, count) != span.length or padded:
+        return np.empty(0, dtype=DTYPES[kind])
+    return nibbles.unpack(raw, count, 0, kind == I4)
 
 
 def _metadata(data: NDArray[np.uint8], items: list[Item]) -> dict[int, tuple[int, int]]:
@@ -277,17 +301,28 @@ def plan_float(item: Item, operands: Operands) -> None:
             ways = [way for way in ways if not way.digits]
         bits, way = _best_way(ways, old, new, 0.0)
         finest = float((25.0 - np.frexp(np.maximum(np.abs(old), 1e-38))[1]).sum()) + count
+        lines = None
+        if item.dtype == F32:
+            lines = affine_fit.best(splits(item.shape, count), old, new, bits)
+            bits = lines[0] if lines is not None else bits
         if best is None or bits + finest < best[0]:
-            one, two = old.reshape(way.rows, -1), new.reshape(way.rows, -1)
-            gains = way.gains(one, two, float(np.abs(two - one).mean()) * 0.01 + 1e-30)
+            found = way if lines is None else lines[1]
+            one, two = old.reshape(found.rows, -1), new.reshape(found.rows, -1)
             record = Record(
-                FLOAT, item.dtype, item.at, count, way.rows, by_rows=way.by_rows, gain_bits=way.digits,
-                residual=POOL, **base.operand(),
+                FLOAT, item.dtype, item.at, count, found.rows, by_rows=found.by_rows, residual=POOL,
+                **base.operand(),
             )  # fmt: skip
-            if way.digits:
-                record.gains = gains
+            if isinstance(found, _Way):
+                gains = found.gains(one, two, float(np.abs(two - one).mean()) * 0.01 + 1e-30)
+                change = found.change(one, two, gains)
+                record.gain_bits = found.digits
+                if found.digits:
+                    record.gains = gains
+            else:
+                record.affine = found.fit(one, two)
+                change = found.change(one, two, record.affine)
             _name_touched(item, record, operands)
-            fit_changes(record, way.change(one, two, gains).reshape(record.rows, -1))
+            fit_changes(record, change.reshape(record.rows, -1))
             best = (bits + finest, record)
     item.record = best[1] if best else None
 
@@ -295,7 +330,8 @@ def plan_float(item: Item, operands: Operands) -> None:
 def _name_touched(item: Item, record: Record, operands: Operands) -> None:
     """Names the rows that a FLOAT record does not predict exactly, if many rows are."""
     rows = record.rows
-    if not record.gain_bits:  # rows only serve contexts: the tensor's own show best what was left alone
+    if not record.gain_bits and record.affine is None:
+        # Rows only serve contexts: the tensor's own show best what was left alone.
         wide = [row for row in splits(item.shape, record.count) if record.count // row >= LEAST_ROW]
         rows = max(wide, default=1)
     words = item.value.view(f"<u{item.value.itemsize}")

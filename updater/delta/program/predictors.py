@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from updater.delta.program import nibbles
 from updater.delta.program.operands import Operands, ProgramError
 from updater.delta.program.piece import Piece, pieces
 from updater.delta.program.records import (
@@ -16,9 +17,11 @@ from updater.delta.program.records import (
     F16,
     F32,
     HIGHEST,
+    I4,
     I8,
     LOWEST,
     MASKED,
+    NIBBLES,
     PEAK,
     PRUNED,
     RANGES,
@@ -115,6 +118,15 @@ def base_array(base: Operands, record: Record, dtype: np.dtype[Any] | str, piece
     if record.axes:
         return base.laid(kind, record.base, record.axes, piece.start, piece.count).reshape(piece.shape)
     return base.array(kind, piece.count, record.base + piece.start * kind.itemsize).reshape(piece.shape)
+
+
+def base_codes(base: Operands, record: Record, piece: Piece) -> Array:
+    """Codes of the base of the record's own type, [rows, columns]."""
+    if record.dtype not in NIBBLES:
+        return base_array(base, record, DTYPES[record.dtype], piece)
+    first, skip = divmod(piece.start, 2)
+    raw = base.array("u1", (skip + piece.count + 1) // 2, record.base + first)
+    return nibbles.unpack(raw, piece.count, skip, record.dtype == I4).reshape(piece.shape)
 
 
 def base_floats(base: Operands, record: Record, piece: Piece) -> Array:
@@ -235,7 +247,7 @@ def codes(base: Operands, record: Record, piece: Piece) -> tuple[NDArray[np.int1
     All numbers fit 32 bits: codes and zero points have 11, gains 21.
     """
     least, most = RANGES[record.dtype]
-    old = base_array(base, record, DTYPES[record.dtype], piece)
+    old = base_codes(base, record, piece)
     if not record.gain_bits and record.zero == record.base_zero:
         return old.astype(np.int16).reshape(-1), None
     moved = old.astype(np.int32)
@@ -256,6 +268,12 @@ def floats(base: Operands, record: Record, piece: Piece) -> Array:
     """FLOAT: the words predicted, float32 as u4, 16-bit types as u2, flat."""
     if record.dtype in (F16, BF16):
         return base_array(base, record, "<u2", piece).reshape(-1)
+    if record.affine is not None:
+        factors, offsets = (
+            _channels(record, each, piece) for each in (record.affine.factors, record.affine.offsets)
+        )
+        moved = flush(flush(base_floats(base, record, piece)) * factors)
+        return flush(moved + offsets).reshape(-1).view("<u4")
     if not record.gain_bits:
         return base_floats(base, record, piece).reshape(-1).view("<u4")
     gain = np.ldexp(record.gains.astype(np.float32), -record.gain_bits).astype(np.float32)

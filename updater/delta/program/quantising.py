@@ -42,10 +42,16 @@ def plan(base: Operands, item: Item, scale: Item, zeros: dict[int, Item]) -> boo
         if meaning.axis is None:
             return False
         before, after = math.prod(item.shape[: meaning.axis]), math.prod(item.shape[meaning.axis + 1 :])
-        if before * channels * after != count:
-            return False
-        by_rows = before == 1 or after > 1
-        rows = before * channels if by_rows else before
+        if meaning.block:
+            if meaning.groups(item.shape) != channels or math.prod(item.shape) != count:
+                return False
+            by_rows = after == 1  # a row is a block, or as many rows as a block has share their scales
+            rows = channels if by_rows else count // after
+        else:
+            if before * channels * after != count:
+                return False
+            by_rows = before == 1 or after > 1
+            rows = before * channels if by_rows else before
     differ = len(set(meaning.zero_points)) > 1
     record = Record(
         QUANTISED, item.dtype, item.at, count, rows, by_rows=by_rows, zeros=differ, phase=max(0, item.phase),
@@ -74,7 +80,7 @@ def plan(base: Operands, item: Item, scale: Item, zeros: dict[int, Item]) -> boo
 def _zeros(base: Operands, item: Item, scale: Item, points: Array, zeros: dict[int, Item]) -> Item | None:
     """The array of zero points with its record: that in the block, or one that is only worked out."""
     found = zeros.get(item.number)
-    if found is None or len(found.value) != len(points):
+    if found is None or not np.array_equal(found.value, points):
         found = Item("given", "", item.dtype, points.shape, 0, points)
     found.record = scales.plan_zeros(base, points, found.at, item.dtype, scale.value, scales.reduced(item))
     if found.record is None:

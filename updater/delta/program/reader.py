@@ -102,6 +102,7 @@ class Reader:
                 value = self._values.get(number)
                 if not record.silent:
                     self._values.write(number, Piece.whole(1, record.count), value)
+                    self._values.done(number)
         for number in numbers:
             if self._records[number].op not in (*FOLLOWING, FLOAT, PLAIN, SAME, SELF, GIVEN):
                 self._record(number)
@@ -173,10 +174,10 @@ class Reader:
             self._values.write(number, piece, self._piece(record, number, piece, pool))
         if record.residual == SPARSE:
             places, missed = residuals.get_sparse(self._pools["gaps"], self._pools["sizes"], record)
-            self._change(record, places, missed)
+            self._change(number, places, missed)
         elif record.exceptions:
             places = np.array([place for place, _ in record.exceptions], dtype=np.int64)
-            self._change(record, places, np.array([value for _, value in record.exceptions], dtype=np.int64))
+            self._change(number, places, np.array([value for _, value in record.exceptions], dtype=np.int64))
         self._values.done(number)
 
     def _piece(self, record: Record, number: int, piece: Piece, pool: OpenPool | None) -> Array:
@@ -205,10 +206,10 @@ class Reader:
             _add(record, piece, guess, lambda count: residuals.get_tokens(pool, count))
         return predictors.unordered(guess, bits) if ordered(record) else guess
 
-    def _change(self, record: Record, places: NDArray[np.int64], missed: Array) -> None:
+    def _change(self, number: int, places: NDArray[np.int64], missed: Array) -> None:
         """Adds to elements that lie in the block already, modulo their width."""
-        bits = 8 * DTYPES[record.dtype].itemsize
-        elements = np.frombuffer(self._out, f"<u{bits // 8}", count=record.count, offset=record.at)
+        record, elements = self._records[number], self._values.elements(number)
+        bits = 8 * elements.itemsize
         words = elements[places]
         moved = (missed & ((1 << bits) - 1)).astype(np.uint32)
         if ordered(record):

@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
-from updater.delta.program import activity, bits, layout, steps
+from updater.delta.program import activity, affine, bits, layout, steps
 from updater.delta.program.activity import Activity
+from updater.delta.program.affine import Affine
 from updater.delta.program.arithmetic import Coder
+from updater.delta.program.fields import Fields
 from updater.delta.program.layout import Axes
 from updater.delta.program.operands import ProgramError, within
 from updater.delta.program.pools import Kind
@@ -61,11 +63,19 @@ NAMES = (
     *("plain", "codes", "cast", "peaked", "self", "ranged", "pruned", "given", "thinned", "masked"),
     *("spanned", "zeros", "stepped"),
 )
-F32, I8, U8, I32, I64, F16, BF16 = range(7)
-DTYPES = (np.dtype("<f4"), np.dtype("i1"), np.dtype("u1"), np.dtype("<i4"), np.dtype("<i8"), np.dtype("<u2"),
-          np.dtype("<u2"))  # fmt: skip
+F32, I8, U8, I32, I64, F16, BF16, I4, U4 = range(9)
+# As arrays hold them; I4 and U4 lie two to a byte in files (see nibbles.py).
+DTYPES = tuple(map(np.dtype, ("<f4", "i1", "u1", "<i4", "<i8", "<u2", "<u2", "i1", "u1")))
+BITS = (32, 8, 8, 32, 64, 16, 16, 4, 4)
+NIBBLES = (I4, U4)
 
-RANGES = {I8: (-128, 127), U8: (0, 255), I32: (-(1 << 31), (1 << 31) - 1)}  # of codes
+RANGES = {
+    I8: (-128, 127),
+    U8: (0, 255),
+    I32: (-(1 << 31), (1 << 31) - 1),
+    I4: (-8, 7),
+    U4: (0, 15),
+}  # of codes
 
 # How the residual comes: none, exceptions, a pool, or sparse in pools.
 EXACT, EXCEPTIONS, POOL, SPARSE = range(4)
@@ -89,12 +99,17 @@ MAX_THRESHOLD = 1 << 31  # of a magnitude's word
 # The element types that an operation may have; any where it is not listed.
 _ANY = frozenset((F32, I8, U8, I32, I64, F16, BF16))
 _FLOATS = frozenset((F32,))
-_CODES = frozenset((I8, U8))
+_CODES = frozenset((I8, U8, I4, U4))
 ZEROING = (PRUNED, THINNED, MASKED)
 SOURCES = (F32, F16, BF16)
 MAX_HALVES = 1 << 17
 MAX_PHASE = 1 << 31
 MAX_GROUP = 64  # elements of which THINNED keeps some; a power of two
+
+
+def bytes_of(dtype: int, count: int) -> int:
+    """Bytes of `count` elements in a file."""
+    return (count * BITS[dtype] + 7) // 8
 
 
 @dataclass
@@ -118,6 +133,7 @@ class Record:
         zeros: for QUANTISED: whether record two has a zero point for each scale.
         gain_bits: binary digits of `gains`, 0 for none.
         gains: per row or column, in units of 2^-gain_bits.
+        affine: for FLOAT of float32: factors and offsets per row or column, instead of gains.
         activity: levels for contexts.
         residual: EXACT, EXCEPTIONS, POOL or SPARSE.
         exceptions: (index, value) pairs for EXCEPTIONS, and of STEPPED.
@@ -141,6 +157,7 @@ class Record:
     base_zero: int = 0
     gain_bits: int = 0
     gains: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    affine: Affine | None = None
     activity: Activity | None = None
     residual: int = EXACT
     exceptions: list[tuple[int, int]] = field(default_factory=list)
@@ -169,7 +186,7 @@ class Record:
 
     @property
     def length(self) -> int:
-        return 0 if self.op == GIVEN or self.silent else self.count * DTYPES[self.dtype].itemsize
+        return 0 if self.op == GIVEN or self.silent else bytes_of(self.dtype, self.count)
 
     @property
     def widens(self) -> bool:
@@ -185,26 +202,7 @@ class Record:
     def operand_length(self) -> int:
         """Bytes of the base from the operand's first element to its last."""
         count = self.count * (self.two if self.op in REDUCING else 1)
-        return (layout.cover(self.axes) if self.axes else count) * DTYPES[self.operand_dtype].itemsize
-
-
-class Fields:
-    """Codes integers that often repeat what was last said in the same context."""
-
-    def __init__(self, coder: Coder) -> None:
-        self.coder = coder
-        self._last: dict[object, int] = {}
-
-    def number(self, context: tuple[object, ...], value: int = 0, near: int | None = None) -> int:
-        """A signed integer: as the last one in this context, or its difference to `near` (or to that one)."""
-        last = self._last.get(context, 0)
-        if self.coder.bit(("again", *context), int(value == last)):
-            return last
-        reference = last if near is None else near
-        value = reference + self.coder.signed(("number", context[0]), value - reference)
-        within("as a number of a record", abs(value), limits.MAX_RECORD_NUMBER)
-        self._last[context] = value
-        return value
+        return bytes_of(self.operand_dtype, layout.cover(self.axes) if self.axes else count)
 
 
 _KINDS_OF = {
@@ -249,7 +247,9 @@ def code_records(
     for number in range(total):
         given = records[number] if records else Record(0, 0, 0, 1)
         op = _symbol(coder, ("op", last_key[0], last_key[1] > 1), given.op, 5)
-        dtype = _symbol(coder, ("dtype", op), given.dtype, 3)
+        dtype = _symbol(coder, ("dtype", op), min(given.dtype, I4), 3)
+        if dtype == I4:
+            dtype += coder.bit(("unsigned", op), int(given.dtype == U4))
         silent = op in REDUCING and bool(coder.bit("silent", int(given.silent)))
         count = fields.number(("count", op, dtype, last_key), given.count)
         gap = fields.number(("gap", op, dtype, last_key), given.at - end)
@@ -266,7 +266,7 @@ def code_records(
                 raise ProgramError("a record's rows do not divide its elements")
         base_end = _code_base(fields, record, given, base_end, record.at - end)
         _code_operands(fields, record, given, number, target_size)
-        if op in _LAID and coder.bit("laid", int(bool(given.axes))):
+        if op in _LAID and record.operand_dtype not in NIBBLES and coder.bit("laid", int(bool(given.axes))):
             _code_axes(fields, record, given)
             runs += layout.runs(record.axes)
             within("runs of operands", runs, limits.MAX_OPERAND_RUNS)
@@ -293,7 +293,7 @@ class Share:
         """Counts what a record reads. Raises LimitError."""
         if record.op in _LAID:
             each = record.two if record.op in REDUCING else 1
-            self.add(record.count * each * DTYPES[record.operand_dtype].itemsize)
+            self.add(bytes_of(record.operand_dtype, record.count * each))
         if record.op == RESCALED:  # as many old scales as elements, at most
             self.add(record.count * DTYPES[F32].itemsize)
 
@@ -304,9 +304,10 @@ class Share:
 
 
 def _check_place(record: Record, gap: int, target_size: int) -> None:
-    if record.op > STEPPED or record.dtype > BF16 or record.dtype not in _KINDS_OF.get(record.op, _ANY):
+    if record.op > STEPPED or record.dtype > U4 or record.dtype not in _KINDS_OF.get(record.op, _ANY):
         raise ProgramError("a record has an operation or type that is not known")
-    if not 1 <= record.count <= target_size or gap < 0 or record.at + record.length > target_size:
+    most = target_size * (2 if record.dtype in NIBBLES else 1)
+    if not 1 <= record.count <= most or gap < 0 or record.at + record.length > target_size:
         raise ProgramError("a record lies outside the target")
 
 
@@ -324,7 +325,7 @@ def _code_base(fields: Fields, record: Record, given: Record, base_end: int, shi
     record.base = guess + fields.number(("base", op, record.dtype), given.base - guess)
     if op in (*REDUCING, SELF):
         return base_end
-    return record.base + record.count * DTYPES[record.operand_dtype].itemsize
+    return record.base + bytes_of(record.operand_dtype, record.count)
 
 
 def _code_axes(fields: Fields, record: Record, given: Record) -> None:
@@ -447,20 +448,25 @@ def _code_exceptions(coder: Coder, record: Record, given: Record, writing: bool)
         place, value = given.exceptions[index] if writing else (0, 0)
         last += coder.unsigned(("place", record.op), place - last)
         record.exceptions.append((last, coder.signed(("value", record.op), value)))
-        width = 8 * DTYPES[record.dtype].itemsize
-        if last >= record.count or abs(record.exceptions[-1][1]) >> width:
+        if last >= record.count or abs(record.exceptions[-1][1]) >> BITS[record.dtype]:
             raise ProgramError("an exception lies outside its record or its elements' range")
         last += 1
 
 
 def _code_gains(coder: Coder, record: Record, given: Record, writing: bool) -> None:
-    choice = _symbol(coder, ("gain bits", record.op), GAIN_BITS.index(given.gain_bits), 3)
+    choice = GAIN_BITS.index(given.gain_bits)
+    if given.affine is not None:
+        choice = len(GAIN_BITS) + affine.DIGITS.index(given.affine.digits)
+    choice = _symbol(coder, ("gain bits", record.op), choice, 3)
+    size = record.rows if record.by_rows else record.columns
     if choice >= len(GAIN_BITS):
-        raise ProgramError("a record's gains have an unknown precision")
+        if record.op != FLOAT or choice - len(GAIN_BITS) >= len(affine.DIGITS):
+            raise ProgramError("a record's gains have an unknown precision")
+        record.affine = affine.code(coder, affine.DIGITS[choice - len(GAIN_BITS)], size, given.affine)
+        return
     record.gain_bits = GAIN_BITS[choice]
     if not record.gain_bits:
         return
-    size = record.rows if record.by_rows else record.columns
     near = 1 << record.gain_bits
     record.gains = np.empty(size, dtype=np.int64)
     for place in range(size):

@@ -25,6 +25,7 @@ from updater.delta.program.records import (
     I8,
     I32,
     MAX_HALVES,
+    NIBBLES,
     PEAK,
     SOURCES,
     SPANNED,
@@ -62,11 +63,23 @@ def room_of(length: int, window: int, items: list[Item]) -> Room:
     return Room(limits.OPERAND_EXPANSION * length + limits.OPERAND_OVERHEAD_BYTES - window - direct)
 
 
+def left_of(length: int, items: list[Item]) -> int:
+    """What a block of `length` bytes may read for its window: codes of four bits need much of the base for
+    their scales and zero points.
+    """
+    need = 0
+    for item in items:
+        if item.dtype in NIBBLES and item.base is not None and item.quantisation is not None:
+            reads = 1 + (len(set(item.quantisation.zero_points)) > 1)
+            need += reads * len(item.value) * item.base.value.itemsize
+    return max(0, room_of(length, 0, items).left - need)
+
+
 def link(items: list[Item]) -> None:
     """Tells arrays of scales and zero points whose they are."""
     by_content: dict[tuple[int, bytes], list[Item]] = defaultdict(list)
     for item in items:
-        if item.role == "data" and item.dtype in (F32, I8, U8) and len(item.value) <= 1 << 20:
+        if item.role == "data" and item.dtype in (F32, I8, U8, *NIBBLES) and len(item.value) <= 1 << 20:
             by_content[item.dtype, item.content].append(item)
     for number, item in enumerate(items):
         item.number = number
@@ -75,7 +88,7 @@ def link(items: list[Item]) -> None:
         if meaning is None or item.base is None or item.base.dtype not in SOURCES or item.whole is not None:
             continue
         wanted = [(F32, np.array(meaning.scales, dtype="<f4").tobytes())]
-        if len(set(meaning.zero_points)) > 1 and item.dtype in (I8, U8):
+        if len(set(meaning.zero_points)) > 1 and item.dtype in (I8, U8, *NIBBLES):
             points = np.array(meaning.zero_points, dtype=np.int64).astype(DTYPES[item.dtype])
             wanted.append((item.dtype, points.tobytes()))
         for key in wanted:
@@ -101,7 +114,7 @@ def plan(base: Operands, value: Array, at: int, weights: Item, room: Room) -> Re
         record.halves = halves
         made = predictors.ordered(predictors.reduce(base, record).view("<u4"), 32)
         missed = predictors.difference(predictors.ordered(value.view("<u4"), 32), made, 32)
-        if _excepted(record, missed) and room.spend(_length(weights) * (2 if op == SPANNED else 1)):
+        if _excepted(record, missed) and room.spend(_length(weights)):
             return record
     return None
 
@@ -121,6 +134,8 @@ def plan_zeros(
 
 def reduced(item: Item) -> Item:
     """The weights that an array's scales come from: all of them, unless it was cut along the channels."""
+    if item.quantisation is not None and item.quantisation.block:
+        return item  # whole blocks
     axis = item.quantisation.axis if item.quantisation is not None else None
     return item.whole if item.whole is not None and (axis != 0 or item.phase >= 0) else item
 
@@ -150,13 +165,24 @@ def _reduction(weights: Item, channels: int) -> dict[str, Any] | None:
     if channels == 1 or axis is None:
         return fields if channels == 1 else None
     before, after = shape[:axis], shape[axis + 1 :]
-    if all(size == 1 for size in before):
+    alone = all(size == 1 for size in after)
+    if meaning.block:
+        if meaning.groups(shape) != channels:
+            return None
+        if alone:
+            return fields
+    elif all(size == 1 for size in before):
         return fields
-    if all(size == 1 for size in after):
+    elif alone:
         return {**fields, "by_rows": False}
     steps = layout.strides(source.axes, shape)
     if steps is None:
         return None
-    order = [axis, *(place for place in range(len(shape)) if place != axis)]
-    axes = layout.merged(tuple((shape[place], steps[place]) for place in order))
+    if meaning.block:  # the blocks in their order, then what lies in one
+        sides = [(size, step) for size, step in zip(shape, steps)]
+        sides[axis] = (shape[axis] // meaning.block, meaning.block * steps[axis])
+        axes = layout.merged((*sides, (meaning.block, steps[axis])))
+    else:
+        order = [axis, *(place for place in range(len(shape)) if place != axis)]
+        axes = layout.merged(tuple((shape[place], steps[place]) for place in order))
     return {**fields, "axes": axes} if len(axes) <= layout.MAX_AXES else None

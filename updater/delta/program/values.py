@@ -12,18 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
-from updater.delta.program import predictors
+from updater.delta.program import nibbles, predictors
 from updater.delta.program.operands import Operands, ProgramError, within
 from updater.delta.program.piece import Piece
 from updater.delta.program.records import (
     BIAS,
+    BITS,
     CAST,
     CODES,
     DTYPES,
     F32,
     FLOAT,
     GIVEN,
+    I4,
     I8,
+    NIBBLES,
     PEAKED,
     PLAIN,
     PRODUCT,
@@ -32,6 +35,7 @@ from updater.delta.program.records import (
     REDUCING,
     REFER,
     SAME,
+    U4,
     U8,
     ZEROING,
     ZEROS,
@@ -58,10 +62,14 @@ class Values:
         self._block = block
         self._written: set[int] = set()
         self._found: dict[int, Array] = {}
+        self._loose: dict[int, NDArray[np.uint8]] = {}  # codes of four bits, one a byte until all are there
 
     def write(self, number: int, piece: Piece, values: Array) -> None:
         """Puts a piece of a record into the block: float32, or words or integers modulo their width."""
         record = self.records[number]
+        if record.dtype in NIBBLES:
+            self.elements(number)[piece.start : piece.start + piece.count] = values.astype(np.uint8)
+            return
         width = DTYPES[record.dtype].itemsize
         at = record.at + piece.start * width
         words = values.view("<u4") if values.dtype == np.float32 else values.astype(f"<u{width}", copy=False)
@@ -74,9 +82,30 @@ class Values:
         kind = np.dtype(f"<u{DTYPES[record.dtype].itemsize}")
         return np.frombuffer(self._block, kind, piece.count, record.at + piece.start * kind.itemsize)
 
+    def elements(self, number: int) -> Array:
+        """What `write` put into the block, as words that may be changed until `done`; modulo their width."""
+        record = self.records[number]
+        if record.dtype in NIBBLES:
+            if number not in self._loose:
+                self._loose[number] = np.zeros(record.count, dtype=np.uint8)
+            return self._loose[number]
+        kind = np.dtype(f"<u{DTYPES[record.dtype].itemsize}")
+        return self._block[record.at : record.at + record.length].view(kind)
+
     def done(self, number: int) -> None:
         """Says that all of a record is in the block."""
         self._written.add(number)
+        if number in self._loose:
+            record = self.records[number]
+            self._block[record.at : record.at + record.length] = nibbles.pack(self._loose.pop(number))
+
+    def stored(self, number: int) -> Array:
+        """The elements of a record that lies in the block."""
+        record = self.records[number]
+        if record.dtype in NIBBLES:
+            raw = self._block[record.at : record.at + record.length]
+            return nibbles.unpack(raw, record.count, 0, record.dtype == I4)
+        return np.frombuffer(self._block, DTYPES[record.dtype], count=record.count, offset=record.at)
 
     def get(self, number: int, depth: int = 0) -> Array:
         """The elements of a record that is written, or that follows from such. Raises ProgramError."""
@@ -87,7 +116,7 @@ class Values:
         if record.op not in OPERANDS:
             raise ProgramError("a record refers to one that comes later or has no numbers")
         if number in self._written:
-            return np.frombuffer(self._block, DTYPES[record.dtype], count=record.count, offset=record.at)
+            return self.stored(number)
         if number not in self._found:
             self._found[number] = self._follow(record, depth + 1)
         return self._found[number]
@@ -97,7 +126,7 @@ class Values:
             return np.array(record.words, dtype="<u4").view("<f4")
         if record.op == REFER:
             value = self.get(record.one, depth)
-            if value.dtype != DTYPES[record.dtype]:
+            if value.dtype != DTYPES[record.dtype] or self.records[record.one].op == ZEROS:
                 raise ProgramError("a record refers to one of another type")
         elif record.op == ZEROS:
             value = predictors.zero_points(self.base, record, self._floats(record.one, depth))
@@ -122,7 +151,7 @@ class Values:
         if not record.exceptions:
             return value
         kind = DTYPES[record.dtype]
-        bits = 8 * kind.itemsize
+        bits = BITS[record.dtype]
         places = np.array([place for place, _ in record.exceptions], dtype=np.int64)
         missed = np.array([missed & ((1 << bits) - 1) for _, missed in record.exceptions], dtype=np.uint32)
         if record.dtype == F32:
@@ -131,6 +160,8 @@ class Values:
             return predictors.unordered(words, bits).astype("<u4").view("<f4")
         codes = value.astype(f"<i{kind.itemsize}").view(f"<u{kind.itemsize}")
         codes[places] += missed.astype(codes.dtype)
+        if record.dtype in NIBBLES:
+            codes = nibbles.extended(codes & np.uint8(15), record.dtype == I4).view(np.uint8)
         return codes.view(kind).astype(np.int16)
 
     def _floats(self, number: int, depth: int) -> Array:
@@ -141,7 +172,9 @@ class Values:
 
     def _codes(self, number: int) -> Array:
         record = self.records[number] if 0 <= number < len(self.records) else None
-        if record is not None and (record.op not in (SAME, REFER, ZEROS) or record.dtype not in (I8, U8)):
+        if record is not None and (
+            record.op not in (SAME, REFER, ZEROS) or record.dtype not in (I8, U8, I4, U4)
+        ):
             raise ProgramError("an operand is not of zero points")
         return self.get(number)
 

@@ -55,9 +55,7 @@ def encode(
     found = {name: Pool(kind) for name, kind in KINDS.items()}
     for number, record in enumerate(records):
         if residuals.pools_of(record):
-            kind = DTYPES[record.dtype]
-            wanted = np.frombuffer(block, kind, count=record.count, offset=record.at)
-            _put(found, values, number, groups.get(number, 0), wanted)
+            _put(found, values, number, groups.get(number, 0), values.stored(number))
     packed = pools.encode(found, decisions(len(target)))
     coded = coder.finish()
     start = body.encode_head(place, len(coded), len(named), packed)
