@@ -16,6 +16,7 @@ SIZES, SPEEDS = "sluice max", "sluice default"
 OURS = (SIZES, SPEEDS)
 BASELINE = "XOR+planes"  # what the MiniLM targets are ratios to
 # Below this a patch is mostly framing, and a ratio of two such sizes says nothing about the coding.
+LEAST_FOR_MEAN = 10  # pairs
 MIN_BEST_FOR_MEAN_BYTES = 1024
 MEAN_AT_MOST = 0.40
 OVER_BEST_RATIO, OVER_BEST_BYTES = 1.01, 256
@@ -134,8 +135,8 @@ def _never_larger(results: Results) -> Check:
 def _mean(results: Results) -> Check:
     what, target = "geometric mean to the best peer, shared pairs", f"≤ {MEAN_AT_MOST:.2f}"
     mean = geometric_mean(results)
-    if mean is None:
-        return Check(what, target, "no shared pair", None)
+    if mean is None or mean[1] < LEAST_FOR_MEAN:
+        return Check(what, target, f"fewer than {LEAST_FOR_MEAN} shared pairs are no mean", None)
     return Check(what, target, f"{mean[0]:.3f} over {mean[1]} pairs", mean[0] <= MEAN_AT_MOST)
 
 

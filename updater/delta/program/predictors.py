@@ -23,6 +23,7 @@ from updater.delta.program.records import (
     MASKED,
     NIBBLES,
     PEAK,
+    POOL,
     PRUNED,
     RANGES,
     SPANNED,
@@ -249,7 +250,7 @@ def codes(base: Operands, record: Record, piece: Piece) -> tuple[NDArray[np.int1
     least, most = RANGES[record.dtype]
     old = base_codes(base, record, piece)
     if not record.gain_bits and record.zero == record.base_zero:
-        return old.astype(np.int16).reshape(-1), None
+        return (old.astype(np.int16) if record.residual == POOL else old).reshape(-1), None
     moved = old.astype(np.int32)
     moved -= np.int32(record.base_zero)
     fraction = None

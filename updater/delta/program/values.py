@@ -72,7 +72,8 @@ class Values:
             return
         width = DTYPES[record.dtype].itemsize
         at = record.at + piece.start * width
-        words = values.view("<u4") if values.dtype == np.float32 else values.astype(f"<u{width}", copy=False)
+        kind = f"<u{width}"
+        words = values.view(kind) if values.itemsize == width else values.astype(kind)
         raw = words.view(np.uint8)
         self._block[at : at + len(raw)] = raw
 
