@@ -84,8 +84,9 @@ def test_memory_is_the_worst_of_all_pairs() -> None:
 
 
 def test_entropy_is_checked_where_the_encoder_tells_it() -> None:
-    def pair(size: int) -> PairResult:
-        return PairResult(1, True, {"sluice max": Measurement(size, 1, 1, 1, 10_000)})
+    def pair(coded: int) -> PairResult:
+        return PairResult(1, True, {"sluice max": Measurement(coded + 500, 1, 1, 1, coded, 10_000.0)})
 
-    assert check({"a": pair(10_200)}, "coded size").met is True
-    assert check({"a": pair(10_201), "b": pair(10_000)}, "coded size").met is False
+    assert check({"a": pair(10_200)}, "coded residuals").met is True
+    assert check({"a": pair(10_201), "b": pair(10_000)}, "coded residuals").met is False
+    assert check({"a": pair(1_000)}, "coded residuals").met is None  # tables weigh more than what they code
