@@ -367,6 +367,23 @@ def test_scales_that_do_not_fit_their_record_are_refused_before_memory_is_taken(
         run(lambda offset, length: bytes(length), program, 0, 400_000)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "float32", "float16", "int32"])
+@pytest.mark.parametrize("base_bytes", [None, 100])
+def test_arrays_without_a_base_or_with_one_too_small(
+    tmp_path: Path, dtype: str, base_bytes: int | None
+) -> None:
+    base = None
+    if base_bytes is not None:
+        base = tmp_path / "base"
+        base.write_bytes(bytes(base_bytes))
+    new = np.random.default_rng(5).normal(0, 20, (64, 48)).astype(dtype)
+    (tmp_path / "new").write_bytes(new.tobytes())
+    spans = [TensorSpan("w", dtype, new.shape, 0, new.nbytes, Quantisation((0.1,), (0,), None))]
+    delta.create(base, tmp_path / "new", tmp_path / "d", target_spans=spans)
+    delta.apply(base, tmp_path / "d", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == new.tobytes()
+
+
 def test_full_copies_of_models_need_no_base(tmp_path: Path) -> None:
     """A full copy has no base that a program could read."""
     for name, make in (("m.tflite", models.tiny_tflite), ("m.onnx", models.tiny_onnx)):

@@ -87,8 +87,17 @@ class ProgramEncoder:
         """The program that writes `length` bytes of the target at `offset`; None if there is none."""
         if length < _LEAST_BYTES:
             return None
-        with np.errstate(all="ignore"):  # tensors may hold any bits; what comes out is compared
-            return self._encode(offset, length)
+        try:
+            with np.errstate(all="ignore"):  # tensors may hold any bits; what comes out is compared
+                return self._encode(offset, length)
+        except (ArithmeticError, LookupError, ValueError) as error:
+            # A defect of the planner must not cost the delta: the block is coded without a program.
+            warnings.warn(
+                f"no program for the block at byte {offset}: {error}; please report this",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
 
     def _encode(self, offset: int, length: int) -> ProgramBytes | None:
         target = self._target[offset : offset + length].tobytes()

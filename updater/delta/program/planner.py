@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from updater.delta.program import activity, affine_fit, nibbles, predictors, residuals
 from updater.delta.program.layout import Axes
-from updater.delta.program.operands import Operands
+from updater.delta.program.operands import Operands, ProgramError
 from updater.delta.program.piece import Piece, pieces
 from updater.delta.program.records import (
     BF16,
@@ -472,7 +472,11 @@ def finish_codes(item: Item, data: Operands) -> None:
     """Settles the residual of a CODES record by its exact prediction."""
     record = item.record
     assert record is not None
-    guess, _ = predictors.codes(data, record, Piece.whole(record.rows, record.columns))
+    try:
+        guess, _ = predictors.codes(data, record, Piece.whole(record.rows, record.columns))
+    except ProgramError:  # codes without a counterpart still name a place in the base, which has none so long
+        item.record = None
+        return
     residual = item.value.astype(np.int16) - guess
     changed = np.count_nonzero(residual)
     if 200 <= changed < 0.15 * len(residual):
