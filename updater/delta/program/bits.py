@@ -100,5 +100,3 @@ class BitReader:
 
 _MASKS = np.array([(1 << width) - 1 for width in range(256)], dtype=object)
 _MASKS = np.minimum(_MASKS, (1 << MAX_WIDTH) - 1).astype(np.uint64)
-
-__all__ = ["CHUNK", "MAX_WIDTH", "BitReader", "BitsError", "pack"]

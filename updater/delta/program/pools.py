@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from updater.delta.program import bits, rans, tables
 from updater.delta.program.bits import BitReader
-from updater.delta.program.rans import RansError, Tables
+from updater.delta.program.rans import RansError
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -195,6 +195,3 @@ class OpenPools:
         """Refuses raw bits that no record took."""
         for pool in self._pools.values():
             pool.bits.end()
-
-
-__all__ = ["Kind", "OpenPool", "OpenPools", "Packed", "Pool", "Tables", "encode"]

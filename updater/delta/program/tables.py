@@ -27,7 +27,6 @@ _OCTAVES = 16  # from the rarest to the most frequent symbol of a table
 _PRECISIONS = (1, 2, 4)  # levels an octave
 # round(2^16 * 2^(i/8)), i = 0..7
 _FRACTIONS = (65536, 71468, 77936, 84990, 92682, 101070, 110218, 120194)
-MAX_CONTEXTS = 1 << 16
 _TABLE_BITS = 8.0  # what a level costs, about, and the time that it takes to read
 _PAIRWISE = 512  # classes above which only neighbours are merged
 
