@@ -1,8 +1,8 @@
 """Programs: a block's arrays predicted together and their residuals entropy coded under shared models.
 
-    decode:  body -> arithmetic, records -> predictors, residuals -> pools -> tables, rans
-                  -> skeletons -> bytemodel
-    encode:  encoder -> planner, arrange, repeats -> body
+    decode: reader -> body, records -> values, predictors -> residuals -> pools -> tables, rans, bits
+                   -> skeletons -> bytemodel
+    encode: encoder -> pairing, arrange, planner, repeats -> writer
 
 A program says for each array (record) of its block how the base predicts it: equal, quantised, cast, pruned,
 scaled by channel, or following from other arrays of the block. What the predictions miss goes into pools, one
