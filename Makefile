@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) \
 	  || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 	@echo "installing into $(VENV) (a minute or two, once) …"
-	@$(BIN)/$(PIP) -c constraints.txt -e '.[agent,onnx,tflite,control,dev]'
+	@$(BIN)/$(PIP) -c constraints.txt -e '.[agent,onnx,tflite,control,tracing,dev]'
 	@touch $@
 
 demo: $(STAMP) ## One model update, end to end: train, push, diff, apply, activate, predict on three agents.

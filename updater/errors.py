@@ -28,6 +28,21 @@ _STATUS = {
         errors_pb2.DEVICE_ID_INVALID,
         errors_pb2.REQUEST_INVALID,
         errors_pb2.CONFIG_INVALID,
+        errors_pb2.CERTIFICATE_INVALID,
+        errors_pb2.METADATA_INVALID,
+    ),
+    grpc.StatusCode.UNAUTHENTICATED: (
+        errors_pb2.UNAUTHENTICATED,
+        errors_pb2.CERTIFICATE_EXPIRED,
+        errors_pb2.CERTIFICATE_REVOKED,
+    ),
+    grpc.StatusCode.PERMISSION_DENIED: (
+        errors_pb2.PERMISSION_DENIED,
+        errors_pb2.ENROLMENT_REFUSED,
+        errors_pb2.TOKEN_INVALID,
+        errors_pb2.SIGNATURE_INVALID,
+        errors_pb2.VERSION_NOT_SIGNED,
+        errors_pb2.VERSION_BELOW_FLOOR,
     ),
     grpc.StatusCode.NOT_FOUND: (
         errors_pb2.MODEL_UNKNOWN,
@@ -48,8 +63,11 @@ _STATUS = {
         errors_pb2.DELTA_WRONG_BASE,
         errors_pb2.DELTA_UNSUPPORTED,
         errors_pb2.STATE_LOCKED,
+        errors_pb2.METADATA_EXPIRED,
+        errors_pb2.METADATA_ROLLED_BACK,
+        errors_pb2.KEY_UNAVAILABLE,
     ),
-    grpc.StatusCode.ALREADY_EXISTS: (errors_pb2.VERSION_CONFLICT,),
+    grpc.StatusCode.ALREADY_EXISTS: (errors_pb2.VERSION_CONFLICT, errors_pb2.IDENTITY_CONFLICT),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
         errors_pb2.DISK_FULL,
         errors_pb2.LIMIT_EXCEEDED,
@@ -61,8 +79,10 @@ _STATUS = {
         errors_pb2.DELTA_CORRUPT,
         errors_pb2.DELTA_TARGET_MISMATCH,
         errors_pb2.STORE_CORRUPT,
+        errors_pb2.AUDIT_BROKEN,
     ),
     grpc.StatusCode.UNAVAILABLE: (
+        errors_pb2.ENROLMENT_PENDING,
         errors_pb2.DELTA_NOT_READY,
         errors_pb2.MODEL_NOT_SERVING,
         errors_pb2.WORKER_DIED,
@@ -98,6 +118,8 @@ EXIT_OF_STATUS = {
     grpc.StatusCode.UNAVAILABLE: 8,  # try again later
     grpc.StatusCode.DEADLINE_EXCEEDED: 8,
     grpc.StatusCode.ABORTED: 9,  # the model was refused
+    grpc.StatusCode.UNAUTHENTICATED: 10,  # nobody vouches for the caller, or not any more
+    grpc.StatusCode.PERMISSION_DENIED: 10,  # not for this caller, or not signed by whoever must
 }
 
 

@@ -142,6 +142,43 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """A configuration file is missing, malformed or out of range."""
     INTERNAL: _ErrorReason.ValueType  # 99
     """A defect in sluice: report it."""
+    UNAUTHENTICATED: _ErrorReason.ValueType  # 100
+    """100-119: trust.
+
+    The caller showed no certificate, or none that counts here.
+    """
+    PERMISSION_DENIED: _ErrorReason.ValueType  # 101
+    """The caller is known and may not do this."""
+    CERTIFICATE_INVALID: _ErrorReason.ValueType  # 102
+    """A certificate or request is malformed, of another domain, or not signed by our CA."""
+    CERTIFICATE_EXPIRED: _ErrorReason.ValueType  # 103
+    """A certificate is no longer, or not yet, valid."""
+    CERTIFICATE_REVOKED: _ErrorReason.ValueType  # 104
+    """The certificate, or the identity itself, was revoked."""
+    ENROLMENT_PENDING: _ErrorReason.ValueType  # 105
+    """The device waits for an operator's approval."""
+    ENROLMENT_REFUSED: _ErrorReason.ValueType  # 106
+    """The device was rejected or revoked."""
+    TOKEN_INVALID: _ErrorReason.ValueType  # 107
+    """An enrolment token is unknown, used, expired or bound to other labels."""
+    IDENTITY_CONFLICT: _ErrorReason.ValueType  # 108
+    """The id is enrolled with another key: a cloned or re-imaged box."""
+    SIGNATURE_INVALID: _ErrorReason.ValueType  # 109
+    """Metadata lacks the signatures that its threshold asks for."""
+    METADATA_EXPIRED: _ErrorReason.ValueType  # 110
+    """Metadata is past its date: nobody signed anew, or somebody holds it back."""
+    METADATA_ROLLED_BACK: _ErrorReason.ValueType  # 111
+    """Metadata is older than what was accepted before."""
+    METADATA_INVALID: _ErrorReason.ValueType  # 112
+    """Metadata is malformed, or its parts do not belong together."""
+    VERSION_NOT_SIGNED: _ErrorReason.ValueType  # 113
+    """No signed metadata names this version with this content."""
+    VERSION_BELOW_FLOOR: _ErrorReason.ValueType  # 114
+    """A version below the signed floor, without an operator's signature."""
+    KEY_UNAVAILABLE: _ErrorReason.ValueType  # 115
+    """A signing key is missing, locked, or its passphrase is wrong."""
+    AUDIT_BROKEN: _ErrorReason.ValueType  # 116
+    """The audit log's chain does not hold."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The codes, in ranges by what they are about."""
@@ -255,3 +292,40 @@ CONFIG_INVALID: ErrorReason.ValueType  # 89
 """A configuration file is missing, malformed or out of range."""
 INTERNAL: ErrorReason.ValueType  # 99
 """A defect in sluice: report it."""
+UNAUTHENTICATED: ErrorReason.ValueType  # 100
+"""100-119: trust.
+
+The caller showed no certificate, or none that counts here.
+"""
+PERMISSION_DENIED: ErrorReason.ValueType  # 101
+"""The caller is known and may not do this."""
+CERTIFICATE_INVALID: ErrorReason.ValueType  # 102
+"""A certificate or request is malformed, of another domain, or not signed by our CA."""
+CERTIFICATE_EXPIRED: ErrorReason.ValueType  # 103
+"""A certificate is no longer, or not yet, valid."""
+CERTIFICATE_REVOKED: ErrorReason.ValueType  # 104
+"""The certificate, or the identity itself, was revoked."""
+ENROLMENT_PENDING: ErrorReason.ValueType  # 105
+"""The device waits for an operator's approval."""
+ENROLMENT_REFUSED: ErrorReason.ValueType  # 106
+"""The device was rejected or revoked."""
+TOKEN_INVALID: ErrorReason.ValueType  # 107
+"""An enrolment token is unknown, used, expired or bound to other labels."""
+IDENTITY_CONFLICT: ErrorReason.ValueType  # 108
+"""The id is enrolled with another key: a cloned or re-imaged box."""
+SIGNATURE_INVALID: ErrorReason.ValueType  # 109
+"""Metadata lacks the signatures that its threshold asks for."""
+METADATA_EXPIRED: ErrorReason.ValueType  # 110
+"""Metadata is past its date: nobody signed anew, or somebody holds it back."""
+METADATA_ROLLED_BACK: ErrorReason.ValueType  # 111
+"""Metadata is older than what was accepted before."""
+METADATA_INVALID: ErrorReason.ValueType  # 112
+"""Metadata is malformed, or its parts do not belong together."""
+VERSION_NOT_SIGNED: ErrorReason.ValueType  # 113
+"""No signed metadata names this version with this content."""
+VERSION_BELOW_FLOOR: ErrorReason.ValueType  # 114
+"""A version below the signed floor, without an operator's signature."""
+KEY_UNAVAILABLE: ErrorReason.ValueType  # 115
+"""A signing key is missing, locked, or its passphrase is wrong."""
+AUDIT_BROKEN: ErrorReason.ValueType  # 116
+"""The audit log's chain does not hold."""
