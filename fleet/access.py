@@ -101,7 +101,9 @@ class Access:
                 self._admit(call, context, held)
                 yield call
         except SluiceError as error:
-            if error.status in _DENIALS and call.begun is None:
+            # Whoever is not admitted is turned away, but for asking too often.
+            stopped = not call.admitted and error.reason != errors_pb2.LIMIT_EXCEEDED
+            if call.begun is None and (stopped or error.status in _DENIALS):
                 await self._denials.note(call.who(), short_name(method), error)
             await call.ended(error.code, error.message)
             raise
@@ -118,21 +120,25 @@ class Access:
             await call.ended("OK", "")
 
     def _admit(self, call: Call, context: Context, held: ExitStack) -> None:
+        call.admitted = self._policy is None
         if self._policy is None or self._callers is None:
             return
-        certificate = certificate_of(context)
-        identity = None if certificate is None else identity_of(certificate)
-        # Only identities of ours have quotas of their own: others may choose names as they like.
-        ours = identity is not None and identity.trust_domain == self._policy.trust_domain
-        usage = self._callers.usage(identity if ours else None, call.address, self._clock())
-        call.identity = identity
-        usage.request(self._clock())
+        identity = None
+        try:
+            certificate = certificate_of(context)
+            identity = call.identity = None if certificate is None else identity_of(certificate)
+        finally:  # also what cannot be read costs its sender something
+            # Only identities of ours have quotas of their own: others choose their names as they like.
+            ours = identity is not None and identity.trust_domain == self._policy.trust_domain
+            usage = self._callers.usage(identity if ours else None, call.address, self._clock())
+            usage.request(self._clock())
         if certificate is not None and identity is not None:
             self._policy.stands(certificate, identity)
             call.role = role_of(identity, self._operators.granted(identity))
         refusal = may(identity, call.role, call.method, trust_domain=self._policy.trust_domain)
         if refusal is not None:
             raise refusal
+        call.admitted = True
         if call.method in DIFF_METHODS:
             held.enter_context(usage.diff())
         call.limit(usage, self._clock)
@@ -144,6 +150,7 @@ class Call:
     Attributes:
         identity: of the caller; None without a certificate, or where nobody is asked.
         role: of an operator.
+        admitted: it passed the table.
         begun: the head of its record, once that is written.
     """
 
@@ -152,6 +159,7 @@ class Call:
         self.address = address
         self.identity: Identity | None = None
         self.role: Role | None = None
+        self.admitted = False
         self.begun: Head | None = None
         self._database = database
         self._audit = audit
