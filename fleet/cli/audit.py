@@ -45,7 +45,7 @@ def audit() -> None:
 @click.option("--denied", is_flag=True, help="Only calls that were turned away.")
 @click.pass_obj
 def list_(session: Session, newest: int, denied: bool) -> None:
-    """List the newest records: changes with their outcome, and calls that were turned away."""
+    """List the newest records: changes with outcomes, and denials."""
     with session.client() as client:
         records = [json.loads(data) for data in client_access.read_audit(client, newest=newest)]
     if denied:
