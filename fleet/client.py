@@ -144,6 +144,23 @@ class ControlClient:
     def close(self) -> None:
         self._channel.close()
 
+    @property
+    def channel(self) -> grpc.Channel:
+        """For the stubs of services that have no methods here."""
+        return self._channel
+
+    def call(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, doing: str
+    ) -> Response:
+        """One call of such a stub that may safely be sent twice, with everything that the others have.
+
+        Args:
+            method: the stub's.
+            request: its message.
+            doing: the call as a phrase, for errors.
+        """
+        return self._call(method, request, doing)
+
     def __enter__(self) -> ControlClient:
         return self
 
@@ -397,9 +414,11 @@ class ControlClient:
                 return method(request, timeout=max(0.001, deadline - time.monotonic()))
             except grpc.RpcError as error:
                 failure = from_rpc_error(error, doing, self.address)
-                pause = policy.pause_s(failures)
+                pause = max(policy.pause_s(failures), failure.retry_s)
                 lost = failure.reason == errors_pb2.CONTROL_UNREACHABLE and not once
-                again = failure.reason == wait or (lost and failures < policy.attempts)
+                # A caller that asks too often is told when to come back; nothing was done then.
+                early = failure.reason == errors_pb2.LIMIT_EXCEEDED and failure.retry_s > 0
+                again = failure.reason == wait or ((lost or early) and failures < policy.attempts)
                 if not again or time.monotonic() + pause >= deadline:
                     raise _with_doubt(failure, once) from error
             time.sleep(pause)

@@ -11,13 +11,17 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from fleet import catalog, devices, log, telemetry
+from fleet import audit_record, catalog, devices, log, telemetry
+from fleet.audit_log import FORMAT as AUDIT_FORMAT
+from fleet.audit_log import AuditLog
 from fleet.builds import Builds
+from fleet.clock import now_us
 from fleet.conductor import Conductor
 from fleet.config import ControlConfig
 from fleet.database import Database
 from fleet.deltas import DeltaCache
 from fleet.limits import FILE_THREADS, UPKEEP_S
+from fleet.operators import Operators
 from fleet.planner import Planner
 from fleet.sessions import Sessions
 from fleet.twins import Twins
@@ -53,6 +57,8 @@ class Control:
             encoder=f"{config.encoder} {','.join(FEATURES)}",
             limit=config.delta_cache_bytes,
         )
+        self.operators = Operators(self.database)
+        self.audit = AuditLog(config.data / "audit")
         self.planner = Planner(self.database, self.deltas)
         self.sessions = Sessions()
         self.conductor = Conductor(self.database, self.sessions)
@@ -70,11 +76,21 @@ class Control:
     async def start(self) -> None:
         """Resumes rollouts and starts background work."""
         await self.files(self._builds.clean)
+        await self.operators.load()
+        await self._open_audit()
         await self.conductor.start()
         self._spawn("twins", self.twins.run())
         self._spawn("upkeep", self._upkeep())
         for name, number in (await self.database.read(catalog.latest_numbers)).items():
             self.published(name, number)
+
+    async def _open_audit(self) -> None:
+        """Opens the audit log. One that cannot be opened stops changes, not the control plane."""
+        try:
+            await self.audit.start()
+            await self.audit.append(audit_record.started(AUDIT_FORMAT, now_us()))
+        except SluiceError as error:
+            log.warning("audit_log_unusable", reason=error.code, why=error.message)
 
     def end_streams(self) -> None:
         """Ends the calls that would stand for ever, so that stopping need not wait for them."""
@@ -92,6 +108,7 @@ class Control:
         await self.twins.stop()
         await self.conductor.stop()
         await self.deltas.stop()
+        await self.audit.stop()
         self._threads.shutdown(wait=True)
         self.database.close()
 

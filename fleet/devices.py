@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from fleet import tables
+from fleet import assignments, tables
 from fleet.clock import now_us, to_timestamp
 from fleet.limits import (
     MAX_DEVICES,
@@ -233,6 +233,7 @@ def set_desired(
             for device_id in ids
         ],
     )
+    assignments.assign(connection, ids, model, version)
     _grow(connection, ids)
 
 

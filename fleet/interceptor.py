@@ -33,23 +33,39 @@ class ErrorInterceptor(aio.ServerInterceptor):
         if handler is None:
             return None  # gRPC answers UNIMPLEMENTED
         method = handler_call_details.method
-        if handler.response_streaming:
-            streaming = _guard_stream(handler.stream_stream or handler.unary_stream, method)
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(streaming, handler.request_deserializer, handler.response_serializer)
-        single = _guard_single(handler.stream_unary or handler.unary_unary, method)
-        make_single: Any = (
+        return wrapped(
+            handler, lambda work: _guard_single(work, method), lambda work: _guard_stream(work, method)
+        )
+
+
+def wrapped(
+    handler: Any, single: Callable[[Any], Any], streaming: Callable[[Any], Any]
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """A method's handler with its behaviour replaced.
+
+    Args:
+        handler: as gRPC has it.
+        single: makes the behaviour that answers once from the one there is.
+        streaming: makes the behaviour that answers with a stream.
+    """
+    make: Any
+    if handler.response_streaming:
+        behaviour = streaming(handler.stream_stream or handler.unary_stream)
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_stream_rpc_method_handler
+        )
+    else:
+        behaviour = single(handler.stream_unary or handler.unary_unary)
+        make = (
             grpc.stream_unary_rpc_method_handler
             if handler.request_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-        return make_single(  # type: ignore[no-any-return]
-            single, handler.request_deserializer, handler.response_serializer
-        )
+    return make(  # type: ignore[no-any-return]
+        behaviour, handler.request_deserializer, handler.response_serializer
+    )
 
 
 def _guard_single(behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:

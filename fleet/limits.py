@@ -71,9 +71,47 @@ MAX_REPORTED_MODELS = 256
 MAX_LOADED_DIGESTS = 256  # of one reported model
 MAX_FAILURE_CHARACTERS = 2000
 MAX_MODEL_REPORT_BYTES = 1 << 20  # of one reported state
+ASSIGNED_VERSIONS = 8  # of one model: the newest that a device was given and may ask for
 HELLO_TIMEOUT_S = 10.0
 SILENT_INTERVALS = 3  # heartbeat intervals without a word after which a stream is closed
 TWIN_FLUSH_S = 1.0  # heartbeats and progress reach the database together, this often
+
+# Operators (operators.py).
+MAX_OPERATORS = 1000  # with an entry of their own
+
+# What one caller may take (quotas.py). A caller is a device or an operator by its certificate, or an address
+# without one. Rates come back each second up to the burst; bytes are of what the caller sends.
+DEVICE_REQUESTS_PER_S = 10.0
+DEVICE_REQUESTS_BURST = 100  # an update of many files, after a reconnection
+DEVICE_BYTES_PER_S = 256 << 10
+DEVICE_BYTES_BURST = 64 << 20  # an outbox that filled while the box was away
+DEVICE_DIFFS = 2  # plans at once: one that waits and the one of its successor
+OPERATOR_REQUESTS_PER_S = 50.0
+OPERATOR_REQUESTS_BURST = 500
+OPERATOR_BYTES_PER_S = 1 << 20  # 90 GB a day; …
+OPERATOR_BYTES_BURST = 64 << 30  # … at any speed until so much was sent
+OPERATOR_DIFFS = 8
+ANONYMOUS_REQUESTS_PER_S = 10.0  # a site's boxes that enrol come from one address
+ANONYMOUS_REQUESTS_BURST = 200
+ANONYMOUS_BYTES_PER_S = 64 << 10
+ANONYMOUS_BYTES_BURST = 1 << 20
+LEAST_COUNTED_BYTES = 256  # what a small message counts as
+DIFF_RETRY_S = 1.0  # what a caller with too many plans is told to wait
+MAX_CALLERS = 20_000  # whose use is remembered, a few hundred bytes each
+
+# The audit log (audit_log.py).
+AUDIT_RECORD_BYTES = 4096  # of one record
+AUDIT_REQUEST_BYTES = 2048  # of what was asked for, in a record; more is cut
+AUDIT_TEXT_CHARACTERS = 256  # of one text in it
+AUDIT_LIST_ENTRIES = 16  # of one list in it
+AUDIT_SEGMENT_BYTES = 8 << 20  # then the next file is begun
+AUDIT_WAITING = 4096  # records that may wait for the disk
+AUDIT_TOGETHER = 256  # that share one fsync
+AUDIT_RETRY_S = 1.0  # between two attempts to open a log that could not be opened
+AUDIT_READ_BYTES = 64 << 10  # of one message of ReadRecords
+DENIALS_PER_S = 1.0  # of one caller that are recorded one by one; the rest is counted …
+DENIALS_BURST = 60  # … beyond so many at once
+FIRST_MESSAGE_S = 60.0  # a stream that changes something must say within this what
 
 # Rollouts.
 DEFAULT_DEADLINE_S = 3600

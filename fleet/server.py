@@ -20,19 +20,25 @@ from pathlib import Path
 from grpc import aio
 
 from fleet import limits, log
+from fleet.access import Access
+from fleet.access_interceptor import AccessInterceptor
 from fleet.config import ControlConfig
 from fleet.control import Control
 from fleet.interceptor import ErrorInterceptor
 from fleet.notify import notify, watchdog_interval_s
+from fleet.services.audit import AuditService
 from fleet.services.devices import DevicesService
 from fleet.services.diff import DiffModelService
+from fleet.services.operators import OperatorsService
 from fleet.services.registry import RegistryService
 from fleet.services.rollouts import RolloutsService
 from fleet.services.sync import SyncService
 from fleet.services.telemetry import TelemetryService
 from sluice.api.v1 import errors_pb2
+from sluice.api.v1.audit_pb2_grpc import add_AuditServicer_to_server
 from sluice.api.v1.devices_pb2_grpc import add_DevicesServicer_to_server
 from sluice.api.v1.diff_pb2_grpc import add_DiffModelServicer_to_server
+from sluice.api.v1.operators_pb2_grpc import add_OperatorsServicer_to_server
 from sluice.api.v1.registry_pb2_grpc import add_RegistryServicer_to_server
 from sluice.api.v1.rollouts_pb2_grpc import add_RolloutsServicer_to_server
 from sluice.api.v1.sync_pb2_grpc import add_SyncServicer_to_server
@@ -90,13 +96,8 @@ async def serve(config: ControlConfig, stop: asyncio.Event | None = None) -> Non
 
 
 async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
-    server = aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
-    add_RegistryServicer_to_server(RegistryService(control), server)
-    add_DiffModelServicer_to_server(DiffModelService(control), server)
-    add_DevicesServicer_to_server(DevicesService(control), server)
-    add_RolloutsServicer_to_server(RolloutsService(control), server)
-    add_SyncServicer_to_server(SyncService(control), server)
-    add_TelemetryServicer_to_server(TelemetryService(control), server)
+    access = Access(None, control.database, control.operators, control.audit)
+    server = make_server(control, access)
     address = _bind(server, control.config)
     await server.start()
     address_file = control.config.data / ADDRESS_FILE
@@ -114,6 +115,21 @@ async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
         address_file.unlink(missing_ok=True)
         control.end_streams()
         await server.stop(limits.STOP_GRACE_S)
+        await access.stop()
+
+
+def make_server(control: Control, access: Access) -> aio.Server:
+    """A server with every service, behind `access`; no port is bound yet."""
+    server = aio.server(interceptors=[ErrorInterceptor(), AccessInterceptor(access)], options=_OPTIONS)
+    add_RegistryServicer_to_server(RegistryService(control), server)
+    add_DiffModelServicer_to_server(DiffModelService(control), server)
+    add_DevicesServicer_to_server(DevicesService(control), server)
+    add_RolloutsServicer_to_server(RolloutsService(control), server)
+    add_SyncServicer_to_server(SyncService(control), server)
+    add_TelemetryServicer_to_server(TelemetryService(control), server)
+    add_OperatorsServicer_to_server(OperatorsService(control), server)
+    add_AuditServicer_to_server(AuditService(control), server)
+    return server
 
 
 def _bind(server: aio.Server, config: ControlConfig) -> str:

@@ -119,6 +119,27 @@ desired_models = Table(
     ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
 )
 
+# The versions that each device was given, the newest few of each model: what it may ask for.
+assigned_versions = Table(
+    "assigned_versions",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("version", BigInteger, primary_key=True),
+    Column("assigned_us", BigInteger, nullable=False),
+    ForeignKeyConstraint(["device"], ["devices.id"]),
+    ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
+)
+
+# The roles that admins gave to operators.
+operators = Table(
+    "operators",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("changed_us", BigInteger, nullable=False),
+)
+
 rollouts = Table(
     "rollouts",
     metadata,

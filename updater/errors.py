@@ -131,14 +131,24 @@ class SluiceError(Exception):
         message: what was being done, to what, and why it failed; one or two sentences.
         hint: what helps, possibly a command to run; may be empty.
         obj: the object concerned, e.g. a path, digest or `model@version`; may be empty.
+        retry_s: after how many seconds the same may succeed; 0 when nothing is known of that.
     """
 
-    def __init__(self, reason: ErrorReason.ValueType, message: str, *, hint: str = "", obj: str = "") -> None:
+    def __init__(
+        self,
+        reason: ErrorReason.ValueType,
+        message: str,
+        *,
+        hint: str = "",
+        obj: str = "",
+        retry_s: float = 0.0,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.hint = hint
         self.obj = obj
+        self.retry_s = retry_s
 
     @property
     def code(self) -> str:

@@ -17,6 +17,7 @@ from updater.errors import SluiceError
 MAX_URI_CHARACTERS = 512  # a quarter of what SPIFFE allows; our longest is below 300
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,128}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME_RULE = "1 to 64 of a-z A-Z 0-9 . - _, a letter or digit first"
 
 
 class Kind(enum.Enum):
@@ -56,7 +57,7 @@ class Identity:
         if not _TRUST_DOMAIN.fullmatch(self.trust_domain):
             raise _malformed(self.trust_domain, "a trust domain has 1 to 128 of a-z 0-9 . - _")
         if not _NAME.fullmatch(self.name):
-            raise _malformed(self.name, "a name has 1 to 64 of a-z A-Z 0-9 . - _, a letter or digit first")
+            raise _malformed(self.name, f"a name has {NAME_RULE}")
         if self.role is not None and self.kind is not Kind.OPERATOR:
             raise _malformed(self.name, "only operators have roles")
 
@@ -68,6 +69,11 @@ class Identity:
 
     def __str__(self) -> str:
         return self.uri
+
+
+def is_name(text: str) -> bool:
+    """Whether an identity may have this name."""
+    return _NAME.fullmatch(text) is not None
 
 
 def parse(uri: str) -> Identity:

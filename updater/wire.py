@@ -1,15 +1,16 @@
 """Errors over gRPC: a SluiceError becomes a status with google.rpc.ErrorInfo and back again.
 
-The status message is for people; ErrorInfo carries the reason, the object and the hint for programs.
+The status message is for people; ErrorInfo carries the reason, the object and the hint for programs,
+RetryInfo after how long the same call may succeed, where that is known.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import cast
 
 import grpc
-from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -28,10 +29,13 @@ def to_status(error: SluiceError) -> grpc.Status:
         info.metadata["object"] = error.obj[:MAX_MESSAGE_CHARACTERS]
     if error.hint:
         info.metadata["hint"] = error.hint[:MAX_MESSAGE_CHARACTERS]
-    detail = any_pb2.Any()
-    detail.Pack(info)
     message = error.message[:MAX_MESSAGE_CHARACTERS]
-    proto = status_pb2.Status(code=error.status.value[0], message=message, details=[detail])
+    proto = status_pb2.Status(code=error.status.value[0], message=message)
+    proto.details.add().Pack(info)
+    if error.retry_s > 0:
+        again = error_details_pb2.RetryInfo()
+        again.retry_delay.FromMilliseconds(math.ceil(error.retry_s * 1000))
+        proto.details.add().Pack(again)
     status: grpc.Status = rpc_status.to_status(proto)
     return status
 
@@ -46,12 +50,16 @@ def from_rpc_error(error: grpc.RpcError, doing: str, peer: str) -> SluiceError:
     """
     code = error.code() if isinstance(error, grpc.Call) or hasattr(error, "code") else None
     details = (error.details() if hasattr(error, "details") else "") or ""
-    info = _error_info(error)
+    info, retry_s = _error_info(error)
     if info is not None:
         known = info.reason in list(ErrorReason.keys())
         reason = ErrorReason.Value(info.reason) if known else errors_pb2.INTERNAL
         return SluiceError(
-            reason, details, hint=info.metadata.get("hint", ""), obj=info.metadata.get("object", "")
+            reason,
+            details,
+            hint=info.metadata.get("hint", ""),
+            obj=info.metadata.get("object", ""),
+            retry_s=retry_s,
         )
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         return SluiceError(
@@ -72,17 +80,21 @@ def from_rpc_error(error: grpc.RpcError, doing: str, peer: str) -> SluiceError:
     return SluiceError(errors_pb2.INTERNAL, f"{peer} failed while {doing}: {code}: {details}", obj=peer)
 
 
-def _error_info(error: grpc.RpcError) -> error_details_pb2.ErrorInfo | None:
-    """ErrorInfo of our domain among the call's status details, if any."""
+def _error_info(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, float]:
+    """ErrorInfo of our domain among the call's status details, if any, and RetryInfo's delay in seconds."""
+    found: error_details_pb2.ErrorInfo | None = None
+    retry_s = 0.0
     if not hasattr(error, "trailing_metadata"):
-        return None
+        return found, retry_s
     trailers = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
     for key, value in trailers:
         if key != "grpc-status-details-bin":
             continue
         status = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode("latin-1"))
         for detail in status.details:
-            info = error_details_pb2.ErrorInfo()
-            if detail.Unpack(info) and info.domain == DOMAIN:
-                return info
-    return None
+            info, again = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN and found is None:
+                found = info
+            elif detail.Unpack(again):
+                retry_s = again.retry_delay.ToMilliseconds() / 1000
+    return found, retry_s

@@ -92,8 +92,8 @@ def eventually(check: Callable[[], Any], what: str, within_s: float = 30.0) -> A
 class Operator:
     """Every service of one control plane over one channel."""
 
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address)
+    def __init__(self, address: str, *, channel: grpc.Channel | None = None) -> None:
+        self.channel = channel or grpc.insecure_channel(address)
         self.registry = registry_pb2_grpc.RegistryStub(self.channel)
         self.diff = diff_pb2_grpc.DiffModelStub(self.channel)
         self.devices = devices_pb2_grpc.DevicesStub(self.channel)

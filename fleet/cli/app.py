@@ -8,11 +8,13 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from fleet.cli.approximate import approximate
+from fleet.cli.audit import audit
 from fleet.cli.command import Root
 from fleet.cli.control import control
 from fleet.cli.delta import delta
 from fleet.cli.device import device
 from fleet.cli.model import model
+from fleet.cli.operator import operator
 from fleet.cli.rollout import rollout
 
 
@@ -52,5 +54,5 @@ def cli() -> None:
 
 
 delta.add_command(approximate)
-for noun in (control, model, delta, rollout, device):
+for noun in (control, model, delta, rollout, device, operator, audit):
     cli.add_command(noun)

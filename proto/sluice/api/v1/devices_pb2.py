@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from sluice.api.v1 import access_pb2 as sluice_dot_api_dot_v1_dot_access__pb2
 from sluice.api.v1 import sync_pb2 as sluice_dot_api_dot_v1_dot_sync__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsluice/api/v1/devices.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18sluice/api/v1/sync.proto\"\xbe\x03\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.sluice.api.v1.DeviceState\x12\x0e\n\x06online\x18\x03 \x01(\x08\x12\x32\n\x0elast_seen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06labels\x18\x06 \x03(\x0b\x32!.sluice.api.v1.Device.LabelsEntry\x12\x31\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32\x1b.sluice.api.v1.Capabilities\x12,\n\x07\x64\x65sired\x18\x08 \x01(\x0b\x32\x1b.sluice.api.v1.DesiredState\x12.\n\x08reported\x18\t \x01(\x0b\x32\x1c.sluice.api.v1.ReportedState\x12\x15\n\ragent_version\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x82\x01\n\x08Selector\x12\x12\n\ndevice_ids\x18\x01 \x03(\t\x12\x33\n\x06labels\x18\x02 \x03(\x0b\x32#.sluice.api.v1.Selector.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1e\n\x10GetDeviceRequest\x12\n\n\x02id\x18\x01 \x01(\t\"f\n\x12ListDevicesRequest\x12)\n\x08selector\x18\x01 \x01(\x0b\x32\x17.sluice.api.v1.Selector\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x13ListDevicesResponse\x12&\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x15.sluice.api.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x95\x01\n\x12LabelDeviceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x37\n\x03set\x18\x02 \x03(\x0b\x32*.sluice.api.v1.LabelDeviceRequest.SetEntry\x12\x0e\n\x06remove\x18\x03 \x03(\t\x1a*\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x95\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45VICE_STATE_PENDING\x10\x01\x12\x19\n\x15\x44\x45VICE_STATE_ACCEPTED\x10\x02\x12\x19\n\x15\x44\x45VICE_STATE_REJECTED\x10\x03\x12\x18\n\x14\x44\x45VICE_STATE_REVOKED\x10\x04\x32\xed\x01\n\x07\x44\x65vices\x12\x43\n\tGetDevice\x12\x1f.sluice.api.v1.GetDeviceRequest\x1a\x15.sluice.api.v1.Device\x12T\n\x0bListDevices\x12!.sluice.api.v1.ListDevicesRequest\x1a\".sluice.api.v1.ListDevicesResponse\x12G\n\x0bLabelDevice\x12!.sluice.api.v1.LabelDeviceRequest\x1a\x15.sluice.api.v1.Deviceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsluice/api/v1/devices.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asluice/api/v1/access.proto\x1a\x18sluice/api/v1/sync.proto\"\xbe\x03\n\x06\x44\x65vice\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x05state\x18\x02 \x01(\x0e\x32\x1a.sluice.api.v1.DeviceState\x12\x0e\n\x06online\x18\x03 \x01(\x08\x12\x32\n\x0elast_seen_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x06labels\x18\x06 \x03(\x0b\x32!.sluice.api.v1.Device.LabelsEntry\x12\x31\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32\x1b.sluice.api.v1.Capabilities\x12,\n\x07\x64\x65sired\x18\x08 \x01(\x0b\x32\x1b.sluice.api.v1.DesiredState\x12.\n\x08reported\x18\t \x01(\x0b\x32\x1c.sluice.api.v1.ReportedState\x12\x15\n\ragent_version\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x82\x01\n\x08Selector\x12\x12\n\ndevice_ids\x18\x01 \x03(\t\x12\x33\n\x06labels\x18\x02 \x03(\x0b\x32#.sluice.api.v1.Selector.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1e\n\x10GetDeviceRequest\x12\n\n\x02id\x18\x01 \x01(\t\"f\n\x12ListDevicesRequest\x12)\n\x08selector\x18\x01 \x01(\x0b\x32\x17.sluice.api.v1.Selector\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x13ListDevicesResponse\x12&\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x15.sluice.api.v1.Device\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x95\x01\n\x12LabelDeviceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x37\n\x03set\x18\x02 \x03(\x0b\x32*.sluice.api.v1.LabelDeviceRequest.SetEntry\x12\x0e\n\x06remove\x18\x03 \x03(\t\x1a*\n\x08SetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x95\x01\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45VICE_STATE_PENDING\x10\x01\x12\x19\n\x15\x44\x45VICE_STATE_ACCEPTED\x10\x02\x12\x19\n\x15\x44\x45VICE_STATE_REJECTED\x10\x03\x12\x18\n\x14\x44\x45VICE_STATE_REVOKED\x10\x04\x32\x89\x02\n\x07\x44\x65vices\x12M\n\tGetDevice\x12\x1f.sluice.api.v1.GetDeviceRequest\x1a\x15.sluice.api.v1.Device\"\x08\xfa\xe9\x18\x04\x10\x01\x18\x01\x12\\\n\x0bListDevices\x12!.sluice.api.v1.ListDevicesRequest\x1a\".sluice.api.v1.ListDevicesResponse\"\x06\xfa\xe9\x18\x02\x18\x01\x12Q\n\x0bLabelDevice\x12!.sluice.api.v1.LabelDeviceRequest\x1a\x15.sluice.api.v1.Device\"\x08\xfa\xe9\x18\x04\x18\x03 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,26 +40,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SELECTOR_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_LABELDEVICEREQUEST_SETENTRY']._loaded_options = None
   _globals['_LABELDEVICEREQUEST_SETENTRY']._serialized_options = b'8\001'
-  _globals['_DEVICESTATE']._serialized_start=1064
-  _globals['_DEVICESTATE']._serialized_end=1213
-  _globals['_DEVICE']._serialized_start=106
-  _globals['_DEVICE']._serialized_end=552
-  _globals['_DEVICE_LABELSENTRY']._serialized_start=507
-  _globals['_DEVICE_LABELSENTRY']._serialized_end=552
-  _globals['_SELECTOR']._serialized_start=555
-  _globals['_SELECTOR']._serialized_end=685
-  _globals['_SELECTOR_LABELSENTRY']._serialized_start=507
-  _globals['_SELECTOR_LABELSENTRY']._serialized_end=552
-  _globals['_GETDEVICEREQUEST']._serialized_start=687
-  _globals['_GETDEVICEREQUEST']._serialized_end=717
-  _globals['_LISTDEVICESREQUEST']._serialized_start=719
-  _globals['_LISTDEVICESREQUEST']._serialized_end=821
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=823
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=909
-  _globals['_LABELDEVICEREQUEST']._serialized_start=912
-  _globals['_LABELDEVICEREQUEST']._serialized_end=1061
-  _globals['_LABELDEVICEREQUEST_SETENTRY']._serialized_start=1019
-  _globals['_LABELDEVICEREQUEST_SETENTRY']._serialized_end=1061
-  _globals['_DEVICES']._serialized_start=1216
-  _globals['_DEVICES']._serialized_end=1453
+  _globals['_DEVICES'].methods_by_name['GetDevice']._loaded_options = None
+  _globals['_DEVICES'].methods_by_name['GetDevice']._serialized_options = b'\372\351\030\004\020\001\030\001'
+  _globals['_DEVICES'].methods_by_name['ListDevices']._loaded_options = None
+  _globals['_DEVICES'].methods_by_name['ListDevices']._serialized_options = b'\372\351\030\002\030\001'
+  _globals['_DEVICES'].methods_by_name['LabelDevice']._loaded_options = None
+  _globals['_DEVICES'].methods_by_name['LabelDevice']._serialized_options = b'\372\351\030\004\030\003 \001'
+  _globals['_DEVICESTATE']._serialized_start=1092
+  _globals['_DEVICESTATE']._serialized_end=1241
+  _globals['_DEVICE']._serialized_start=134
+  _globals['_DEVICE']._serialized_end=580
+  _globals['_DEVICE_LABELSENTRY']._serialized_start=535
+  _globals['_DEVICE_LABELSENTRY']._serialized_end=580
+  _globals['_SELECTOR']._serialized_start=583
+  _globals['_SELECTOR']._serialized_end=713
+  _globals['_SELECTOR_LABELSENTRY']._serialized_start=535
+  _globals['_SELECTOR_LABELSENTRY']._serialized_end=580
+  _globals['_GETDEVICEREQUEST']._serialized_start=715
+  _globals['_GETDEVICEREQUEST']._serialized_end=745
+  _globals['_LISTDEVICESREQUEST']._serialized_start=747
+  _globals['_LISTDEVICESREQUEST']._serialized_end=849
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=851
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=937
+  _globals['_LABELDEVICEREQUEST']._serialized_start=940
+  _globals['_LABELDEVICEREQUEST']._serialized_end=1089
+  _globals['_LABELDEVICEREQUEST_SETENTRY']._serialized_start=1047
+  _globals['_LABELDEVICEREQUEST_SETENTRY']._serialized_end=1089
+  _globals['_DEVICES']._serialized_start=1244
+  _globals['_DEVICES']._serialized_end=1509
 # @@protoc_insertion_point(module_scope)

@@ -22,37 +22,44 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from sluice.api.v1 import access_pb2 as sluice_dot_api_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sluice/api/v1/diff.proto\x12\rsluice.api.v1\"\x9f\x01\n\x0bPlanRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x14\n\x0c\x62\x61se_digests\x18\x05 \x03(\t\x12\x0f\n\x07wait_ms\x18\x06 \x01(\r\x12\x13\n\x0b\x61\x63\x63\x65pt_full\x18\x07 \x01(\x08\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x03(\t\"N\n\x0cPlanResponse\x12&\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x17.sluice.api.v1.FilePlan\x12\x16\n\x0eretry_after_ms\x18\x02 \x01(\r\"\xcc\x01\n\x08\x46ilePlan\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12#\n\x04have\x18\x03 \x01(\x0b\x32\x13.sluice.api.v1.HaveH\x00\x12%\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x14.sluice.api.v1.OfferH\x00\x12$\n\x04\x66ull\x18\x05 \x01(\x0b\x32\x14.sluice.api.v1.OfferH\x00\x12)\n\x07pending\x18\x06 \x01(\x0b\x32\x16.sluice.api.v1.PendingH\x00\x42\x05\n\x03how\"\x06\n\x04Have\"\t\n\x07Pending\":\n\x05Offer\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\t\"A\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x11\n\tdevice_id\x18\x03 \x01(\t\"-\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"=\n\x0f\x44\x65scribeRequest\x12\x13\n\x0b\x62\x61se_digest\x18\x01 \x01(\t\x12\x15\n\rtarget_digest\x18\x02 \x01(\t\"\x8c\x01\n\x10\x44\x65scribeResponse\x12\x14\n\x0c\x64\x65lta_digest\x18\x01 \x01(\t\x12\x12\n\ndelta_size\x18\x02 \x01(\x04\x12\x11\n\tbase_size\x18\x03 \x01(\x04\x12\x13\n\x0btarget_size\x18\x04 \x01(\x04\x12&\n\x07regions\x18\x05 \x03(\x0b\x32\x15.sluice.api.v1.Region\"\xb2\x01\n\x06Region\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbase_name\x18\x02 \x01(\t\x12\x13\n\x0binstruction\x18\x03 \x01(\t\x12\x11\n\tpredictor\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\r\n\x05shape\x18\x06 \x03(\x04\x12\x15\n\rtarget_offset\x18\x07 \x01(\x04\x12\x15\n\rtarget_length\x18\x08 \x01(\x04\x12\x13\n\x0b\x63oded_bytes\x18\t \x01(\x04\x32\xdf\x01\n\tDiffModel\x12?\n\x04Plan\x12\x1a.sluice.api.v1.PlanRequest\x1a\x1b.sluice.api.v1.PlanResponse\x12\x44\n\x05\x46\x65tch\x12\x1b.sluice.api.v1.FetchRequest\x1a\x1c.sluice.api.v1.FetchResponse0\x01\x12K\n\x08\x44\x65scribe\x12\x1e.sluice.api.v1.DescribeRequest\x1a\x1f.sluice.api.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sluice/api/v1/diff.proto\x12\rsluice.api.v1\x1a\x1asluice/api/v1/access.proto\"\x9f\x01\n\x0bPlanRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x14\n\x0c\x62\x61se_digests\x18\x05 \x03(\t\x12\x0f\n\x07wait_ms\x18\x06 \x01(\r\x12\x13\n\x0b\x61\x63\x63\x65pt_full\x18\x07 \x01(\x08\x12\x10\n\x08\x66\x65\x61tures\x18\x08 \x03(\t\"N\n\x0cPlanResponse\x12&\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x17.sluice.api.v1.FilePlan\x12\x16\n\x0eretry_after_ms\x18\x02 \x01(\r\"\xcc\x01\n\x08\x46ilePlan\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12#\n\x04have\x18\x03 \x01(\x0b\x32\x13.sluice.api.v1.HaveH\x00\x12%\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x14.sluice.api.v1.OfferH\x00\x12$\n\x04\x66ull\x18\x05 \x01(\x0b\x32\x14.sluice.api.v1.OfferH\x00\x12)\n\x07pending\x18\x06 \x01(\x0b\x32\x16.sluice.api.v1.PendingH\x00\x42\x05\n\x03how\"\x06\n\x04Have\"\t\n\x07Pending\":\n\x05Offer\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x13\n\x0b\x62\x61se_digest\x18\x03 \x01(\t\"A\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x11\n\tdevice_id\x18\x03 \x01(\t\"-\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"=\n\x0f\x44\x65scribeRequest\x12\x13\n\x0b\x62\x61se_digest\x18\x01 \x01(\t\x12\x15\n\rtarget_digest\x18\x02 \x01(\t\"\x8c\x01\n\x10\x44\x65scribeResponse\x12\x14\n\x0c\x64\x65lta_digest\x18\x01 \x01(\t\x12\x12\n\ndelta_size\x18\x02 \x01(\x04\x12\x11\n\tbase_size\x18\x03 \x01(\x04\x12\x13\n\x0btarget_size\x18\x04 \x01(\x04\x12&\n\x07regions\x18\x05 \x03(\x0b\x32\x15.sluice.api.v1.Region\"\xb2\x01\n\x06Region\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbase_name\x18\x02 \x01(\t\x12\x13\n\x0binstruction\x18\x03 \x01(\t\x12\x11\n\tpredictor\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\r\n\x05shape\x18\x06 \x03(\x04\x12\x15\n\rtarget_offset\x18\x07 \x01(\x04\x12\x15\n\rtarget_length\x18\x08 \x01(\x04\x12\x13\n\x0b\x63oded_bytes\x18\t \x01(\x04\x32\xfb\x01\n\tDiffModel\x12I\n\x04Plan\x12\x1a.sluice.api.v1.PlanRequest\x1a\x1b.sluice.api.v1.PlanResponse\"\x08\xfa\xe9\x18\x04\x10\x01\x18\x02\x12N\n\x05\x46\x65tch\x12\x1b.sluice.api.v1.FetchRequest\x1a\x1c.sluice.api.v1.FetchResponse\"\x08\xfa\xe9\x18\x04\x10\x01\x18\x02\x30\x01\x12S\n\x08\x44\x65scribe\x12\x1e.sluice.api.v1.DescribeRequest\x1a\x1f.sluice.api.v1.DescribeResponse\"\x06\xfa\xe9\x18\x02\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sluice.api.v1.diff_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLANREQUEST']._serialized_start=44
-  _globals['_PLANREQUEST']._serialized_end=203
-  _globals['_PLANRESPONSE']._serialized_start=205
-  _globals['_PLANRESPONSE']._serialized_end=283
-  _globals['_FILEPLAN']._serialized_start=286
-  _globals['_FILEPLAN']._serialized_end=490
-  _globals['_HAVE']._serialized_start=492
-  _globals['_HAVE']._serialized_end=498
-  _globals['_PENDING']._serialized_start=500
-  _globals['_PENDING']._serialized_end=509
-  _globals['_OFFER']._serialized_start=511
-  _globals['_OFFER']._serialized_end=569
-  _globals['_FETCHREQUEST']._serialized_start=571
-  _globals['_FETCHREQUEST']._serialized_end=636
-  _globals['_FETCHRESPONSE']._serialized_start=638
-  _globals['_FETCHRESPONSE']._serialized_end=683
-  _globals['_DESCRIBEREQUEST']._serialized_start=685
-  _globals['_DESCRIBEREQUEST']._serialized_end=746
-  _globals['_DESCRIBERESPONSE']._serialized_start=749
-  _globals['_DESCRIBERESPONSE']._serialized_end=889
-  _globals['_REGION']._serialized_start=892
-  _globals['_REGION']._serialized_end=1070
-  _globals['_DIFFMODEL']._serialized_start=1073
-  _globals['_DIFFMODEL']._serialized_end=1296
+  _globals['_DIFFMODEL'].methods_by_name['Plan']._loaded_options = None
+  _globals['_DIFFMODEL'].methods_by_name['Plan']._serialized_options = b'\372\351\030\004\020\001\030\002'
+  _globals['_DIFFMODEL'].methods_by_name['Fetch']._loaded_options = None
+  _globals['_DIFFMODEL'].methods_by_name['Fetch']._serialized_options = b'\372\351\030\004\020\001\030\002'
+  _globals['_DIFFMODEL'].methods_by_name['Describe']._loaded_options = None
+  _globals['_DIFFMODEL'].methods_by_name['Describe']._serialized_options = b'\372\351\030\002\030\001'
+  _globals['_PLANREQUEST']._serialized_start=72
+  _globals['_PLANREQUEST']._serialized_end=231
+  _globals['_PLANRESPONSE']._serialized_start=233
+  _globals['_PLANRESPONSE']._serialized_end=311
+  _globals['_FILEPLAN']._serialized_start=314
+  _globals['_FILEPLAN']._serialized_end=518
+  _globals['_HAVE']._serialized_start=520
+  _globals['_HAVE']._serialized_end=526
+  _globals['_PENDING']._serialized_start=528
+  _globals['_PENDING']._serialized_end=537
+  _globals['_OFFER']._serialized_start=539
+  _globals['_OFFER']._serialized_end=597
+  _globals['_FETCHREQUEST']._serialized_start=599
+  _globals['_FETCHREQUEST']._serialized_end=664
+  _globals['_FETCHRESPONSE']._serialized_start=666
+  _globals['_FETCHRESPONSE']._serialized_end=711
+  _globals['_DESCRIBEREQUEST']._serialized_start=713
+  _globals['_DESCRIBEREQUEST']._serialized_end=774
+  _globals['_DESCRIBERESPONSE']._serialized_start=777
+  _globals['_DESCRIBERESPONSE']._serialized_end=917
+  _globals['_REGION']._serialized_start=920
+  _globals['_REGION']._serialized_end=1098
+  _globals['_DIFFMODEL']._serialized_start=1101
+  _globals['_DIFFMODEL']._serialized_end=1352
 # @@protoc_insertion_point(module_scope)

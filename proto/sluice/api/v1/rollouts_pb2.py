@@ -23,40 +23,51 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from sluice.api.v1 import access_pb2 as sluice_dot_api_dot_v1_dot_access__pb2
 from sluice.api.v1 import devices_pb2 as sluice_dot_api_dot_v1_dot_devices__pb2
 from sluice.api.v1 import errors_pb2 as sluice_dot_api_dot_v1_dot_errors__pb2
 from sluice.api.v1 import sync_pb2 as sluice_dot_api_dot_v1_dot_sync__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csluice/api/v1/rollouts.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bsluice/api/v1/devices.proto\x1a\x1asluice/api/v1/errors.proto\x1a\x18sluice/api/v1/sync.proto\"b\n\x05Phase\x12)\n\x08selector\x18\x01 \x01(\x0b\x32\x17.sluice.api.v1.Selector\x12\x12\n\ndeadline_s\x18\x02 \x01(\r\x12\x1a\n\x12max_failed_percent\x18\x03 \x01(\r\"\xa6\x02\n\x07Rollout\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.sluice.api.v1.RolloutState\x12$\n\x06phases\x18\x05 \x03(\x0b\x32\x14.sluice.api.v1.Phase\x12-\n\x07\x64\x65vices\x18\x06 \x03(\x0b\x32\x1c.sluice.api.v1.RolloutDevice\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07verdict\x18\t \x01(\t\"\xb0\x02\n\rRolloutDevice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32!.sluice.api.v1.RolloutDeviceState\x12\'\n\x04step\x18\x03 \x01(\x0e\x32\x19.sluice.api.v1.UpdateStep\x12\x14\n\x0c\x66rom_version\x18\x04 \x01(\x04\x12\x15\n\rfetched_bytes\x18\x05 \x01(\x04\x12\x19\n\x11\x66\x65tch_total_bytes\x18\x06 \x01(\x04\x12*\n\x06reason\x18\x07 \x01(\x0e\x32\x1a.sluice.api.v1.ErrorReason\x12\x0f\n\x07message\x18\x08 \x01(\t\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x14\x43reateRolloutRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12$\n\x06phases\x18\x03 \x03(\x0b\x32\x14.sluice.api.v1.Phase\"\x1f\n\x11GetRolloutRequest\x12\n\n\x02id\x18\x01 \x01(\t\"K\n\x13ListRolloutsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x14ListRolloutsResponse\x12(\n\x08rollouts\x18\x01 \x03(\x0b\x32\x16.sluice.api.v1.Rollout\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x13WatchRolloutRequest\x12\n\n\x02id\x18\x01 \x01(\t\">\n\x13\x41\x62ortRolloutRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06revert\x18\x02 \x01(\x08\x12\x0b\n\x03why\x18\x03 \x01(\t*\xb4\x01\n\x0cRolloutState\x12\x1d\n\x19ROLLOUT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15ROLLOUT_STATE_RUNNING\x10\x01\x12\x18\n\x14ROLLOUT_STATE_PAUSED\x10\x02\x12\x1b\n\x17ROLLOUT_STATE_SUCCEEDED\x10\x03\x12\x18\n\x14ROLLOUT_STATE_FAILED\x10\x04\x12\x19\n\x15ROLLOUT_STATE_ABORTED\x10\x05*\xe1\x01\n\x12RolloutDeviceState\x12$\n ROLLOUT_DEVICE_STATE_UNSPECIFIED\x10\x00\x12 \n\x1cROLLOUT_DEVICE_STATE_WAITING\x10\x01\x12!\n\x1dROLLOUT_DEVICE_STATE_UPDATING\x10\x02\x12\x1d\n\x19ROLLOUT_DEVICE_STATE_DONE\x10\x03\x12\x1f\n\x1bROLLOUT_DEVICE_STATE_FAILED\x10\x04\x12 \n\x1cROLLOUT_DEVICE_STATE_ABORTED\x10\x05\x32\x93\x03\n\x08Rollouts\x12L\n\rCreateRollout\x12#.sluice.api.v1.CreateRolloutRequest\x1a\x16.sluice.api.v1.Rollout\x12\x46\n\nGetRollout\x12 .sluice.api.v1.GetRolloutRequest\x1a\x16.sluice.api.v1.Rollout\x12W\n\x0cListRollouts\x12\".sluice.api.v1.ListRolloutsRequest\x1a#.sluice.api.v1.ListRolloutsResponse\x12L\n\x0cWatchRollout\x12\".sluice.api.v1.WatchRolloutRequest\x1a\x16.sluice.api.v1.Rollout0\x01\x12J\n\x0c\x41\x62ortRollout\x12\".sluice.api.v1.AbortRolloutRequest\x1a\x16.sluice.api.v1.Rolloutb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csluice/api/v1/rollouts.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asluice/api/v1/access.proto\x1a\x1bsluice/api/v1/devices.proto\x1a\x1asluice/api/v1/errors.proto\x1a\x18sluice/api/v1/sync.proto\"b\n\x05Phase\x12)\n\x08selector\x18\x01 \x01(\x0b\x32\x17.sluice.api.v1.Selector\x12\x12\n\ndeadline_s\x18\x02 \x01(\r\x12\x1a\n\x12max_failed_percent\x18\x03 \x01(\r\"\xa6\x02\n\x07Rollout\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.sluice.api.v1.RolloutState\x12$\n\x06phases\x18\x05 \x03(\x0b\x32\x14.sluice.api.v1.Phase\x12-\n\x07\x64\x65vices\x18\x06 \x03(\x0b\x32\x1c.sluice.api.v1.RolloutDevice\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07verdict\x18\t \x01(\t\"\xb0\x02\n\rRolloutDevice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32!.sluice.api.v1.RolloutDeviceState\x12\'\n\x04step\x18\x03 \x01(\x0e\x32\x19.sluice.api.v1.UpdateStep\x12\x14\n\x0c\x66rom_version\x18\x04 \x01(\x04\x12\x15\n\rfetched_bytes\x18\x05 \x01(\x04\x12\x19\n\x11\x66\x65tch_total_bytes\x18\x06 \x01(\x04\x12*\n\x06reason\x18\x07 \x01(\x0e\x32\x1a.sluice.api.v1.ErrorReason\x12\x0f\n\x07message\x18\x08 \x01(\t\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x14\x43reateRolloutRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12$\n\x06phases\x18\x03 \x03(\x0b\x32\x14.sluice.api.v1.Phase\"\x1f\n\x11GetRolloutRequest\x12\n\n\x02id\x18\x01 \x01(\t\"K\n\x13ListRolloutsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x14ListRolloutsResponse\x12(\n\x08rollouts\x18\x01 \x03(\x0b\x32\x16.sluice.api.v1.Rollout\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x13WatchRolloutRequest\x12\n\n\x02id\x18\x01 \x01(\t\">\n\x13\x41\x62ortRolloutRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06revert\x18\x02 \x01(\x08\x12\x0b\n\x03why\x18\x03 \x01(\t*\xb4\x01\n\x0cRolloutState\x12\x1d\n\x19ROLLOUT_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15ROLLOUT_STATE_RUNNING\x10\x01\x12\x18\n\x14ROLLOUT_STATE_PAUSED\x10\x02\x12\x1b\n\x17ROLLOUT_STATE_SUCCEEDED\x10\x03\x12\x18\n\x14ROLLOUT_STATE_FAILED\x10\x04\x12\x19\n\x15ROLLOUT_STATE_ABORTED\x10\x05*\xe1\x01\n\x12RolloutDeviceState\x12$\n ROLLOUT_DEVICE_STATE_UNSPECIFIED\x10\x00\x12 \n\x1cROLLOUT_DEVICE_STATE_WAITING\x10\x01\x12!\n\x1dROLLOUT_DEVICE_STATE_UPDATING\x10\x02\x12\x1d\n\x19ROLLOUT_DEVICE_STATE_DONE\x10\x03\x12\x1f\n\x1bROLLOUT_DEVICE_STATE_FAILED\x10\x04\x12 \n\x1cROLLOUT_DEVICE_STATE_ABORTED\x10\x05\x32\xbf\x03\n\x08Rollouts\x12V\n\rCreateRollout\x12#.sluice.api.v1.CreateRolloutRequest\x1a\x16.sluice.api.v1.Rollout\"\x08\xfa\xe9\x18\x04\x18\x03 \x01\x12N\n\nGetRollout\x12 .sluice.api.v1.GetRolloutRequest\x1a\x16.sluice.api.v1.Rollout\"\x06\xfa\xe9\x18\x02\x18\x01\x12_\n\x0cListRollouts\x12\".sluice.api.v1.ListRolloutsRequest\x1a#.sluice.api.v1.ListRolloutsResponse\"\x06\xfa\xe9\x18\x02\x18\x01\x12T\n\x0cWatchRollout\x12\".sluice.api.v1.WatchRolloutRequest\x1a\x16.sluice.api.v1.Rollout\"\x06\xfa\xe9\x18\x02\x18\x01\x30\x01\x12T\n\x0c\x41\x62ortRollout\x12\".sluice.api.v1.AbortRolloutRequest\x1a\x16.sluice.api.v1.Rollout\"\x08\xfa\xe9\x18\x04\x18\x03 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sluice.api.v1.rollouts_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLLOUTSTATE']._serialized_start=1262
-  _globals['_ROLLOUTSTATE']._serialized_end=1442
-  _globals['_ROLLOUTDEVICESTATE']._serialized_start=1445
-  _globals['_ROLLOUTDEVICESTATE']._serialized_end=1670
-  _globals['_PHASE']._serialized_start=163
-  _globals['_PHASE']._serialized_end=261
-  _globals['_ROLLOUT']._serialized_start=264
-  _globals['_ROLLOUT']._serialized_end=558
-  _globals['_ROLLOUTDEVICE']._serialized_start=561
-  _globals['_ROLLOUTDEVICE']._serialized_end=865
-  _globals['_CREATEROLLOUTREQUEST']._serialized_start=867
-  _globals['_CREATEROLLOUTREQUEST']._serialized_end=959
-  _globals['_GETROLLOUTREQUEST']._serialized_start=961
-  _globals['_GETROLLOUTREQUEST']._serialized_end=992
-  _globals['_LISTROLLOUTSREQUEST']._serialized_start=994
-  _globals['_LISTROLLOUTSREQUEST']._serialized_end=1069
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=1071
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=1160
-  _globals['_WATCHROLLOUTREQUEST']._serialized_start=1162
-  _globals['_WATCHROLLOUTREQUEST']._serialized_end=1195
-  _globals['_ABORTROLLOUTREQUEST']._serialized_start=1197
-  _globals['_ABORTROLLOUTREQUEST']._serialized_end=1259
-  _globals['_ROLLOUTS']._serialized_start=1673
-  _globals['_ROLLOUTS']._serialized_end=2076
+  _globals['_ROLLOUTS'].methods_by_name['CreateRollout']._loaded_options = None
+  _globals['_ROLLOUTS'].methods_by_name['CreateRollout']._serialized_options = b'\372\351\030\004\030\003 \001'
+  _globals['_ROLLOUTS'].methods_by_name['GetRollout']._loaded_options = None
+  _globals['_ROLLOUTS'].methods_by_name['GetRollout']._serialized_options = b'\372\351\030\002\030\001'
+  _globals['_ROLLOUTS'].methods_by_name['ListRollouts']._loaded_options = None
+  _globals['_ROLLOUTS'].methods_by_name['ListRollouts']._serialized_options = b'\372\351\030\002\030\001'
+  _globals['_ROLLOUTS'].methods_by_name['WatchRollout']._loaded_options = None
+  _globals['_ROLLOUTS'].methods_by_name['WatchRollout']._serialized_options = b'\372\351\030\002\030\001'
+  _globals['_ROLLOUTS'].methods_by_name['AbortRollout']._loaded_options = None
+  _globals['_ROLLOUTS'].methods_by_name['AbortRollout']._serialized_options = b'\372\351\030\004\030\003 \001'
+  _globals['_ROLLOUTSTATE']._serialized_start=1290
+  _globals['_ROLLOUTSTATE']._serialized_end=1470
+  _globals['_ROLLOUTDEVICESTATE']._serialized_start=1473
+  _globals['_ROLLOUTDEVICESTATE']._serialized_end=1698
+  _globals['_PHASE']._serialized_start=191
+  _globals['_PHASE']._serialized_end=289
+  _globals['_ROLLOUT']._serialized_start=292
+  _globals['_ROLLOUT']._serialized_end=586
+  _globals['_ROLLOUTDEVICE']._serialized_start=589
+  _globals['_ROLLOUTDEVICE']._serialized_end=893
+  _globals['_CREATEROLLOUTREQUEST']._serialized_start=895
+  _globals['_CREATEROLLOUTREQUEST']._serialized_end=987
+  _globals['_GETROLLOUTREQUEST']._serialized_start=989
+  _globals['_GETROLLOUTREQUEST']._serialized_end=1020
+  _globals['_LISTROLLOUTSREQUEST']._serialized_start=1022
+  _globals['_LISTROLLOUTSREQUEST']._serialized_end=1097
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=1099
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=1188
+  _globals['_WATCHROLLOUTREQUEST']._serialized_start=1190
+  _globals['_WATCHROLLOUTREQUEST']._serialized_end=1223
+  _globals['_ABORTROLLOUTREQUEST']._serialized_start=1225
+  _globals['_ABORTROLLOUTREQUEST']._serialized_end=1287
+  _globals['_ROLLOUTS']._serialized_start=1701
+  _globals['_ROLLOUTS']._serialized_end=2148
 # @@protoc_insertion_point(module_scope)

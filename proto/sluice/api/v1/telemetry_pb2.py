@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from sluice.api.v1 import access_pb2 as sluice_dot_api_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsluice/api/v1/telemetry.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"X\n\rReportRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12%\n\x07\x62\x61tches\x18\x03 \x03(\x0b\x32\x14.sluice.api.v1.Batch\"A\n\x05\x42\x61tch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x07metrics\x18\x02 \x03(\x0b\x32\x15.sluice.api.v1.Metric\"\xcb\x01\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x39\n\nattributes\x18\x04 \x03(\x0b\x32%.sluice.api.v1.Metric.AttributesEntry\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\x0eReportResponse\x12\x16\n\x0e\x61\x63ked_sequence\x18\x01 \x01(\x04\"p\n\x13QueryMetricsRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x04 \x01(\r\">\n\x14QueryMetricsResponse\x12&\n\x07metrics\x18\x01 \x03(\x0b\x32\x15.sluice.api.v1.Metric2\xab\x01\n\tTelemetry\x12\x45\n\x06Report\x12\x1c.sluice.api.v1.ReportRequest\x1a\x1d.sluice.api.v1.ReportResponse\x12W\n\x0cQueryMetrics\x12\".sluice.api.v1.QueryMetricsRequest\x1a#.sluice.api.v1.QueryMetricsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsluice/api/v1/telemetry.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asluice/api/v1/access.proto\"X\n\rReportRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12%\n\x07\x62\x61tches\x18\x03 \x03(\x0b\x32\x14.sluice.api.v1.Batch\"A\n\x05\x42\x61tch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12&\n\x07metrics\x18\x02 \x03(\x0b\x32\x15.sluice.api.v1.Metric\"\xcb\x01\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x39\n\nattributes\x18\x04 \x03(\x0b\x32%.sluice.api.v1.Metric.AttributesEntry\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\x0eReportResponse\x12\x16\n\x0e\x61\x63ked_sequence\x18\x01 \x01(\x04\"p\n\x13QueryMetricsRequest\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x04 \x01(\r\">\n\x14QueryMetricsResponse\x12&\n\x07metrics\x18\x01 \x03(\x0b\x32\x15.sluice.api.v1.Metric2\xbb\x01\n\tTelemetry\x12M\n\x06Report\x12\x1c.sluice.api.v1.ReportRequest\x1a\x1d.sluice.api.v1.ReportResponse\"\x06\xfa\xe9\x18\x02\x10\x01\x12_\n\x0cQueryMetrics\x12\".sluice.api.v1.QueryMetricsRequest\x1a#.sluice.api.v1.QueryMetricsResponse\"\x06\xfa\xe9\x18\x02\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,20 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_METRIC_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_METRIC_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_REPORTREQUEST']._serialized_start=81
-  _globals['_REPORTREQUEST']._serialized_end=169
-  _globals['_BATCH']._serialized_start=171
-  _globals['_BATCH']._serialized_end=236
-  _globals['_METRIC']._serialized_start=239
-  _globals['_METRIC']._serialized_end=442
-  _globals['_METRIC_ATTRIBUTESENTRY']._serialized_start=393
-  _globals['_METRIC_ATTRIBUTESENTRY']._serialized_end=442
-  _globals['_REPORTRESPONSE']._serialized_start=444
-  _globals['_REPORTRESPONSE']._serialized_end=484
-  _globals['_QUERYMETRICSREQUEST']._serialized_start=486
-  _globals['_QUERYMETRICSREQUEST']._serialized_end=598
-  _globals['_QUERYMETRICSRESPONSE']._serialized_start=600
-  _globals['_QUERYMETRICSRESPONSE']._serialized_end=662
-  _globals['_TELEMETRY']._serialized_start=665
-  _globals['_TELEMETRY']._serialized_end=836
+  _globals['_TELEMETRY'].methods_by_name['Report']._loaded_options = None
+  _globals['_TELEMETRY'].methods_by_name['Report']._serialized_options = b'\372\351\030\002\020\001'
+  _globals['_TELEMETRY'].methods_by_name['QueryMetrics']._loaded_options = None
+  _globals['_TELEMETRY'].methods_by_name['QueryMetrics']._serialized_options = b'\372\351\030\002\030\001'
+  _globals['_REPORTREQUEST']._serialized_start=109
+  _globals['_REPORTREQUEST']._serialized_end=197
+  _globals['_BATCH']._serialized_start=199
+  _globals['_BATCH']._serialized_end=264
+  _globals['_METRIC']._serialized_start=267
+  _globals['_METRIC']._serialized_end=470
+  _globals['_METRIC_ATTRIBUTESENTRY']._serialized_start=421
+  _globals['_METRIC_ATTRIBUTESENTRY']._serialized_end=470
+  _globals['_REPORTRESPONSE']._serialized_start=472
+  _globals['_REPORTRESPONSE']._serialized_end=512
+  _globals['_QUERYMETRICSREQUEST']._serialized_start=514
+  _globals['_QUERYMETRICSREQUEST']._serialized_end=626
+  _globals['_QUERYMETRICSRESPONSE']._serialized_start=628
+  _globals['_QUERYMETRICSRESPONSE']._serialized_end=690
+  _globals['_TELEMETRY']._serialized_start=693
+  _globals['_TELEMETRY']._serialized_end=880
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,225 @@
+"""Lets calls in: who calls, whether they may, how much, and what of it is written down.
+
+In order, for each call: the caller's identity from the connection; the caller's quota; the table
+(authorisation.py); what a device may see (ownership.py), for each message of the call; then, for a call
+that changes something, its record in the audit log, before the handler sees the request. When the call has
+ended its outcome is recorded; a call that was turned away is recorded as that.
+
+Without a policy nobody is asked who they are and everybody may do everything: so a control plane is served
+that has no certificates. Changes are recorded nevertheless, by address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from cryptography import x509
+from google.protobuf.message import Message
+from grpc import aio
+
+from fleet import audit_record, log
+from fleet.audit_chain import Head
+from fleet.audit_log import AuditLog
+from fleet.authorisation import access_of, may, role_of, short_name
+from fleet.caller import certificate_of, identity_of
+from fleet.clock import now_us
+from fleet.database import Database
+from fleet.denials import Denials
+from fleet.limits import FIRST_MESSAGE_S
+from fleet.operators import Operators
+from fleet.ownership import rule_of
+from fleet.quotas import Callers, Quotas, Usage
+from sluice.api.v1 import errors_pb2
+from updater.errors import SluiceError
+from updater.identity import Identity, Kind, Role
+
+Context = aio.ServicerContext[Any, Any]
+DIFF_METHODS = frozenset({"/sluice.api.v1.DiffModel/Plan", "/sluice.api.v1.DiffModel/Describe"})
+_DENIALS = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
+
+
+def _stands(certificate: x509.Certificate, identity: Identity) -> None:
+    """The check of a certificate's standing where nobody revokes."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a control plane that has certificates goes by.
+
+    Attributes:
+        trust_domain: whose identities count.
+        stands: raises SluiceError when a certificate counts no longer (revoked, …); called for each call.
+        quotas: what one caller may take.
+    """
+
+    trust_domain: str
+    stands: Callable[[x509.Certificate, Identity], None] = _stands
+    quotas: Quotas = field(default_factory=Quotas)
+
+
+class Access:
+    """The way into one control plane.
+
+    Args:
+        policy: None where nobody is asked who they are.
+        clock: seconds that only move forward.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | None,
+        database: Database,
+        operators: Operators,
+        audit: AuditLog,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._policy = policy
+        self._database = database
+        self._operators = operators
+        self._audit = audit
+        self._clock = clock
+        self._callers = None if policy is None else Callers(policy.quotas)
+        self._denials = Denials(audit, clock)
+
+    async def stop(self) -> None:
+        """Records what was only counted so far."""
+        await self._denials.flush()
+
+    @asynccontextmanager
+    async def call(self, method: str, context: Context) -> AsyncIterator[Call]:
+        """One call, from its beginning to its end. Raises SluiceError when it is turned away."""
+        call = Call(method, _address(context.peer()), self._database, self._audit)
+        try:
+            with ExitStack() as held:
+                self._admit(call, context, held)
+                yield call
+        except SluiceError as error:
+            # Whoever is not admitted is turned away, but for asking too often.
+            stopped = not call.admitted and error.reason != errors_pb2.LIMIT_EXCEEDED
+            if call.begun is None and (stopped or error.status in _DENIALS):
+                await self._denials.note(call.who(), short_name(method), error)
+            await call.ended(error.code, error.message)
+            raise
+        except aio.AbortError:
+            await call.ended("ABORTED", "")
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            await asyncio.shield(call.ended("CANCELLED", ""))
+            raise
+        except Exception as error:
+            await call.ended("INTERNAL", type(error).__name__)
+            raise
+        else:
+            await call.ended("OK", "")
+
+    def _admit(self, call: Call, context: Context, held: ExitStack) -> None:
+        call.admitted = self._policy is None
+        if self._policy is None or self._callers is None:
+            return
+        identity = None
+        try:
+            certificate = certificate_of(context)
+            identity = call.identity = None if certificate is None else identity_of(certificate)
+        finally:  # also what cannot be read costs its sender something
+            # Only identities of ours have quotas of their own: others choose their names as they like.
+            ours = identity is not None and identity.trust_domain == self._policy.trust_domain
+            usage = self._callers.usage(identity if ours else None, call.address, self._clock())
+            usage.request(self._clock())
+        if certificate is not None and identity is not None:
+            self._policy.stands(certificate, identity)
+            call.role = role_of(identity, self._operators.granted(identity))
+        refusal = may(identity, call.role, call.method, trust_domain=self._policy.trust_domain)
+        if refusal is not None:
+            raise refusal
+        call.admitted = True
+        if call.method in DIFF_METHODS:
+            held.enter_context(usage.diff())
+        call.limit(usage, self._clock)
+
+
+class Call:
+    """One call that is under way.
+
+    Attributes:
+        identity: of the caller; None without a certificate, or where nobody is asked.
+        role: of an operator.
+        admitted: it passed the table.
+        begun: the head of its record, once that is written.
+    """
+
+    def __init__(self, method: str, address: str, database: Database, audit: AuditLog) -> None:
+        self.method = method
+        self.address = address
+        self.identity: Identity | None = None
+        self.role: Role | None = None
+        self.admitted = False
+        self.begun: Head | None = None
+        self._database = database
+        self._audit = audit
+        self._usage: Usage | None = None
+        self._clock: Callable[[], float] = time.monotonic
+        access = access_of(method)
+        self._recorded = access is not None and access.recorded
+
+    def limit(self, usage: Usage, clock: Callable[[], float]) -> None:
+        """Messages count against a quota from now on."""
+        self._usage, self._clock = usage, clock
+
+    def who(self) -> dict[str, Any]:
+        """The caller, for a record."""
+        return audit_record.caller_fields(self.identity, self.role, self.address)
+
+    async def message(self, request: Message) -> Message:
+        """One message of the caller, as the handler shall see it. Raises SluiceError."""
+        if self._usage is not None:
+            self._usage.received(request.ByteSize(), self._clock())
+        if self.identity is not None and self.identity.kind is Kind.DEVICE:
+            request = await rule_of(self.method)(self._database, self.identity.name, request)
+        if self._recorded and self.begun is None:
+            entry = audit_record.call(self.who(), short_name(self.method), request, now_us())
+            self.begun = await self._audit.append(entry)
+        return request
+
+    async def messages(self, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+        """The caller's stream, as the handler shall see it."""
+        if self._recorded:
+            yield await self.message(await _first(requests))
+        async for request in requests:
+            yield await self.message(request)
+
+    async def ended(self, code: str, message: str) -> None:
+        """Records how it ended, if its beginning was recorded."""
+        if self.begun is None:
+            return
+        entry = audit_record.outcome(self.begun.sequence, short_name(self.method), code, message, now_us())
+        try:
+            await self._audit.append(entry)
+        except SluiceError as error:
+            # The change is recorded as begun, and no other begins until the log can be written again.
+            log.warning("outcome_not_recorded", error, call=self.begun.sequence, outcome=code)
+
+
+async def _first(requests: AsyncIterator[Message]) -> Message:
+    """The first message of a stream that changes something."""
+    try:
+        async with asyncio.timeout(FIRST_MESSAGE_S):
+            return await anext(requests)
+    except (TimeoutError, StopAsyncIteration):
+        raise SluiceError(
+            errors_pb2.REQUEST_INVALID, "the stream did not say what it is about", obj="request"
+        ) from None
+
+
+def _address(peer: str) -> str:
+    """Where a caller is, without its port, from "ipv4:10.0.0.7:40000", "ipv6:%5B::1%5D:40000" or "unix:…"."""
+    family, _, rest = unquote(peer).partition(":")
+    if family not in ("ipv4", "ipv6"):
+        return family
+    return rest.rpartition(":")[0].strip("[]")
