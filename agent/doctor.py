@@ -19,6 +19,7 @@ from agent.admin import AdminClient
 from agent.capabilities import agent_version
 from agent.config import AgentConfig
 from agent.control import Control
+from agent.identity import BoxIdentity
 from agent.status_table import size
 from runtimes import survey
 from updater.digests import digest_file
@@ -176,7 +177,7 @@ def _agent(config: AgentConfig) -> Finding:
 
 
 def _control(config: AgentConfig) -> Finding:
-    control = Control(config.control_address)
+    control = Control(config.control_address, BoxIdentity(config))
     try:
         control.check()
     finally:

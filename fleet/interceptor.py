@@ -33,23 +33,25 @@ class ErrorInterceptor(aio.ServerInterceptor):
         if handler is None:
             return None  # gRPC answers UNIMPLEMENTED
         method = handler_call_details.method
-        if handler.response_streaming:
-            streaming = _guard_stream(handler.stream_stream or handler.unary_stream, method)
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(streaming, handler.request_deserializer, handler.response_serializer)
-        single = _guard_single(handler.stream_unary or handler.unary_unary, method)
-        make_single: Any = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
+        method = handler_call_details.method
+        return rewrap(
+            handler, lambda inner: _guard_single(inner, method), lambda inner: _guard_stream(inner, method)
         )
-        return make_single(  # type: ignore[no-any-return]
-            single, handler.request_deserializer, handler.response_serializer
-        )
+
+
+def rewrap(
+    handler: Any, single: Callable[[Any], Any], stream: Callable[[Any], Any]
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler like this one around what `single` or `stream`, by how it answers, makes of its behaviour."""
+    kinds = (handler.request_streaming, handler.response_streaming)
+    behaviour, make = {
+        (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
+        (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+        (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
+        (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
+    }[kinds]
+    wrapped = stream(behaviour) if handler.response_streaming else single(behaviour)
+    return make(wrapped, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return, operator]
 
 
 def _guard_single(behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
