@@ -91,7 +91,8 @@ class AgentConfig:
         enrolment_address: host:port where certificates are asked for; by default the port after control's.
         control_bundle: PEM of the authorities to trust until the first certificate brings newer ones.
         control_token: enrols this box once; without one an operator approves it.
-        control_certificate: another authority's certificate for this box; then nothing is enrolled or renewed.
+        control_certificate: another authority's certificate for this box; then nothing is enrolled or
+            renewed.
         control_key: the private key of that certificate.
         control_server_name: in the control plane's certificate; empty: the embedded authority's.
         state_dir: everything the agent keeps.
@@ -187,7 +188,9 @@ def parse(value: Mapping[str, Any], path: Path) -> AgentConfig:
         fields["device_id"] = default_device_id()
     external = {name: name in fields for name in ("control_certificate", "control_key")}
     if any(external.values()) and not (all(external.values()) and "control_bundle" in fields):
-        raise _invalid(path, "control.certificate", "needs control.key and control.bundle beside it, and both it")
+        raise _invalid(
+            path, "control.certificate", "needs control.key and control.bundle beside it, and both it"
+        )
     if "enrolment_address" not in fields:
         fields["enrolment_address"] = next_port(fields["control_address"])
     state_dir = fields.get("state_dir", AgentConfig.state_dir)

@@ -31,6 +31,7 @@ from updater.errors import SluiceError
 from updater.wire import from_rpc_error
 
 log = logging.getLogger(__name__)
+_REFUSED = (errors_pb2.CERTIFICATE_REVOKED, errors_pb2.CERTIFICATE_EXPIRED, errors_pb2.CERTIFICATE_INVALID)
 _Reply = TypeVar("_Reply")
 _OPTIONS = [
     ("grpc.keepalive_time_ms", limits.KEEPALIVE_TIME_MS),
@@ -49,6 +50,10 @@ class Channels(Protocol):
     """What gives channels to the control plane: agent.identity.BoxIdentity."""
 
     generation: int
+
+    def refused(self) -> None:
+        """The certificate does not count any more: get another soon."""
+        ...
 
     def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """Raises SluiceError(UNAUTHENTICATED) while there is no certificate."""
@@ -89,6 +94,8 @@ class Control:
         failure = from_rpc_error(error, doing, self.address)
         if failure.reason == errors_pb2.CONTROL_UNREACHABLE:
             self.close()
+        elif failure.reason in _REFUSED:
+            self._identity.refused()
         return failure
 
     def _call(self, doing: str, call: Callable[[grpc.Channel], _Reply]) -> _Reply:

@@ -2,9 +2,11 @@
 
 On disk below STATE/identity: `enrolment.key`, made before it is first used and kept for good, and
 `credentials.json` (key, chain, bundle, counter: updater/credentials.py), replaced whole at each renewal. The
-thread enrols while there is no certificate, renews at two thirds of its life, and goes on trying as long as it
-takes: with the enrolment key a certificate that expired long ago is renewed like any other. Nothing else waits
-for it: serving needs no certificate, and calls to the control plane fail with the reason until there is one.
+thread enrols while there is no certificate, renews at two thirds of its life, and goes on trying as long as
+it
+takes: with the enrolment key a certificate that expired long ago is renewed like any other. Nothing else
+    waits for it: serving needs no certificate, and calls to the control plane fail with the reason until
+    there is one.
 
 With `control.certificate` and `control.key` another authority keeps the files; they are followed instead.
 """
@@ -62,9 +64,12 @@ class BoxIdentity:
             log.warning("certificate: %s", error)
         self.on_renewed: Callable[[], None] = lambda: None
         self._backoff = Backoff(
-            min(limits.RENEW_FIRST_S, config.reconnect_max_s), min(limits.RENEW_MOST_S, config.reconnect_max_s)
+            min(limits.RENEW_FIRST_S, config.reconnect_max_s),
+            min(limits.RENEW_MOST_S, config.reconnect_max_s),
         )
         self._stop = threading.Event()
+        self._look = threading.Event()  # set: something happened, look whether to renew
+        self._refused = False
         self._thread = threading.Thread(target=self._run, name="identity", daemon=True)
 
     def start(self) -> None:
@@ -72,12 +77,18 @@ class BoxIdentity:
 
     def stop(self, timeout_s: float) -> None:
         self._stop.set()
+        self._look.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
     def alive(self) -> bool:
         """Whether the thread runs; for the watchdog."""
         return self._thread.is_alive()
+
+    def refused(self) -> None:
+        """The control plane takes the certificate no longer: renew as soon as the backoff allows."""
+        self._refused = True
+        self._look.set()
 
     def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """A channel with the certificate held now. Raises SluiceError(UNAUTHENTICATED) without one."""
@@ -91,7 +102,10 @@ class BoxIdentity:
         return held.channel(address, options)
 
     def enrol(self, token: str = "") -> Identity:
-        """Enrols now, whatever is held; returns who this box is. Raises SluiceError as Enrolment.Enrol says."""
+        """Enrols now, whatever is held; returns who this box is.
+
+        Raises SluiceError as Enrolment.Enrol says.
+        """
         if self._external:
             raise SluiceError(
                 errors_pb2.CONFIG_INVALID,
@@ -131,9 +145,10 @@ class BoxIdentity:
                 self._follow()
                 self._stop.wait(limits.FOLLOW_FILES_S)
                 continue
-            if wait_s > 0:
+            if wait_s > 0 and not self._refused:
                 # In steps, for the clock may jump while this waits.
-                self._stop.wait(min(wait_s, limits.RENEW_LOOK_S))
+                self._look.wait(min(wait_s, limits.RENEW_LOOK_S))
+                self._look.clear()
                 continue
             try:
                 self._next()
@@ -148,7 +163,11 @@ class BoxIdentity:
                 jitter = random.random()  # noqa: S311
 
     def _next(self) -> None:
-        """The next certificate: by renewal, else, where the control plane does not know this box, by enrolment."""
+        """Renews; enrols where there is no certificate yet, or the control plane does not know this box."""
+        found = self._load()
+        if found.chain and found.chain != self.credentials.chain and not self._external:
+            self._hold(found)  # `sluice-agent enrol` was faster
+            return
         if not self.credentials.chain:
             self.enrol()
             return
@@ -161,7 +180,11 @@ class BoxIdentity:
 
     def _take(self, found: Credentials) -> None:
         found.save(self._path)
+        self._hold(found)
+
+    def _hold(self, found: Credentials) -> None:
         self.credentials = found
+        self._refused = False
         self.generation += 1
         leaf = found.leaf
         assert leaf is not None

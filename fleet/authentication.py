@@ -118,7 +118,7 @@ class AuthenticationInterceptor(aio.ServerInterceptor):
 
     def _single(self, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
         async def checked(request: Any, context: Context) -> Any:
-            now = datetime.datetime.now(datetime.timezone.utc)
+            now = datetime.datetime.now(datetime.UTC)
             self._callers.check(read_caller(context), now)
             return await behaviour(request, context)
 
@@ -126,7 +126,7 @@ class AuthenticationInterceptor(aio.ServerInterceptor):
 
     def _stream(self, behaviour: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
         async def checked(request: Any, context: Context) -> AsyncIterator[Any]:
-            now = datetime.datetime.now(datetime.timezone.utc)
+            now = datetime.datetime.now(datetime.UTC)
             caller = read_caller(context)
             self._callers.check(caller, now)
             assert caller is not None
@@ -153,7 +153,7 @@ def _revoked(identity: Identity) -> SluiceError:
 def _ended(caller: Caller) -> SluiceError:
     return SluiceError(
         errors_pb2.CERTIFICATE_EXPIRED,
-        f"the certificate of {caller.identity.kind.value} {caller.identity.name} ended while the stream stood",
+        f"the certificate of {caller.identity} ended while the stream stood",
         hint="connect again with the renewed one",
         obj=str(caller.identity),
     )

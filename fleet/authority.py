@@ -28,8 +28,8 @@ _Stamp = tuple[tuple[str, int, int], ...]
 
 
 def now() -> datetime.datetime:
-    """This machine's clock, aware."""
-    return datetime.datetime.now(datetime.timezone.utc)
+    """The time by this machine's clock, aware."""
+    return datetime.datetime.now(datetime.UTC)
 
 
 class Authority:
@@ -74,7 +74,7 @@ class Authority:
             raise SluiceError(
                 errors_pb2.ENROLMENT_REFUSED,
                 "this control plane issues no certificates: another authority does",
-                hint="name that authority's files in the agent's configuration: control.certificate and control.key",
+                hint="name its files in the agent's configuration: control.certificate and control.key",
             )
         chain = self._issuer.issue(identity, public, self._life_s, now())
         return chain, int(certificates(chain)[0].not_valid_after_utc.timestamp() * 1e6)
@@ -105,7 +105,9 @@ class Authority:
             return _configuration(held)
 
         credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
-            _configuration(held), fetch, require_client_authentication=verify
+            _configuration(held),
+            fetch,  # type: ignore[arg-type]  # None says: as before
+            require_client_authentication=verify,
         )
         return credentials
 

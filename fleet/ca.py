@@ -163,7 +163,10 @@ def load(directory: Path) -> Issuer:
 def rotate_intermediate(
     directory: Path, root_key: ec.EllipticCurvePrivateKey, now: datetime.datetime
 ) -> Issuer:
-    """A new intermediate below the newest root. Raises SluiceError(KEY_UNAVAILABLE) for another root's key."""
+    """A new intermediate below the newest root.
+
+    Raises SluiceError(KEY_UNAVAILABLE) for another root's key.
+    """
     issuer = load(directory)
     if not _belongs(root_key, issuer.roots[0]):
         raise SluiceError(
@@ -198,7 +201,7 @@ def rotate_root(directory: Path, old_key: ec.EllipticCurvePrivateKey, now: datet
 
 
 def drop_root(directory: Path, which: str) -> Issuer:
-    """Takes a root out of the bundle, by its fingerprint or the start of it, and cross certificates from it stay.
+    """Takes a root out of the bundle, by the start of its fingerprint; cross certificates from it stay.
 
     Raises SluiceError(REQUEST_INVALID) when it is unknown, ambiguous, or the newest.
     """

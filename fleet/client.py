@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import grpc
 
+from fleet.client_identities import IdentityCalls
 from fleet.client_upload import Progress, UploadLimits, send_file
 from fleet.profile import Profile
 from sluice.api.v1 import (
@@ -31,8 +32,6 @@ from sluice.api.v1 import (
     diff_pb2,
     diff_pb2_grpc,
     errors_pb2,
-    identity_pb2,
-    identity_pb2_grpc,
     registry_pb2,
     registry_pb2_grpc,
     rollouts_pb2,
@@ -152,7 +151,7 @@ class ControlClient:
         self._registry = registry_pb2_grpc.RegistryStub(self._channel)
         self._devices = devices_pb2_grpc.DevicesStub(self._channel)
         self._rollouts = rollouts_pb2_grpc.RolloutsStub(self._channel)
-        self._identities = identity_pb2_grpc.IdentitiesStub(self._channel)
+        self.identities = IdentityCalls(self._channel, self._call, _pages)
         self._diff = diff_pb2_grpc.DiffModelStub(self._channel)
 
     def close(self) -> None:

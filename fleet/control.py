@@ -15,10 +15,10 @@ from fleet import authority, catalog, devices, identities, log, telemetry
 from fleet.authentication import Callers
 from fleet.authority import Authority
 from fleet.builds import Builds
+from fleet.clock import now_us
 from fleet.conductor import Conductor
 from fleet.config import ControlConfig
 from fleet.database import Database
-from fleet.clock import now_us
 from fleet.deltas import DeltaCache
 from fleet.enrolment import Enrolments
 from fleet.limits import AUTHORITY_REFRESH_S, FILE_THREADS, UPKEEP_S

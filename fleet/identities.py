@@ -121,11 +121,7 @@ def renew(
     issue: Issue,
     now_us: int,
 ) -> Outcome:
-    """Takes a renewal.
-
-    Args:
-        check: raises unless the request is signed by the enrolment key that it is given.
-    """
+    """Takes a renewal; `check` raises unless the request is signed by the enrolment key that it is given."""
     row = _find(connection, identity.kind.value, identity.name)
     if row is None or not row.public_key:
         raise SluiceError(
@@ -155,6 +151,13 @@ def renew(
     )
 
 
+def admit(connection: Connection, identity: Identity, public_key: bytes, expires_us: int, now_us: int) -> int:
+    """Writes down an identity that was given its first certificate directly; returns its counter."""
+    connection.execute(delete(tables.identities).where(_is(identity.kind.value, identity.name)))
+    _insert(connection, identity, public_key, ACCEPTED, None, now_us)
+    return _issued(connection, identity, lambda: (b"", expires_us), now_us).counter
+
+
 def approve(connection: Connection, kind: Kind, name: str, wanted: str) -> bool:
     """Accepts the key with this fingerprint; returns whether older certificates became void.
 
@@ -163,7 +166,7 @@ def approve(connection: Connection, kind: Kind, name: str, wanted: str) -> bool:
     row = _get(connection, kind, name)
     for key in (row.conflict_key, row.public_key, row.refused_key):
         if key and fingerprint(key) == wanted:
-            replaced = key != row.public_key
+            replaced: bool = key != row.public_key
             void = _void_until(row) if replaced else row.void_until_us
             if row.state == REVOKED:
                 void = row.expires_us
@@ -267,7 +270,8 @@ def prune(connection: Connection, now_us: int) -> int:
     """Forgets those that waited too long; returns how many."""
     columns = tables.identities.c
     old = columns.created_us < now_us - int(PENDING_KEEP_S * SECOND)
-    return connection.execute(delete(tables.identities).where(columns.state == PENDING, old)).rowcount
+    gone = connection.execute(delete(tables.identities).where(columns.state == PENDING, old))
+    return int(gone.rowcount)
 
 
 def _issued(
@@ -348,7 +352,7 @@ def _insert(
 
 def _void_until(row: Row[Any]) -> int:
     """Up to which end certificates are void once this row's key is replaced."""
-    return max(row.expires_us, row.void_until_us if row.state != REVOKED else 0)
+    return max(int(row.expires_us), int(row.void_until_us) if row.state != REVOKED else 0)
 
 
 def _check_room(connection: Connection, now_us: int) -> None:

@@ -51,7 +51,7 @@ def rewrap(
         (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
     }[kinds]
     wrapped = stream(behaviour) if handler.response_streaming else single(behaviour)
-    return make(wrapped, handler.request_deserializer, handler.response_serializer)  # type: ignore[no-any-return, operator]
+    return make(wrapped, handler.request_deserializer, handler.response_serializer)
 
 
 def _guard_single(behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:

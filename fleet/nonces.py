@@ -1,7 +1,8 @@
 """Nonces that are good once, for a minute, and cost no memory until they are used.
 
-A nonce says when it was made and carries a MAC under a key of this process; so anybody may ask for any number.
-Used ones are remembered until their minute is over. After a restart older ones are refused: callers ask again.
+A nonce says when it was made and carries a MAC under a key of this process; so anybody may ask for any
+number. Used ones are remembered until their minute is over. After a restart older ones are refused: callers
+ask again.
 """
 
 from __future__ import annotations

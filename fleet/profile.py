@@ -2,8 +2,8 @@
 
 `credentials.json` (key, certificate, bundle), `enrolment.key`, and `profile.json` with the addresses. The
 directory is SLUICE_PROFILE, else ~/.config/sluice. A certificate lives a day, so whoever uses the profile
-renews it in passing, at two thirds of its life or after any absence, with the enrolment key; two commands that
-do so at once take turns by a lock.
+renews it in passing, at two thirds of its life or after any absence, with the enrolment key; two commands
+that do so at once take turns by a lock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sluice.api.v1 import errors_pb2
@@ -56,7 +56,10 @@ class Profile:
 
     @classmethod
     def open(cls, directory: Path | None = None) -> Profile:
-        """The profile in a directory; without addresses when there is none. Raises SluiceError(CONFIG_INVALID)."""
+        """The profile in a directory; without addresses when there is none.
+
+        Raises SluiceError(CONFIG_INVALID).
+        """
         place = directory or default_directory()
         path = place / ADDRESSES
         if not path.exists():
@@ -100,7 +103,7 @@ class Profile:
         held = self._held()
         leaf = held.leaf
         assert leaf is not None
-        now = datetime.now(timezone.utc)
+        now = datetime.now(UTC)
         if now < renew_time(leaf, random.random()):  # noqa: S311 - spreads load, guards nothing
             return held
         try:

@@ -2,8 +2,8 @@
 
 In order: settings are checked; DATA is created and locked, so that no second process can work on it; the
 database is migrated; rollouts resume; the ports are bound and their addresses written to DATA/address and
-DATA/enrolment-address; READY=1. Both ports speak TLS only; at the first every caller must show a certificate, at
-the second nobody does, and only Enrolment is served (gRPC for Python cannot leave it to the caller). On
+DATA/enrolment-address; READY=1. Both ports speak TLS only; at the first every caller must show a certificate,
+at the second nobody does, and only Enrolment is served (gRPC for Python cannot leave it to the caller). On
 SIGTERM or SIGINT: no new calls, running ones get STOP_GRACE_S, what is only in memory is written, exit 0.
 """
 
@@ -81,7 +81,8 @@ def run(config: ControlConfig) -> None:
 async def serve(config: ControlConfig, stop: asyncio.Event | None = None) -> None:
     """Serves until `stop` is set; without one, until SIGTERM or SIGINT.
 
-    Raises SluiceError(CONFIG_INVALID | KEY_UNAVAILABLE | STATE_LOCKED | STORE_CORRUPT | IO_FAILED | DISK_FULL).
+    Raises SluiceError(CONFIG_INVALID | KEY_UNAVAILABLE | STATE_LOCKED | STORE_CORRUPT | IO_FAILED |
+    DISK_FULL).
     """
     config.check()
     if stop is None:
@@ -119,7 +120,8 @@ async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
     await enrolment.start()
     files = {ENROLMENT_ADDRESS_FILE: enrolment_address, ADDRESS_FILE: address}
     try:
-        print(f"listening on {address}, for enrolment on {enrolment_address}", flush=True)  # noqa: T201 - for people
+        print(f"listening on {address}", flush=True)  # noqa: T201 - for people and tests
+        print(f"enrolment on {enrolment_address}", flush=True)  # noqa: T201
         log.event("listening", address=address, enrolment=enrolment_address, data=control.config.data)
         for name, bound in files.items():
             write_atomic(control.config.data / name, bound.encode())

@@ -180,7 +180,8 @@ telemetry_points = Table(
     sqlite_autoincrement=True,
 )
 
-# Who was issued certificates, or asked for one. `void_until_us`: certificates that end by then count no longer.
+# Who was issued certificates, or asked for one. `void_until_us`: certificates that end by then count no
+# longer.
 identities = Table(
     "identities",
     metadata,

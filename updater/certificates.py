@@ -1,8 +1,8 @@
-"""Keys, certificate requests and certificates, as both sides of the wire need them. Pure: no files, no sockets.
+"""Keys, certificate requests and certificates, as both sides of the wire need them. Pure.
 
 A certificate that counts here is an X.509-SVID: an X.509 v3 certificate whose subject alternative name holds
-exactly one URI, a SPIFFE ID (updater/identity.py). Keys are ECDSA on P-256, which every TLS library takes.
-A certificate request is read strictly: of what somebody asks for, only the identity and the key count; anything
+exactly one URI, a SPIFFE ID (updater/identity.py). Keys are ECDSA on P-256, which every TLS library takes. A
+certificate request is read strictly: of what somebody asks for, only the identity and the key count; anything
 else in it (other names, extensions, a subject, attributes) refuses the request instead of being left out.
 
 Where a chain must be proven outside of a TLS handshake, `check_chain` does it with the verifier of the

@@ -93,7 +93,7 @@ class Credentials:
 
     @classmethod
     def load(cls, path: Path) -> Credentials:
-        """Raises SluiceError(KEY_UNAVAILABLE) when there are none, others may read them, or they are damaged."""
+        """Raises SluiceError(KEY_UNAVAILABLE): none there, others may read them, or damaged."""
         data = keyfile.read_secret(path, MAX_CREDENTIALS_BYTES)
         try:
             document = json.loads(data)

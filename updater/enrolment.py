@@ -30,7 +30,7 @@ RENEW = b"sluice renew v1\n"
 def signed_bytes(
     purpose: bytes, nonce: bytes, request: bytes, enrolment_key: bytes, counter: int | None = None
 ) -> bytes:
-    """What the enrolment key signs: ENROL or RENEW, then the parts whose meaning no other part can take on."""
+    """What the enrolment key signs: ENROL or RENEW, then the parts, each of a fixed length."""
     hashed = hashlib.sha256(request).digest() + hashlib.sha256(enrolment_key).digest()
     tail = b"" if counter is None else counter.to_bytes(8, "big")
     return purpose + nonce + hashed + tail
@@ -71,7 +71,10 @@ class Enroller:
     def enrol(
         self, identity: Identity, *, token: str = "", labels: Mapping[str, str] | None = None
     ) -> Credentials:
-        """First credentials. Raises SluiceError(ENROLMENT_PENDING | TOKEN_INVALID | … | CONTROL_UNREACHABLE)."""
+        """First credentials.
+
+        Raises SluiceError(ENROLMENT_PENDING | TOKEN_INVALID | … | CONTROL_UNREACHABLE).
+        """
         new = new_key()
         request = make_request(new, identity)
         try:

@@ -53,7 +53,10 @@ class FileKey:
 
     @classmethod
     def open(cls, path: Path) -> FileKey:
-        """The key at `path`; a new one when there is none. Raises SluiceError(KEY_UNAVAILABLE | IO_FAILED)."""
+        """The key at `path`; a new one when there is none.
+
+        Raises SluiceError(KEY_UNAVAILABLE | IO_FAILED).
+        """
         if not path.exists():
             write_secret(path, key_to_pem(new_key()))
         return cls(read_key(path))

@@ -7,12 +7,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from fleet.cli import control_init  # noqa: F401 - adds its verbs
 from fleet.cli.approximate import approximate
 from fleet.cli.command import Root
 from fleet.cli.control import control
 from fleet.cli.delta import delta
 from fleet.cli.device import device
 from fleet.cli.model import model
+from fleet.cli.operator import operator
 from fleet.cli.rollout import rollout
 
 
@@ -31,7 +33,10 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     cls=Root,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     examples=[
-        ("Start a control plane on this machine.", "sluice control serve"),
+        (
+            "Set a control plane up on this machine, and start it.",
+            "sluice control init\nsluice control serve",
+        ),
         (
             "Publish a model file, then bring it to every device and watch.",
             "sluice model push detector.onnx --name detector\nsluice rollout start detector --watch",
@@ -52,5 +57,5 @@ def cli() -> None:
 
 
 delta.add_command(approximate)
-for noun in (control, model, delta, rollout, device):
+for noun in (control, model, delta, rollout, device, operator):
     cli.add_command(noun)
