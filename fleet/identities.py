@@ -101,9 +101,7 @@ def enrol(
             return Outcome(error=_pending(identity, public_key))
         if row.state != PENDING and not named:
             return Outcome(error=_refused(identity, _was(row.state)))
-        _accept(connection, identity, public_key, purpose, row.void_until_us)
-        return _issued(connection, identity, issue, now_us)
-    if named:
+    if public_key == row.public_key or named:
         _accept(connection, identity, public_key, purpose, _void_until(row))
         outcome = _issued(connection, identity, issue, now_us)
         return Outcome(outcome.chain, outcome.counter, voided=True)

@@ -123,7 +123,10 @@ def read_request(der: bytes) -> tuple[Identity, ec.EllipticCurvePublicKey]:
         raise _invalid(f"the certificate request has {len(der)} bytes; at most {MAX_REQUEST_BYTES} are taken")
     try:
         request = x509.load_der_x509_csr(der)
-        if request.public_bytes(serialization.Encoding.DER) != der:
+        # The parser takes a signature with padding bits, which nobody has signed.
+        if request.public_bytes(serialization.Encoding.DER) != der or not der.endswith(
+            b"\0" + request.signature
+        ):
             raise _invalid("the certificate request is not in canonical form")
         extensions = list(request.extensions)
         key = request.public_key()

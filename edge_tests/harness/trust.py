@@ -46,7 +46,8 @@ def place() -> Path:
 
 @functools.cache
 def issuer() -> ca.Issuer:
-    return ca.create(place() / CA, TRUST_DOMAIN, now())
+    """Made some days ago, so that what it issued may have expired."""
+    return ca.create(place() / CA, TRUST_DOMAIN, now() - timedelta(days=10))
 
 
 def install(data: Path) -> None:
