@@ -3,6 +3,7 @@
     sluice-agent run    [--config FILE] [--log-level LEVEL]
     sluice-agent status [--config FILE | --socket PATH] [--json] [--watch]
     sluice-agent doctor [--config FILE] [--json]
+    sluice-agent enrol  [--config FILE] [--token TOKEN] [--json]
     sluice-agent revert [--config FILE | --socket PATH] [--json] MODEL
 
 Results go to stdout, errors to stderr. With `--json` stdout is JSON, an error too, as `sluice` gives it.
@@ -140,7 +141,13 @@ def parser() -> argparse.ArgumentParser:
             metavar="PATH",
             help="the agent's socket, instead of reading the configuration",
         )
-    for verb in (status, revert, doctor):
+    enrol = _verb(verbs, "enrol", _enrol, "get this box's first certificate, or another after a loss")
+    enrol.add_argument(
+        "--token",
+        default="",
+        help="from `sluice device token`; else control.token, else an operator approves",
+    )
+    for verb in (status, revert, doctor, enrol):
         verb.add_argument("--json", action="store_true", help="for programs: JSON on stdout, errors too")
     return top
 
@@ -205,6 +212,36 @@ def _doctor(options: argparse.Namespace) -> int:
         return 0
     first = next((finding.error for finding in faults if finding.error is not None), None)
     return first.exit_code if first is not None else EXIT_FAILED
+
+
+def _enrol(options: argparse.Namespace) -> int:
+    from agent.identity import DIRECTORY, BoxIdentity
+
+    config = configuration.load(options.config)
+    box = BoxIdentity(config)
+    try:
+        if not options.json:
+            _write(f"the fingerprint of this box is {box.fingerprint()}\n")
+        identity = box.enrol(options.token)
+    finally:
+        _give_away(config.state_dir / DIRECTORY, config.state_dir)
+    leaf = box.credentials.leaf
+    assert leaf is not None
+    until = leaf.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ")
+    if options.json:
+        _write_json({"identity": identity.uri, "expire_time": until, "fingerprint": box.fingerprint()})
+    else:
+        _write(f"enrolled as {identity}, until {until}; the agent renews it by itself\n")
+    return 0
+
+
+def _give_away(directory: Path, like: Path) -> None:
+    """Gives files that root has made to the user whose state they belong to: the agent must read them."""
+    if os.geteuid() != 0 or not directory.exists():
+        return
+    owner = like.stat()
+    for path in (directory, *directory.iterdir()):
+        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _revert(options: argparse.Namespace) -> int:

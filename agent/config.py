@@ -57,6 +57,12 @@ KEYS = (
     Key("state_dir", "state_dir", "path"),
     Key("labels", "labels", "texts"),
     Key("control.address", "control_address", "address"),
+    Key("control.enrolment_address", "enrolment_address", "address"),
+    Key("control.bundle", "control_bundle", "path"),
+    Key("control.token", "control_token", "text"),
+    Key("control.certificate", "control_certificate", "path"),
+    Key("control.key", "control_key", "path"),
+    Key("control.server_name", "control_server_name", "text"),
     Key("control.poll_interval_s", "poll_interval_s", "number", 1, 86_400),
     Key("control.reconnect_max_s", "reconnect_max_s", "number", 0.1, 3_600),
     Key("inference.address", "inference_address", "listen"),
@@ -82,6 +88,13 @@ class AgentConfig:
     Attributes:
         device_id: the device's name in the fleet.
         control_address: host:port of the control plane.
+        enrolment_address: host:port where certificates are asked for; by default the port after control's.
+        control_bundle: PEM of the authorities to trust until the first certificate brings newer ones.
+        control_token: enrols this box once; without one an operator approves it.
+        control_certificate: another authority's certificate for this box; then nothing is enrolled or
+            renewed.
+        control_key: the private key of that certificate.
+        control_server_name: in the control plane's certificate; empty: the embedded authority's.
         state_dir: everything the agent keeps.
         labels: sent with Hello; an operator's labels win over them.
         poll_interval_s: between polls while no stream stands; the control plane's Welcome may override it.
@@ -102,6 +115,12 @@ class AgentConfig:
 
     control_address: str
     device_id: str = ""
+    enrolment_address: str = ""
+    control_bundle: Path | None = None
+    control_token: str = ""
+    control_certificate: Path | None = None
+    control_key: Path | None = None
+    control_server_name: str = ""
     state_dir: Path = Path("/var/lib/sluice")
     labels: Mapping[str, str] = field(default_factory=dict)
     poll_interval_s: float = 900.0
@@ -167,6 +186,13 @@ def parse(value: Mapping[str, Any], path: Path) -> AgentConfig:
         raise _invalid(path, "control.address", 'is required, e.g. "control.example:8400"')
     if "device_id" not in fields:
         fields["device_id"] = default_device_id()
+    external = {name: name in fields for name in ("control_certificate", "control_key")}
+    if any(external.values()) and not (all(external.values()) and "control_bundle" in fields):
+        raise _invalid(
+            path, "control.certificate", "needs control.key and control.bundle beside it, and both it"
+        )
+    if "enrolment_address" not in fields:
+        fields["enrolment_address"] = next_port(fields["control_address"])
     state_dir = fields.get("state_dir", AgentConfig.state_dir)
     if "admin_socket" not in fields:
         fields["admin_socket"] = default_admin_socket(state_dir)
@@ -178,6 +204,12 @@ def parse(value: Mapping[str, Any], path: Path) -> AgentConfig:
             f"{fields['admin_socket']}",
         )
     return AgentConfig(**fields)
+
+
+def next_port(address: str) -> str:
+    """Where certificates are asked for unless the file says otherwise: the port after the control plane's."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + 1 if int(port) < 65_535 else port}"
 
 
 def default_admin_socket(state_dir: Path) -> Path:

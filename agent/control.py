@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
@@ -31,6 +31,7 @@ from updater.errors import SluiceError
 from updater.wire import from_rpc_error
 
 log = logging.getLogger(__name__)
+_REFUSED = (errors_pb2.CERTIFICATE_REVOKED, errors_pb2.CERTIFICATE_EXPIRED, errors_pb2.CERTIFICATE_INVALID)
 _Reply = TypeVar("_Reply")
 _OPTIONS = [
     ("grpc.keepalive_time_ms", limits.KEEPALIVE_TIME_MS),
@@ -45,15 +46,33 @@ class CancelledError(Exception):
     """The work is no longer wanted: the agent stops, or another version is desired."""
 
 
+class Channels(Protocol):
+    """What gives channels to the control plane: agent.identity.BoxIdentity."""
+
+    generation: int
+
+    def refused(self) -> None:
+        """The certificate does not count any more: get another soon."""
+        ...
+
+    def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
+        """Raises SluiceError(UNAUTHENTICATED) while there is no certificate."""
+        ...
+
+
 class Control:
     """The control plane as one thread of the agent sees it.
 
     Args:
         address: host:port.
+        identity: gives channels, and says by its generation when there are newer credentials.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, identity: Channels) -> None:
         self.address = address
+        self._identity = identity
+        self._generation = -1
+        self._fetching = False
         self._channel: grpc.Channel | None = None
 
     def close(self) -> None:
@@ -62,8 +81,12 @@ class Control:
             channel.close()
 
     def _open(self) -> grpc.Channel:
+        generation = self._identity.generation
+        if generation != self._generation and not self._fetching:
+            self.close()  # a renewed certificate counts from the next call on
         if self._channel is None:
-            self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
+            self._channel = self._identity.channel(self.address, _OPTIONS)
+            self._generation = generation
         return self._channel
 
     def failed(self, error: grpc.RpcError, doing: str) -> SluiceError:
@@ -71,6 +94,8 @@ class Control:
         failure = from_rpc_error(error, doing, self.address)
         if failure.reason == errors_pb2.CONTROL_UNREACHABLE:
             self.close()
+        elif failure.reason in _REFUSED:
+            self._identity.refused()
         return failure
 
     def _call(self, doing: str, call: Callable[[grpc.Channel], _Reply]) -> _Reply:
@@ -137,6 +162,7 @@ class Control:
         request = diff_pb2.FetchRequest(digest=digest, offset=offset, device_id=device_id)
         call = diff_pb2_grpc.DiffModelStub(self._open()).Fetch(request, timeout=limits.FETCH_TIMEOUT_S)
         guard = _Guard(call.cancel, cancelled)
+        self._fetching = True
         try:
             while True:
                 with guard:
@@ -154,6 +180,7 @@ class Control:
                 failure.message = f"{self.address} sent nothing for {limits.FETCH_STALL_S:g} s while {doing}"
             raise failure from error
         finally:
+            self._fetching = False
             guard.close()
             call.cancel()
 

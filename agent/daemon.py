@@ -28,6 +28,7 @@ from agent.capabilities import agent_version, hello, probe_box
 from agent.chooser import Box
 from agent.config import AgentConfig
 from agent.control import Control
+from agent.identity import BoxIdentity
 from agent.inference import InferenceServer
 from agent.installer import Installer
 from agent.lock import StateLock
@@ -96,7 +97,8 @@ class Daemon:
             log.warning("the telemetry outbox was damaged and begins anew")
         self._router = Router()
         self._progress = Progress(self._changed)
-        control = Control(config.control_address)
+        self._identity = BoxIdentity(config)
+        control = Control(config.control_address, self._identity)
         self._box = Box("", "", 0, 0, ())  # until probed; nothing is installed before that
         self._installer = Installer(
             self._store,
@@ -129,7 +131,7 @@ class Daemon:
             changed=self._changed,
         )
         self._telemetry = Telemetry(
-            config.control_address,
+            Control(config.control_address, self._identity),
             config.device_id,
             self._outbox,
             state_dir,
@@ -138,6 +140,7 @@ class Daemon:
         )
         self._sync = Sync(
             config.control_address,
+            identity=self._identity,
             device_id=config.device_id,
             hello=lambda: hello(config, self._box, self._reconciler.desired.generation),
             reported=self.reported,
@@ -146,6 +149,7 @@ class Daemon:
             poll_interval_s=config.poll_interval_s,
             reconnect_max_s=config.reconnect_max_s,
         )
+        self._identity.on_renewed = self._sync.renewed
         self._inference = InferenceServer(
             self._router,
             config.inference_address,
@@ -188,6 +192,7 @@ class Daemon:
             return  # a worker that is still loading ends with this process
         notify("READY=1", f"STATUS={self._summary()}")
         self._box = probe_box(self._config.runtimes)
+        self._identity.start()
         self._reconciler.start()
         self._sync.start()
         self._telemetry.start()
@@ -214,6 +219,7 @@ class Daemon:
             dead = [
                 name
                 for name, part in (
+                    ("identity", self._identity),
                     ("sync", self._sync),
                     ("reconciler", self._reconciler),
                     ("telemetry", self._telemetry),
@@ -233,7 +239,7 @@ class Daemon:
         def left_s() -> float:
             return max(0.5, until - time.monotonic())
 
-        for part in (self._reconciler, self._sync, self._telemetry):
+        for part in (self._identity, self._reconciler, self._sync, self._telemetry):
             part.stop(min(left_s(), 5.0))
         if hasattr(self, "_supervisor"):
             self._supervisor.stop(1.0)

@@ -2,8 +2,8 @@
 
 Every check stands alone and ends in a `Finding`: OK, FAULT, or ABSENT for what this box lacks and does not
 need, such as a second runtime. None changes anything, so the doctor may run beside a
-live agent. The order goes from the box outwards: configuration, clock, disk, store, runtimes, agent, control
-plane.
+live agent. The order goes from the box outwards: configuration, clock, disk, store, runtimes, agent,
+certificate, trust (doctor_trust.py), control plane.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from agent import doctor_trust
 from agent.admin import AdminClient
 from agent.capabilities import agent_version
 from agent.config import AgentConfig
 from agent.control import Control
+from agent.identity import BoxIdentity
 from agent.status_table import size
 from runtimes import survey
 from updater.digests import digest_file
@@ -64,6 +66,20 @@ def examine(config: AgentConfig) -> Iterator[Finding]:
         yield _guarded(name, lambda check=check: check(config))  # type: ignore[misc]
     yield from _runtimes(config)
     yield _guarded("agent", lambda: _agent(config))
+    yield _guarded("certificate", lambda: Finding("certificate", OK, doctor_trust.certificate(config)))
+    held = BoxIdentity(config).credentials
+    for name, address, shown in (
+        ("enrolment", config.enrolment_address, held.anonymous()),
+        ("trust", config.control_address, held),
+    ):
+        if config.control_certificate if name == "enrolment" else not held.chain:
+            continue  # nothing is asked for there, or nothing can be shown
+        yield _guarded(
+            name,
+            lambda name=name, address=address, shown=shown: Finding(  # type: ignore[misc]
+                name, OK, doctor_trust.handshake(address, shown)
+            ),
+        )
     yield _guarded("control plane", lambda: _control(config))
 
 
@@ -176,7 +192,7 @@ def _agent(config: AgentConfig) -> Finding:
 
 
 def _control(config: AgentConfig) -> Finding:
-    control = Control(config.control_address)
+    control = Control(config.control_address, BoxIdentity(config))
     try:
         control.check()
     finally:

@@ -70,7 +70,20 @@ _CAUSES: dict[int, Cause] = {
         ),
         Cause.FINAL,
     ),
-    **dict.fromkeys((errors_pb2.CONTROL_UNREACHABLE, errors_pb2.DELTA_NOT_READY), Cause.NETWORK),
+    **dict.fromkeys(
+        (
+            errors_pb2.CONTROL_UNREACHABLE,
+            errors_pb2.DELTA_NOT_READY,
+            # The certificate is being renewed, or an operator has to look: both may take days.
+            errors_pb2.UNAUTHENTICATED,
+            errors_pb2.CERTIFICATE_EXPIRED,
+            errors_pb2.CERTIFICATE_REVOKED,
+            errors_pb2.CERTIFICATE_INVALID,
+            errors_pb2.ENROLMENT_PENDING,
+            errors_pb2.ENROLMENT_REFUSED,
+        ),
+        Cause.NETWORK,
+    ),
     **dict.fromkeys(
         (
             errors_pb2.DELTA_INVALID,

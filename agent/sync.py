@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 
 from agent import update_limits as limits
-from agent.control import Control
+from agent.control import Channels, Control
 from agent.retry import Backoff
 from sluice.api.v1 import errors_pb2, sync_pb2
 from updater.errors import SluiceError
@@ -91,6 +91,7 @@ class Sync:
 
     Args:
         address: of the control plane, host:port.
+        identity: gives the channel of each stream.
         device_id: decides when this device polls.
         hello: built anew for each stream.
         reported: the state to send; called from this module's threads.
@@ -103,6 +104,7 @@ class Sync:
         self,
         address: str,
         *,
+        identity: Channels,
         device_id: str,
         hello: Callable[[], sync_pb2.Hello],
         reported: Callable[[], sync_pb2.ReportedState],
@@ -111,7 +113,7 @@ class Sync:
         poll_interval_s: float,
         reconnect_max_s: float,
     ) -> None:
-        self._control = Control(address)
+        self._control = Control(address, identity)
         self._device_id = device_id
         self._hello = hello
         self._reported = reported
@@ -120,6 +122,8 @@ class Sync:
         self._poll_interval_s = poll_interval_s
         self._backoff = Backoff(min(limits.RECONNECT_FIRST_S, reconnect_max_s), reconnect_max_s)
         self._stop = threading.Event()
+        self._wake = threading.Event()  # set: do not wait any longer for the next stream
+        self._renewed = False
         self._guard = threading.Lock()
         self._outgoing: _Outgoing | None = None
         self._call: Any = None
@@ -133,6 +137,7 @@ class Sync:
     def stop(self, timeout_s: float) -> None:
         """Ends the stream and the thread."""
         self._stop.set()
+        self._wake.set()
         with self._guard:
             if self._call is not None:
                 self._call.cancel()
@@ -150,11 +155,21 @@ class Sync:
         if outgoing is not None:
             outgoing.changed()
 
+    def renewed(self) -> None:
+        """There are newer credentials: the stream is closed and opened anew with them, at once."""
+        with self._guard:
+            self._renewed = True
+            if self._outgoing is not None:
+                self._outgoing.close()
+        self._wake.set()
+
     def _run(self) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
+            self._wake.clear()
             try:
-                self._stream()
+                if self._stream():
+                    continue
             except SluiceError as error:
                 self._note(error)
             if time.monotonic() - began >= limits.STREAM_STABLE_S:
@@ -168,25 +183,28 @@ class Sync:
             log.warning("control plane: %s", error)
         self.error = str(error)
 
-    def _stream(self) -> None:
-        """One stream, from Hello to its end. Raises SluiceError."""
+    def _stream(self) -> bool:
+        """One stream, from Hello to its end; whether it ended for newer credentials. Raises SluiceError."""
         outgoing = _Outgoing(self._hello(), self._reported)
         try:
             with self._guard:
                 if self._stop.is_set():
-                    return
+                    return False
+                self._renewed = False
                 self._outgoing = outgoing
                 self._call = self._control.connect(outgoing, limits.STREAM_LIFE_S)
             for message in self._call:
                 self._take(message, outgoing)
+            if self._renewed:
+                return True
             raise SluiceError(
                 errors_pb2.CONTROL_UNREACHABLE,
                 "the control plane ended the stream",
                 obj=self._control.address,
             )
         except grpc.RpcError as error:
-            if self._stop.is_set():
-                return
+            if self._stop.is_set() or self._renewed:
+                return self._renewed
             raise self._control.failed(error, "keeping the sync stream") from error
         finally:
             self.connected = False
@@ -226,9 +244,9 @@ class Sync:
                 return
             poll_s = poll_delay_s(self._device_id, self._poll_interval_s, now)
             if poll_s > until - now:
-                self._stop.wait(until - now)
+                self._wake.wait(until - now)
                 return
-            if self._stop.wait(poll_s):
+            if self._wake.wait(poll_s):
                 return
             self._poll()
 

@@ -100,7 +100,7 @@ class Telemetry:
     """The sampling and sending thread.
 
     Args:
-        address: of the control plane.
+        control: of this thread alone.
         device_id: of this box.
         outbox: where batches wait.
         state_dir: whose file system is measured.
@@ -110,14 +110,14 @@ class Telemetry:
 
     def __init__(
         self,
-        address: str,
+        control: Control,
         device_id: str,
         outbox: Outbox,
         state_dir: Path,
         workers: Callable[[], Sequence[WorkerFigures]],
         interval_s: float,
     ) -> None:
-        self._control = Control(address)
+        self._control = control
         self._device_id = device_id
         self._outbox = outbox
         self._state_dir = state_dir

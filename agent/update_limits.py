@@ -29,6 +29,12 @@ POLL_LEAST_S = 0.1
 POLL_MOST_S = 86_400.0
 MAX_DESIRED_MODELS = 256  # of one desired state
 
+# The certificate (identity.py).
+RENEW_FIRST_S = 2.0  # bound of the first wait after a failure
+RENEW_MOST_S = 900.0
+RENEW_LOOK_S = 60.0  # how often the clock is looked at while nothing is due
+FOLLOW_FILES_S = 2.0  # how often another authority's files are looked at
+
 # Progress (installer.py, reporter.py).
 PROGRESS_REPORT_S = 0.5  # between two reports of fetched bytes
 

@@ -4,9 +4,6 @@ In order, for each call: the caller's identity from the connection; the caller's
 (authorisation.py); what a device may see (ownership.py), for each message of the call; then, for a call
 that changes something, its record in the audit log, before the handler sees the request. When the call has
 ended its outcome is recorded; a call that was turned away is recorded as that.
-
-Without a policy nobody is asked who they are and everybody may do everything: so a control plane is served
-that has no certificates. Changes are recorded nevertheless, by address.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
-from cryptography import x509
 from google.protobuf.message import Message
 from grpc import aio
 
@@ -28,7 +24,7 @@ from fleet import audit_record, log
 from fleet.audit_chain import Head
 from fleet.audit_log import AuditLog
 from fleet.authorisation import access_of, may, role_of, short_name
-from fleet.caller import certificate_of, identity_of
+from fleet.caller import Caller, read_caller
 from fleet.clock import now_us
 from fleet.database import Database
 from fleet.denials import Denials
@@ -45,22 +41,18 @@ DIFF_METHODS = frozenset({"/sluice.api.v1.DiffModel/Plan", "/sluice.api.v1.DiffM
 _DENIALS = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
 
 
-def _stands(certificate: x509.Certificate, identity: Identity) -> None:
-    """The check of a certificate's standing where nobody revokes."""
-
-
 @dataclass(frozen=True)
 class Policy:
-    """What a control plane that has certificates goes by.
+    """What a control plane goes by.
 
     Attributes:
         trust_domain: whose identities count.
-        stands: raises SluiceError when a certificate counts no longer (revoked, …); called for each call.
+        stands: raises SluiceError when a certificate counts no longer (expired, revoked), for each call.
         quotas: what one caller may take.
     """
 
     trust_domain: str
-    stands: Callable[[x509.Certificate, Identity], None] = _stands
+    stands: Callable[[Caller], None]
     quotas: Quotas = field(default_factory=Quotas)
 
 
@@ -68,13 +60,13 @@ class Access:
     """The way into one control plane.
 
     Args:
-        policy: None where nobody is asked who they are.
+        policy: whose certificates count, and for how much.
         clock: seconds that only move forward.
     """
 
     def __init__(
         self,
-        policy: Policy | None,
+        policy: Policy,
         database: Database,
         operators: Operators,
         audit: AuditLog,
@@ -85,7 +77,7 @@ class Access:
         self._operators = operators
         self._audit = audit
         self._clock = clock
-        self._callers = None if policy is None else Callers(policy.quotas)
+        self._callers = Callers(policy.quotas)
         self._denials = Denials(audit, clock)
 
     async def stop(self) -> None:
@@ -120,20 +112,17 @@ class Access:
             await call.ended("OK", "")
 
     def _admit(self, call: Call, context: Context, held: ExitStack) -> None:
-        call.admitted = self._policy is None
-        if self._policy is None or self._callers is None:
-            return
         identity = None
         try:
-            certificate = certificate_of(context)
-            identity = call.identity = None if certificate is None else identity_of(certificate)
+            caller = read_caller(context)
+            identity = call.identity = None if caller is None else caller.identity
         finally:  # also what cannot be read costs its sender something
             # Only identities of ours have quotas of their own: others choose their names as they like.
             ours = identity is not None and identity.trust_domain == self._policy.trust_domain
             usage = self._callers.usage(identity if ours else None, call.address, self._clock())
             usage.request(self._clock())
-        if certificate is not None and identity is not None:
-            self._policy.stands(certificate, identity)
+        if caller is not None and identity is not None and ours:
+            self._policy.stands(caller)
             call.role = role_of(identity, self._operators.granted(identity))
         refusal = may(identity, call.role, call.method, trust_domain=self._policy.trust_domain)
         if refusal is not None:

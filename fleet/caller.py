@@ -1,54 +1,70 @@
 """Who calls: the identity that mutual TLS has proven, as handlers see it.
 
-gRPC hands over the peer's certificate only after the handshake accepted it, so its chain and dates are
-checked already; what is read here is the one URI in it. Revocation and roles are decided where calls are
-authorised, not here.
+gRPC hands over the peer's certificate only after the handshake accepted it, so its chain is checked already;
+what is read here is the one URI in it and its dates. Revocation is decided in authentication.py, roles where
+calls are authorised.
 """
 
 from __future__ import annotations
 
+import datetime
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from cryptography import x509
 from grpc import aio
 
+from fleet.limits import MAX_READ_CERTIFICATES
 from sluice.api.v1 import errors_pb2
+from updater.certificates import identity_of
 from updater.errors import SluiceError
-from updater.identity import Identity, parse
+from updater.identity import Identity
 
 PEM_CERTIFICATE = "x509_pem_cert"  # gRPC's name for the peer's leaf certificate
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who a certificate stands for, and for how long.
+
+    Attributes:
+        identity: from its one URI.
+        certificate: itself.
+        end: when it ends, aware.
+    """
+
+    identity: Identity
+    certificate: x509.Certificate
+    end: datetime.datetime
+
+
 def certificate_of(context: aio.ServicerContext[Any, Any]) -> x509.Certificate | None:
     """The certificate that the caller proved to hold; None when it showed none."""
-    found = list(context.auth_context().get(PEM_CERTIFICATE, ()))
-    if not found:
-        return None
-    try:
-        return x509.load_pem_x509_certificate(found[0])
-    except ValueError as error:
-        raise _invalid(f"the caller's certificate cannot be read: {error}") from error
-
-
-def identity_of(certificate: x509.Certificate) -> Identity:
-    """The identity in a certificate: its one URI. Raises SluiceError(CERTIFICATE_INVALID)."""
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as error:
-        raise _invalid(f"the certificate has no readable names: {error}") from error
-    if len(uris) != 1:
-        raise _invalid(f"the certificate has {len(uris)} URIs; an identity is exactly one")
-    return parse(uris[0])
+    found = read_caller(context)
+    return None if found is None else found.certificate
 
 
 def caller_of(context: aio.ServicerContext[Any, Any]) -> Identity | None:
     """Who calls; None without a certificate. Raises SluiceError(CERTIFICATE_INVALID)."""
-    certificate = certificate_of(context)
-    return None if certificate is None else identity_of(certificate)
+    found = read_caller(context)
+    return None if found is None else found.identity
 
 
-def _invalid(message: str) -> SluiceError:
-    return SluiceError(
-        errors_pb2.CERTIFICATE_INVALID, message, hint="enrol again, or ask who runs the certificate authority"
-    )
+def read_caller(context: aio.ServicerContext[Any, Any]) -> Caller | None:
+    """Who calls, with the certificate; None without one. Raises SluiceError(CERTIFICATE_INVALID)."""
+    found = list(context.auth_context().get(PEM_CERTIFICATE, ()))
+    return _read(found[0]) if found else None
+
+
+@lru_cache(MAX_READ_CERTIFICATES)
+def _read(pem: bytes) -> Caller:
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise SluiceError(
+            errors_pb2.CERTIFICATE_INVALID,
+            f"the caller's certificate cannot be read: {error}",
+            hint="enrol again, or ask who runs the certificate authority",
+        ) from error
+    return Caller(identity_of(certificate), certificate, certificate.not_valid_after_utc)

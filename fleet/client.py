@@ -23,7 +23,9 @@ from typing import TypeVar
 
 import grpc
 
+from fleet.client_identities import IdentityCalls
 from fleet.client_upload import Progress, UploadLimits, send_file
+from fleet.profile import Profile
 from sluice.api.v1 import (
     devices_pb2,
     devices_pb2_grpc,
@@ -35,6 +37,7 @@ from sluice.api.v1 import (
     rollouts_pb2,
     rollouts_pb2_grpc,
 )
+from updater.credentials import Credentials
 from updater.errors import SluiceError
 from updater.wire import from_rpc_error
 
@@ -119,14 +122,23 @@ class ControlClient:
     Args:
         address: host:port, host (port 8470) or unix:/path.
         limits: waits and retries.
+        credentials: to call with; None: those of the operator's profile.
+
+    Raises SluiceError(REQUEST_INVALID | UNAUTHENTICATED | KEY_UNAVAILABLE).
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, limits: ClientLimits | None = None) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        limits: ClientLimits | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         self.address = check_address(address)
         self.limits = limits or ClientLimits()
-        self._channel = grpc.insecure_channel(
+        held = credentials or Profile.open().credentials()
+        self._channel = held.channel(
             self.address,
-            options=[
+            [
                 ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
                 # gRPC's own pause after a refused connection starts at 1 s; ours decides instead.
                 ("grpc.initial_reconnect_backoff_ms", 100),
@@ -139,6 +151,7 @@ class ControlClient:
         self._registry = registry_pb2_grpc.RegistryStub(self._channel)
         self._devices = devices_pb2_grpc.DevicesStub(self._channel)
         self._rollouts = rollouts_pb2_grpc.RolloutsStub(self._channel)
+        self.identities = IdentityCalls(self._channel, self._call, _pages)
         self._diff = diff_pb2_grpc.DiffModelStub(self._channel)
 
     def close(self) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleet.limits import CERTIFICATE_LIFE_S
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
@@ -25,6 +25,8 @@ class ControlConfig:
         builders: deltas computed at once, each in a process of its own.
         heartbeat_interval_ms: a device with a stream reports at least this often.
         poll_interval_ms: a device without a stream polls this often.
+        enrol_listen: where certificates are asked for, without one; empty: the same host, the next port.
+        certificate_life_s: of what the embedded authority issues.
         encoder: "module:function" that writes deltas, called as `updater.delta.create`.
     """
 
@@ -35,6 +37,8 @@ class ControlConfig:
     builders: int = 1
     heartbeat_interval_ms: int = 30_000
     poll_interval_ms: int = 60_000
+    enrol_listen: str = ""
+    certificate_life_s: float = CERTIFICATE_LIFE_S
     encoder: str = "updater.delta:create"
 
     def check(self) -> None:
@@ -45,6 +49,7 @@ class ControlConfig:
             "builders": 1,
             "heartbeat_interval_ms": 100,
             "poll_interval_ms": 100,
+            "certificate_life_s": 2,
         }
         for name, bound in least.items():
             value = getattr(self, name)
@@ -52,26 +57,23 @@ class ControlConfig:
                 raise SluiceError(
                     errors_pb2.CONFIG_INVALID, f"{name} is {value}; the least is {bound}", obj=name
                 )
-        self.host_and_port()
+        host_and_port(self.listen)
+        host_and_port(self.enrolment())
 
-    def host_and_port(self) -> tuple[str, int]:
-        """The parts of `listen`. Raises SluiceError(CONFIG_INVALID)."""
-        host, colon, port = self.listen.rpartition(":")
-        if not colon or not host or not port.isdigit() or int(port) > 65535:
-            raise SluiceError(
-                errors_pb2.CONFIG_INVALID,
-                f"the address to listen on is not host:port: {self.listen!r}",
-                hint="for example 127.0.0.1:8470 or [::1]:8470",
-                obj="listen",
-            )
-        return host, int(port)
+    def enrolment(self) -> str:
+        """Where certificates are asked for."""
+        host, port = host_and_port(self.listen)
+        return self.enrol_listen or f"{host}:{port + 1 if port else 0}"
 
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach the control plane."""
-        host = self.host_and_port()[0].strip("[]")
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of an address to listen on. Raises SluiceError(CONFIG_INVALID)."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise SluiceError(
+            errors_pb2.CONFIG_INVALID,
+            f"the address to listen on is not host:port: {address!r}",
+            hint="for example 127.0.0.1:8470 or [::1]:8470",
+            obj="listen",
+        )
+    return host, int(port)

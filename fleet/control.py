@@ -11,16 +11,19 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from fleet import audit_record, catalog, devices, log, telemetry
+from fleet import audit_record, authority, catalog, devices, identities, log, telemetry
 from fleet.audit_log import FORMAT as AUDIT_FORMAT
 from fleet.audit_log import AuditLog
+from fleet.authentication import Callers
+from fleet.authority import Authority
 from fleet.builds import Builds
 from fleet.clock import now_us
 from fleet.conductor import Conductor
 from fleet.config import ControlConfig
 from fleet.database import Database
 from fleet.deltas import DeltaCache
-from fleet.limits import FILE_THREADS, UPKEEP_S
+from fleet.enrolment import Enrolments
+from fleet.limits import AUTHORITY_REFRESH_S, FILE_THREADS, UPKEEP_S
 from fleet.operators import Operators
 from fleet.planner import Planner
 from fleet.sessions import Sessions
@@ -38,15 +41,20 @@ _Result = TypeVar("_Result")
 class Control:
     """Everything behind the services. The caller holds the lock on `config.data`.
 
-    Raises SluiceError(IO_FAILED | DISK_FULL | STORE_CORRUPT).
+    Raises SluiceError(CONFIG_INVALID | KEY_UNAVAILABLE | IO_FAILED | DISK_FULL | STORE_CORRUPT).
     """
 
     def __init__(self, config: ControlConfig) -> None:
         self.config = config
+        self.authority = Authority(config.data / authority.DIRECTORY, config.certificate_life_s)
         self.store = Store(config.data / "files")
         self.delta_store = Store(config.data / "deltas")
         self.uploads = Uploads(self.store, config.disk_reserve_bytes)
         self.database = Database(config.data / "control.db")
+        with self.database.engine.connect() as connection:
+            void = identities.void(connection, now_us())
+        self.callers = Callers(self.authority.trust_domain, void)
+        self.enrolments = Enrolments(self.database, self.authority, self.callers)
         self._builds = Builds(
             self.store, self.delta_store, config.encoder, config.builders, config.disk_reserve_bytes
         )
@@ -81,6 +89,7 @@ class Control:
         await self.conductor.start()
         self._spawn("twins", self.twins.run())
         self._spawn("upkeep", self._upkeep())
+        self._spawn("authority", self._refresh_authority())
         for name, number in (await self.database.read(catalog.latest_numbers)).items():
             self.published(name, number)
 
@@ -131,6 +140,7 @@ class Control:
             ("uploads", lambda: self.files(self.uploads.prune)),
             ("telemetry", lambda: telemetry.prune(self.database)),
             ("deltas", self.deltas.evict),
+            ("identities", lambda: self.database.write(lambda c: identities.prune(c, now_us()))),
         )
         while True:
             for name, chore in chores:
@@ -142,6 +152,19 @@ class Control:
                     if gone:
                         log.event("upkeep", chore=name, deleted=gone)
             await asyncio.sleep(UPKEEP_S)
+
+    async def _refresh_authority(self) -> None:
+        """Every AUTHORITY_REFRESH_S: rotated files, and the control plane's own certificate."""
+        told = ""
+        while True:
+            await asyncio.sleep(AUTHORITY_REFRESH_S)
+            try:
+                await self.files(self.authority.refresh)
+                told = ""
+            except SluiceError as error:
+                if str(error) != told:
+                    log.warning("authority_not_refreshed", error)
+                told = str(error)
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from fleet import assignments, tables
+from fleet import assignments, identities, tables
 from fleet.clock import now_us, to_timestamp
 from fleet.limits import (
     MAX_DEVICES,
@@ -108,7 +108,7 @@ def register(connection: Connection, hello: sync_pb2.Hello) -> bool:
         insert(tables.devices).values(
             id=hello.device_id,
             state=devices_pb2.DEVICE_STATE_ACCEPTED,
-            operator_labels="{}",
+            operator_labels=json.dumps(identities.labels_of(connection, hello.device_id), sort_keys=True),
             reported=b"",
             generation=hello.desired_generation + 1 if hello.desired_generation else 0,
             created_us=now,
@@ -116,6 +116,25 @@ def register(connection: Connection, hello: sync_pb2.Hello) -> bool:
         )
     )
     return True
+
+
+def enrolled(connection: Connection, device_id: str, labels: Mapping[str, str]) -> None:
+    """Gives a device that is known already its token's labels, and takes it in again."""
+    row = connection.execute(select(tables.devices).where(tables.devices.c.id == device_id)).one_or_none()
+    if row is not None:
+        merged = json.loads(row.operator_labels) | dict(labels)
+        connection.execute(
+            update(tables.devices)
+            .where(tables.devices.c.id == device_id)
+            .values(
+                state=devices_pb2.DEVICE_STATE_ACCEPTED, operator_labels=json.dumps(merged, sort_keys=True)
+            )
+        )
+
+
+def set_state(connection: Connection, device_id: str, state: devices_pb2.DeviceState.ValueType) -> None:
+    """Changes whether a device takes part; one that never said Hello has nothing to change."""
+    connection.execute(update(tables.devices).where(tables.devices.c.id == device_id).values(state=state))
 
 
 def device(connection: Connection, device_id: str, online: bool) -> devices_pb2.Device:

@@ -134,3 +134,22 @@ TELEMETRY_PRUNE_ROWS = 5_000  # deleted in one transaction, so that writers are 
 
 # Upkeep: abandoned uploads, telemetry retention, the delta cache.
 UPKEEP_S = 300.0
+
+# Identities (ca.py, enrolment.py, authentication.py).
+ROOT_LIFE_S = 20 * 365 * 24 * 3600.0  # of the embedded authority's root: boxes may be away for years
+INTERMEDIATE_LIFE_S = 2 * 365 * 24 * 3600.0
+CERTIFICATE_LIFE_S = 24 * 3600.0  # of what is issued to devices, operators and the control plane itself
+BACKDATE_MOST_S = 3600.0  # certificates begin this long before they are made, for clocks that are behind ...
+BACKDATE_PART = 1 / 24  # ... but at most this part of their life
+AUTHORITY_REFRESH_S = 1.0  # how often files of the authority and dates are looked at
+NONCE_LIFE_S = 60.0  # from Challenge to Enrol or Renew
+MAX_NONCES = 100_000  # used ones that are remembered until they would have expired anyway
+MAX_PENDING_IDENTITIES = 1000  # that wait for an operator; more are told to come with a token
+PENDING_KEEP_S = 7 * 24 * 3600.0  # an identity that asked and was not approved is forgotten after this
+MAX_TOKENS = 100_000  # neither used nor expired
+TOKEN_LIFE_S = 3600
+MAX_TOKEN_LIFE_S = 30 * 24 * 3600
+TOKEN_KEEP_S = 24 * 3600.0  # a used or expired token is remembered for so long, to say so
+MAX_COUNTER = 1 << 62  # of renewals
+STALE_RENEWALS = 2  # renewals in a row with the counter before: one is a lost answer, more are two boxes
+MAX_READ_CERTIFICATES = 16_384  # of callers, remembered as read

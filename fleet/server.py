@@ -1,7 +1,9 @@
 """The control plane's process: locks its data directory, brings up the parts, serves until told to stop.
 
 In order: settings are checked; DATA is created and locked, so that no second process can work on it; the
-database is migrated; rollouts resume; the port is bound and its address written to DATA/address; READY=1. On
+database is migrated; rollouts resume; the ports are bound and their addresses written to DATA/address and
+DATA/enrolment-address; READY=1. Both ports speak TLS only; at the first every caller must show a certificate,
+at the second nobody does, and only Enrolment is served (gRPC for Python cannot leave it to the caller). On
 SIGTERM or SIGINT: no new calls, running ones get STOP_GRACE_S, what is only in memory is written, exit 0.
 """
 
@@ -17,18 +19,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 from grpc import aio
 
 from fleet import limits, log
-from fleet.access import Access
+from fleet.access import Access, Policy
 from fleet.access_interceptor import AccessInterceptor
-from fleet.config import ControlConfig
+from fleet.authentication import AuthenticationInterceptor
+from fleet.config import ControlConfig, host_and_port
 from fleet.control import Control
 from fleet.interceptor import ErrorInterceptor
 from fleet.notify import notify, watchdog_interval_s
 from fleet.services.audit import AuditService
 from fleet.services.devices import DevicesService
 from fleet.services.diff import DiffModelService
+from fleet.services.identities import EnrolmentService, IdentitiesService
 from fleet.services.operators import OperatorsService
 from fleet.services.registry import RegistryService
 from fleet.services.rollouts import RolloutsService
@@ -38,6 +43,10 @@ from sluice.api.v1 import errors_pb2
 from sluice.api.v1.audit_pb2_grpc import add_AuditServicer_to_server
 from sluice.api.v1.devices_pb2_grpc import add_DevicesServicer_to_server
 from sluice.api.v1.diff_pb2_grpc import add_DiffModelServicer_to_server
+from sluice.api.v1.identity_pb2_grpc import (
+    add_EnrolmentServicer_to_server,
+    add_IdentitiesServicer_to_server,
+)
 from sluice.api.v1.operators_pb2_grpc import add_OperatorsServicer_to_server
 from sluice.api.v1.registry_pb2_grpc import add_RegistryServicer_to_server
 from sluice.api.v1.rollouts_pb2_grpc import add_RolloutsServicer_to_server
@@ -47,6 +56,7 @@ from updater.atomic import write_atomic
 from updater.errors import SluiceError, os_errors
 
 ADDRESS_FILE = "address"
+ENROLMENT_ADDRESS_FILE = "enrolment-address"
 _NUMBERS = (
     "disk_reserve_bytes",
     "delta_cache_bytes",
@@ -77,7 +87,8 @@ def run(config: ControlConfig) -> None:
 async def serve(config: ControlConfig, stop: asyncio.Event | None = None) -> None:
     """Serves until `stop` is set; without one, until SIGTERM or SIGINT.
 
-    Raises SluiceError(CONFIG_INVALID | STATE_LOCKED | STORE_CORRUPT | IO_FAILED | DISK_FULL).
+    Raises SluiceError(CONFIG_INVALID | KEY_UNAVAILABLE | STATE_LOCKED | STORE_CORRUPT | IO_FAILED |
+    DISK_FULL).
     """
     config.check()
     if stop is None:
@@ -96,34 +107,43 @@ async def serve(config: ControlConfig, stop: asyncio.Event | None = None) -> Non
 
 
 async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
-    access = Access(None, control.database, control.operators, control.audit)
+    policy = Policy(control.authority.trust_domain, control.callers.stands)
+    access = Access(policy, control.database, control.operators, control.audit)
     server = make_server(control, access)
-    address = _bind(server, control.config)
+    enrolment = make_enrolment_server(control, access)
+    # Held here, because gRPC asks them for the newest certificate at each handshake.
+    credentials = [control.authority.server_credentials(verify=verify) for verify in (True, False)]
+    address = _bind(server, control.config.listen, credentials[0])
+    enrolment_address = _bind(enrolment, control.config.enrolment(), credentials[1])
     await server.start()
-    address_file = control.config.data / ADDRESS_FILE
+    await enrolment.start()
+    files = {ENROLMENT_ADDRESS_FILE: enrolment_address, ADDRESS_FILE: address}
     try:
-        if not control.config.is_loopback():
-            log.warning("not_encrypted", listen=address, why="no encryption or authentication yet")
         print(f"listening on {address}", flush=True)  # noqa: T201 - for people and tests
-        log.event("listening", address=address, data=control.config.data)
-        write_atomic(address_file, address.encode())
+        print(f"enrolment on {enrolment_address}", flush=True)  # noqa: T201
+        log.event("listening", address=address, enrolment=enrolment_address, data=control.config.data)
+        for name, bound in files.items():
+            write_atomic(control.config.data / name, bound.encode())
         notify("READY=1")
         await _wait(stop)
     finally:
         notify("STOPPING=1")
         log.event("stopping")
-        address_file.unlink(missing_ok=True)
+        for name in files:
+            (control.config.data / name).unlink(missing_ok=True)
         control.end_streams()
-        await server.stop(limits.STOP_GRACE_S)
+        await asyncio.gather(server.stop(limits.STOP_GRACE_S), enrolment.stop(limits.STOP_GRACE_S))
         await access.stop()
 
 
 def make_server(control: Control, access: Access) -> aio.Server:
-    """A server with every service, behind `access`; no port is bound yet."""
-    server = aio.server(interceptors=[ErrorInterceptor(), AccessInterceptor(access)], options=_OPTIONS)
+    """A server with every service for callers with certificates, behind `access`; no port is bound yet."""
+    interceptors = [ErrorInterceptor(), AccessInterceptor(access), AuthenticationInterceptor(control.callers)]
+    server = aio.server(interceptors=interceptors, options=_OPTIONS)
     add_RegistryServicer_to_server(RegistryService(control), server)
     add_DiffModelServicer_to_server(DiffModelService(control), server)
     add_DevicesServicer_to_server(DevicesService(control), server)
+    add_IdentitiesServicer_to_server(IdentitiesService(control), server)
     add_RolloutsServicer_to_server(RolloutsService(control), server)
     add_SyncServicer_to_server(SyncService(control), server)
     add_TelemetryServicer_to_server(TelemetryService(control), server)
@@ -132,11 +152,18 @@ def make_server(control: Control, access: Access) -> aio.Server:
     return server
 
 
-def _bind(server: aio.Server, config: ControlConfig) -> str:
-    """Binds the port and returns "host:port" with the port bound."""
-    host, _ = config.host_and_port()
+def make_enrolment_server(control: Control, access: Access) -> aio.Server:
+    """A server for callers without certificates, behind `access` too; no port is bound yet."""
+    server = aio.server(interceptors=[ErrorInterceptor(), AccessInterceptor(access)], options=_OPTIONS)
+    add_EnrolmentServicer_to_server(EnrolmentService(control), server)
+    return server
+
+
+def _bind(server: aio.Server, listen: str, credentials: grpc.ServerCredentials) -> str:
+    """Binds a port and returns "host:port" with the port bound."""
+    host, _ = host_and_port(listen)
     try:
-        port = server.add_insecure_port(config.listen)
+        port = server.add_secure_port(listen, credentials)
     except RuntimeError as error:
         port = 0
         cause: RuntimeError | None = error
@@ -145,9 +172,9 @@ def _bind(server: aio.Server, config: ControlConfig) -> str:
     if port == 0:
         raise SluiceError(
             errors_pb2.CONFIG_INVALID,
-            f"cannot listen on {config.listen}",
+            f"cannot listen on {listen}",
             hint="is another process listening there? is it an address of this machine?",
-            obj=config.listen,
+            obj=listen,
         ) from cause
     return f"{host}:{port}"
 
@@ -190,6 +217,8 @@ def main() -> int:
     defaults = ControlConfig(Path())
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--listen", default=defaults.listen)
+    parser.add_argument("--enrol-listen", default=defaults.enrol_listen)
+    parser.add_argument("--certificate-life-s", type=float, default=defaults.certificate_life_s)
     for name in _NUMBERS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     parser.add_argument("--encoder", default=defaults.encoder, help=argparse.SUPPRESS)

@@ -200,3 +200,41 @@ telemetry_points = Table(
     Index("telemetry_points_by_age", "received_us"),
     sqlite_autoincrement=True,
 )
+
+# Who was issued certificates, or asked for one. `void_until_us`: certificates that end by then count no
+# longer.
+identities = Table(
+    "identities",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("conflict_key", LargeBinary, nullable=False),
+    Column("refused_key", LargeBinary, nullable=False),
+    Column("conflict_us", BigInteger, nullable=False),
+    Column("counter", BigInteger, nullable=False),
+    Column("stale", Integer, nullable=False),
+    Column("notice", Text, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("renewed_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+    Column("void_until_us", BigInteger, nullable=False),
+)
+
+# Enrolment tokens by their hash; the tokens themselves are kept by nobody here.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+    Column("used_us", BigInteger, nullable=False),
+    Column("used_by", Text, nullable=False),
+    Column("used_key", LargeBinary, nullable=False),
+)

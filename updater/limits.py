@@ -16,6 +16,9 @@ MAX_ANNOTATIONS = 64  # entries, in each map
 MAX_TEXT_CHARACTERS = 1024  # of any free text in a manifest
 MAX_FILE_BYTES = 16 << 30  # of one file of a version
 
+# Enrolment (enrolment.py).
+ENROLMENT_TIMEOUT_S = 20.0  # of one call
+
 # Deltas. The decoder's memory follows from the block, the window and the streams of one block.
 DEFAULT_BLOCK_BYTES = 8 << 20  # of target that one block writes, unless the encoder is told otherwise
 FULL_BLOCK_BYTES = 2 << 20  # the same in a full copy, whose blocks are as long as what they write

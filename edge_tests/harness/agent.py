@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from agent.admin import AdminClient
+from edge_tests.harness import trust
 from sluice.api.v1 import admin_pb2, sync_pb2
 from updater.errors import SluiceError
 
@@ -36,6 +37,7 @@ class AgentProcess:
         state_dir: elsewhere than in `directory`, e.g. on a small file system.
         wrapper: a command line to put before the agent's, e.g. a tracer.
         environment: more variables of its environment.
+        enrolled: whether it has credentials already.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class AgentProcess:
         state_dir: Path | None = None,
         wrapper: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        enrolled: bool = True,
         start: bool = True,
     ) -> None:
         self.directory = directory
@@ -78,6 +81,8 @@ class AgentProcess:
             values["inference.runtimes"] = list(runtimes)
         values.update(settings or {})
         self.config.write_text(_toml(values), encoding="utf-8")
+        if enrolled:
+            trust.enrol_box(self.state_dir, device_id)
         self.process: subprocess.Popen[bytes] | None = None
         self.address = ""  # where inference is served, as "host:port"; known once started
         if start:

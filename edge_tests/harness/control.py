@@ -1,7 +1,7 @@
 """A control plane as tests see it: a real process on a free port, with a data directory of its own.
 
     with ControlPlane(tmp_path / "control") as control:
-        channel = grpc.insecure_channel(control.address)
+        channel = control.channel()
 
 It can be stopped, killed and started again on the same port and data. Its log gathers in `control.log`.
 """
@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 
 import grpc
+
+from edge_tests.harness import trust
 
 ROOT = Path(__file__).parents[2]
 START_S = 30.0
@@ -36,6 +38,7 @@ class ControlPlane:
     def __init__(self, data: Path, *options: str, env: dict[str, str] | None = None) -> None:
         self.data = data
         self.address = ""
+        self.enrolment_address = ""
         self.log_path = data.with_name(data.name + ".log")
         self.process: subprocess.Popen[bytes] | None = None
         self._options = options
@@ -62,6 +65,7 @@ class ControlPlane:
     def start(self) -> None:
         """Starts the process and waits until it listens; on a second start, on the same port."""
         self.data.mkdir(parents=True, exist_ok=True)
+        trust.install(self.data)
         address_file = self.data / "address"
         address_file.unlink(missing_ok=True)  # of a process that was killed
         command = [
@@ -72,6 +76,8 @@ class ControlPlane:
             str(self.data),
             "--listen",
             self.address or "127.0.0.1:0",
+            "--enrol-listen",
+            self.enrolment_address or "127.0.0.1:0",
             *self._options,
         ]
         with self.log_path.open("ab") as log:
@@ -88,6 +94,7 @@ class ControlPlane:
                 raise AssertionError(f"the control plane did not listen within {START_S} s:\n{self.log}")
             time.sleep(0.02)
         self.address = address_file.read_text()
+        self.enrolment_address = (self.data / "enrolment-address").read_text()
 
     def stop(self, *, check: bool = True) -> None:
         """Ends it as systemd does, and checks that it ended well."""
@@ -120,5 +127,5 @@ class ControlPlane:
         self.start()
 
     def channel(self) -> grpc.Channel:
-        """A new channel to it; the caller closes it."""
-        return grpc.insecure_channel(self.address)
+        """A new channel to it, as an admin; the caller closes it."""
+        return trust.channel(self.address)

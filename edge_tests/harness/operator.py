@@ -15,11 +15,13 @@ from typing import Any, Self
 
 import grpc
 
+from edge_tests.harness import trust
 from edge_tests.harness.models import tiny_onnx
 from sluice.api.v1 import (
     devices_pb2_grpc,
     diff_pb2,
     diff_pb2_grpc,
+    identity_pb2_grpc,
     registry_pb2,
     registry_pb2_grpc,
     rollouts_pb2_grpc,
@@ -93,12 +95,13 @@ class Operator:
     """Every service of one control plane over one channel."""
 
     def __init__(self, address: str, *, channel: grpc.Channel | None = None) -> None:
-        self.channel = channel or grpc.insecure_channel(address)
+        self.channel = channel or trust.channel(address)
         self.registry = registry_pb2_grpc.RegistryStub(self.channel)
         self.diff = diff_pb2_grpc.DiffModelStub(self.channel)
         self.devices = devices_pb2_grpc.DevicesStub(self.channel)
         self.rollouts = rollouts_pb2_grpc.RolloutsStub(self.channel)
         self.sync = sync_pb2_grpc.SyncStub(self.channel)
+        self.identities = identity_pb2_grpc.IdentitiesStub(self.channel)
         self.telemetry = telemetry_pb2_grpc.TelemetryStub(self.channel)
 
     def __enter__(self) -> Self:
@@ -171,7 +174,7 @@ class Device:
 
     def __init__(self, address: str, device_id: str, *, labels: dict[str, str] | None = None) -> None:
         self.id = device_id
-        self._channel = grpc.insecure_channel(address)
+        self._channel = trust.channel(address, trust.device(device_id))
         self._outgoing: queue.SimpleQueue[sync_pb2.ConnectRequest | None] = queue.SimpleQueue()
         self.hello = sync_pb2.Hello(device_id=device_id, agent_version="0.1.0", boot_id="b", labels=labels)
         self.send(sync_pb2.ConnectRequest(hello=self.hello))

@@ -1,7 +1,7 @@
 """A control plane behind TLS, in this process, and callers with certificates of any kind.
 
     with SecureControl(tmp_path / "control") as control:
-        with control.operator("spiffe://test/operator/ann/admin") as ann: ...
+        with control.operator("ann", "admin") as ann: ...
 
 One port asks for client certificates; another, of the same server, does not, for callers without one.
 Everything is real: sockets, handshakes, certificates, the services and their database. It runs in a thread of
@@ -25,14 +25,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from edge_tests.harness import trust
 from edge_tests.harness.operator import Operator
 from fleet.access import Access, Policy
 from fleet.config import ControlConfig
 from fleet.control import Control
-from fleet.server import make_server
-from sluice.api.v1 import audit_pb2_grpc, operators_pb2_grpc
+from fleet.quotas import Quotas
+from fleet.server import make_enrolment_server, make_server
+from sluice.api.v1 import audit_pb2_grpc, identity_pb2_grpc, operators_pb2_grpc
 
-DOMAIN = "test"
+DOMAIN = trust.TRUST_DOMAIN
 SERVER_NAME = "control.test"
 WAIT_S = 30.0
 
@@ -93,6 +95,7 @@ class Caller(Operator):
         super().__init__("", channel=channel)
         self.operators = operators_pb2_grpc.OperatorsStub(channel)
         self.audit = audit_pb2_grpc.AuditStub(channel)
+        self.identities = identity_pb2_grpc.IdentitiesStub(channel)
 
 
 class SecureControl:
@@ -100,17 +103,18 @@ class SecureControl:
 
     Args:
         data: its data directory; created when absent.
-        policy: whom it lets in; by default every identity of DOMAIN, by the table.
+        quotas: of its callers.
     """
 
-    def __init__(self, data: Path, policy: Policy | None = None) -> None:
+    def __init__(self, data: Path, quotas: Quotas | None = None) -> None:
         self.authority = Authority()
         self.address = ""
         self.open_address = ""  # where no client certificate is asked for
+        self.enrolment_address = ""
         self.control: Control
         self.access: Access
         self._config = ControlConfig(data=data, listen="127.0.0.1:0", disk_reserve_bytes=0)
-        self._policy = policy or Policy(DOMAIN)
+        self._quotas = quotas or Quotas()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="control")
         self._loop: asyncio.AbstractEventLoop
@@ -167,10 +171,12 @@ class SecureControl:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._config.data.mkdir(parents=True, exist_ok=True)
         try:
+            trust.install(self._config.data)
             self.control = Control(self._config)
             await self.control.start()
             parts = self.control
-            self.access = Access(self._policy, parts.database, parts.operators, parts.audit)
+            policy = Policy(DOMAIN, parts.callers.stands, self._quotas)
+            self.access = Access(policy, parts.database, parts.operators, parts.audit)
             server = make_server(self.control, self.access)
             own = self.authority.issue(f"spiffe://{DOMAIN}/control/one", dns=SERVER_NAME)
             pair = [(own.key, own.certificate)]
@@ -178,7 +184,11 @@ class SecureControl:
             self.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', asking)}"
             open_port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(pair))
             self.open_address = f"127.0.0.1:{open_port}"
+            self.enrolment = make_enrolment_server(self.control, self.access)
+            held = self.control.authority.server_credentials(verify=False)
+            self.enrolment_address = f"127.0.0.1:{self.enrolment.add_secure_port('127.0.0.1:0', held)}"
             await server.start()
+            await self.enrolment.start()
         except BaseException as error:
             self._failure = error
             self._ready.set()
@@ -186,6 +196,6 @@ class SecureControl:
         self._ready.set()
         await self._stop.wait()
         self.control.end_streams()
-        await server.stop(1)
+        await asyncio.gather(server.stop(1), self.enrolment.stop(1))
         await self.access.stop()
         await self.control.stop()

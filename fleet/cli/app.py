@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from fleet.cli import control_init, roles  # noqa: F401 - add their verbs
 from fleet.cli.approximate import approximate
 from fleet.cli.audit import audit
 from fleet.cli.command import Root
@@ -33,7 +34,10 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     cls=Root,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     examples=[
-        ("Start a control plane on this machine.", "sluice control serve"),
+        (
+            "Set a control plane up on this machine, and start it.",
+            "sluice control init\nsluice control serve",
+        ),
         (
             "Publish a model file, then bring it to every device and watch.",
             "sluice model push detector.onnx --name detector\nsluice rollout start detector --watch",

@@ -110,7 +110,8 @@ def global_options(visible: Sequence[str]) -> list[click.Option]:
             "--control",
             metavar="ADDR",
             envvar="SLUICE_CONTROL" if at_root else None,
-            help=f"The control plane, host:port. Default {DEFAULT_ADDRESS}; environment SLUICE_CONTROL.",
+            help=f"The control plane, host:port. Default: the profile's, else {DEFAULT_ADDRESS}; "
+            "environment SLUICE_CONTROL.",
         ),
         option(
             "--timeout",

@@ -24,9 +24,18 @@ def default_data() -> Path:
     return Path(home) / "sluice-control"
 
 
+DATA = click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="SLUICE_DATA",
+    help="Directory for the database, files and deltas; made when absent. Default "
+    "/var/lib/sluice-control for root, else ~/.local/share/sluice-control.",
+)
+
+
 @click.group("control", cls=Group)
 def control() -> None:
-    """Run the control plane."""
+    """Set the control plane up and run it."""
 
 
 @control.command(
@@ -39,13 +48,7 @@ def control() -> None:
         ),
     ],
 )
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="SLUICE_DATA",
-    help="Directory for the database, files and deltas; made when absent. Default "
-    "/var/lib/sluice-control for root, else ~/.local/share/sluice-control.",
-)
+@DATA
 @click.option(
     "--listen",
     metavar="ADDR",
@@ -54,13 +57,20 @@ def control() -> None:
     envvar="SLUICE_LISTEN",
     help="Address to serve on, host:port; port 0 takes a free one.",
 )
+@click.option(
+    "--enrol-listen",
+    metavar="ADDR",
+    default="",
+    envvar="SLUICE_ENROL_LISTEN",
+    help="Address where certificates are given, host:port. Default: the port after --listen's.",
+)
 @click.pass_obj
-def serve(session: Session, data: Path | None, listen: str) -> None:
+def serve(session: Session, data: Path | None, listen: str, enrol_listen: str) -> None:
     """Run the control plane until SIGTERM or Ctrl-C.
 
     One process with everything: registry, deltas, rollouts, devices. Its log goes to stderr; the address it
-    serves on is written to DIR/address. Connections are neither encrypted nor authenticated: listen on
-    addresses that only trusted machines reach.
+    serves on is written to DIR/address. Every caller must show a certificate; those who have none yet get one
+    at the enrolment address. Run `sluice control init` once before.
     """
     try:
         from fleet.config import ControlConfig
@@ -73,7 +83,7 @@ def serve(session: Session, data: Path | None, listen: str) -> None:
             f"the control plane needs the package {error.name}, which is missing",
             hint="pip install 'sluice[control]'",
         ) from error
-    config = ControlConfig(data=data or default_data(), listen=listen)
+    config = ControlConfig(data=data or default_data(), listen=listen, enrol_listen=enrol_listen)
     if not session.json:
         run(config)
         return

@@ -1,4 +1,4 @@
-"""`sluice device`: list, show, label."""
+"""`sluice device`: list, show, label; token, pending, approve, reject, revoke are in admission.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from fleet.cli import documents, tables
+from fleet.cli.admission import add_verbs
 from fleet.cli.arguments import PAIR, unique
 from fleet.cli.command import Group
 from fleet.cli.session import Session, line
@@ -170,3 +171,6 @@ def label(session: Session, device_id: str, changes: tuple[str, ...]) -> None:
     session.result(
         {"device": documents.device(found)}, line(f"{found.id}: {tables.pairs(found.labels) or 'no labels'}")
     )
+
+
+add_verbs(device, "device")

@@ -12,7 +12,15 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sluice.api.v1 import devices_pb2, diff_pb2, errors_pb2, registry_pb2, rollouts_pb2, sync_pb2
+from sluice.api.v1 import (
+    devices_pb2,
+    diff_pb2,
+    errors_pb2,
+    identity_pb2,
+    registry_pb2,
+    rollouts_pb2,
+    sync_pb2,
+)
 from updater.delta import Region
 
 
@@ -52,6 +60,25 @@ def _word(enum: Any, value: int, prefix: str) -> str:
         return ""
     found = enum.values_by_number.get(value)
     return found.name.removeprefix(prefix).lower() if found is not None else str(value)
+
+
+def identity(message: identity_pb2.Identity) -> dict[str, Any]:
+    """A device or operator as somebody with a certificate."""
+    return {
+        "kind": message.kind,
+        "name": message.name,
+        "role": message.role,
+        "state": _word(identity_pb2.IdentityState.DESCRIPTOR, message.state, "IDENTITY_STATE_"),
+        "fingerprint": message.fingerprint,
+        "conflict_fingerprint": message.conflict_fingerprint,
+        "conflict_time": time_text(message.conflict_time),
+        "notice": message.notice,
+        "labels": dict(sorted(message.labels.items())),
+        "create_time": time_text(message.create_time),
+        "renew_time": time_text(message.renew_time),
+        "expire_time": time_text(message.expire_time),
+        "certificates": message.counter,
+    }
 
 
 def model(message: registry_pb2.Model) -> dict[str, Any]:

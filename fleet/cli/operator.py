@@ -1,65 +1,110 @@
-"""`sluice operator`: role, list."""
+"""`sluice operator`: who may use `sluice`, and how this person comes to a certificate."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from fleet import client_access
-from fleet.cli import documents, tables
+from fleet.cli.admission import ROLE, add_verbs
 from fleet.cli.command import Group
 from fleet.cli.session import Session, line
-from sluice.api.v1 import access_pb2
-from updater.identity import Role
+from fleet.client import DEFAULT_ADDRESS, check_address
+from fleet.profile import Profile
+from sluice.api.v1 import errors_pb2
+from updater.certificates import certificates, fingerprint
+from updater.credentials import Credentials
+from updater.enrolment import Enroller
+from updater.errors import SluiceError, os_errors
+from updater.identity import Identity, Kind, Role
 
 
 @click.group("operator", cls=Group)
 def operator() -> None:
-    """Say which operator may do what."""
+    """Let people in, and yourself."""
 
 
 @operator.command(
-    "role",
+    "enrol",
     examples=[
-        ("Let somebody look.", "sluice operator role ann viewer"),
-        ("Take the entry away: what the certificate says counts again.", "sluice operator role ann --remove"),
+        (
+            "With a token from an admin.",
+            "sluice operator enrol ana --role publisher --token slt_... --bundle bundle.pem",
+        )
     ],
 )
 @click.argument("name", metavar="NAME")
-@click.argument("role", metavar="ROLE", type=click.Choice([role.value for role in Role]), required=False)
-@click.option("--remove", is_flag=True, help="Remove the entry.")
+@click.option(
+    "--token", default="", help="From `sluice operator token`. Without one an admin has to approve you."
+)
+@click.option("--role", type=ROLE, default="", help="As the token says.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    required=True,
+    help="The authorities to trust: bundle.pem from the control machine.",
+)
+@click.option(
+    "--enrolment", metavar="ADDR", default="", help="Where certificates are given. Default: the next port."
+)
 @click.pass_obj
-def role_(session: Session, name: str, role: str | None, remove: bool) -> None:
-    """Give an operator a role: viewer, publisher, operator or admin.
+def enrol(session: Session, name: str, token: str, role: str, bundle: Path, enrolment: str) -> None:
+    """Get your first certificate, and make your profile.
 
-    Each may do what those before it may. Where the certificate names a role too, the lower one counts. It
-    takes effect with the operator's next call.
+    From then on `sluice` renews it by itself, after any absence.
     """
-    if (role is None) is not remove:
-        raise click.UsageError("give either a role or --remove")
-    wanted = Role(role) if role is not None else None
-    with session.client() as client:
-        client_access.set_role(client, name, wanted)
-    text = f"{name} has no entry any more" if wanted is None else f"{name}: {wanted.value}"
-    session.result({"operator": {"name": name, "role": role}}, line(text))
+    control = check_address(session.control or DEFAULT_ADDRESS)
+    profile = Profile(Profile.open().directory, control, enrolment or next_port(control))
+    if profile.exists():
+        raise SluiceError(
+            errors_pb2.STATE_LOCKED,
+            f"{profile.directory} holds a profile already",
+            hint="name another directory in SLUICE_PROFILE, or move that one away",
+            obj=str(profile.directory),
+        )
+    with os_errors("reading", bundle):
+        held = Credentials(bundle.read_bytes())
+    certificates(held.bundle)
+    key = profile.key()
+    session.note(f"the fingerprint of your key is {fingerprint(key.public)}")
+    with Enroller(profile.enrolment, held, key) as enroller:
+        identity = Identity(enroller.trust_domain(), Kind.OPERATOR, name, Role(role) if role else None)
+        found = enroller.enrol(identity, token=token)
+    profile.save(found)
+    _show(session, profile)
 
 
-@operator.command("list", examples=[("Everybody with an entry.", "sluice operator list")])
+@operator.command("whoami", examples=[("", "sluice operator whoami")])
 @click.pass_obj
-def list_(session: Session) -> None:
-    """List the operators that were given a role."""
-    with session.client() as client:
-        found = client_access.list_roles(client)
-    entries = [
-        {
-            "name": entry.name,
-            "role": access_pb2.Role.Name(entry.role).removeprefix("ROLE_").lower(),
-            "change_time": documents.time_text(entry.change_time),
-        }
-        for entry in found
-    ]
-    rows = [
-        (str(entry["name"]), str(entry["role"]), tables.age(row.change_time))
-        for entry, row in zip(entries, found, strict=True)
-    ]
-    shown = tables.Rows(("OPERATOR*", "ROLE", "SET"), rows) if rows else line("no operator has an entry")
-    session.result({"operators": entries}, shown)
+def whoami(session: Session) -> None:
+    """Show whose profile this is, and until when its certificate lasts."""
+    profile = Profile.open()
+    profile.credentials()  # renewed if that is due
+    _show(session, profile)
+
+
+def next_port(address: str) -> str:
+    """Where certificates are given unless told otherwise: the port after the control plane's."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{int(port) + 1}" if port.isdigit() and int(port) < 65_535 else address
+
+
+def _show(session: Session, profile: Profile) -> None:
+    leaf = profile.credentials().leaf
+    assert leaf is not None
+    until = leaf.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ")
+    document = {
+        "identity": profile.identity().uri,
+        "expire_time": until,
+        "fingerprint": fingerprint(profile.key().public),
+        "control": profile.control,
+        "profile": str(profile.directory),
+    }
+    session.result(
+        document,
+        line(f"{document['identity']}, until {until}"),
+        line(f"profile {profile.directory}, control plane {profile.control}"),
+    )
+
+
+add_verbs(operator, "operator")

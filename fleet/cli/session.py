@@ -23,6 +23,7 @@ from rich.text import Text
 
 from fleet.cli.advice import advise
 from fleet.client import DEFAULT_ADDRESS, ClientLimits, ControlClient
+from fleet.profile import Profile
 from updater.errors import SluiceError
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -38,14 +39,15 @@ class Interrupted(Exception):
 class Session:
     """The global options of one run, and its output."""
 
-    control: str = DEFAULT_ADDRESS
+    control: str = ""  # the profile's, else DEFAULT_ADDRESS
     timeout: float = field(default_factory=lambda: ClientLimits().timeout_s)
     json: bool = False
     debug: bool = False
 
     def client(self) -> ControlClient:
         """A connection to the control plane; use it as a context manager."""
-        return ControlClient(self.control, ClientLimits(timeout_s=self.timeout))
+        address = self.control or Profile.open().control or DEFAULT_ADDRESS
+        return ControlClient(address, ClientLimits(timeout_s=self.timeout))
 
     def result(self, document: Mapping[str, Any], *human: RenderableType) -> None:
         """Writes the outcome: the document with --json, else what is for people."""

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from agent.sync import Sync, poll_delay_s
+from edge_tests.harness import trust
 from edge_tests.harness.serving import eventually
 from sluice.api.v1 import sync_pb2, sync_pb2_grpc
 
@@ -27,7 +28,7 @@ class Server(sync_pb2_grpc.SyncServicer):
         self.refuse_streams = False
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         sync_pb2_grpc.add_SyncServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.port = self._server.add_secure_port("127.0.0.1:0", trust.server_credentials())
         self._server.start()
 
     def Connect(self, request_iterator, context):  # noqa: N802
@@ -71,6 +72,7 @@ class Client:
         self.generation = 0
         self.sync = Sync(
             f"127.0.0.1:{port}",
+            identity=trust.BoxChannels(),
             device_id="box",
             hello=lambda: sync_pb2.Hello(device_id="box"),
             reported=lambda: sync_pb2.ReportedState(desired_generation=self.generation),

@@ -17,13 +17,16 @@ from typing import Any
 import pytest
 
 import sluice.api.v1 as contract
+from edge_tests.harness.applicant import Applicant
 from edge_tests.harness.operator import failing, onnx_model
 from edge_tests.harness.secure import DOMAIN, Caller, SecureControl
+from fleet.quotas import Quota, Quotas
 from sluice.api.v1 import (
     access_pb2,
     audit_pb2,
     devices_pb2,
     diff_pb2,
+    identity_pb2,
     operators_pb2,
     registry_pb2,
     rollouts_pb2,
@@ -32,6 +35,7 @@ from sluice.api.v1 import (
 )
 from updater.delta import FEATURES
 from updater.digests import digest_bytes
+from updater.identity import Identity, Kind
 from updater.manifest import Manifest
 
 CALL_S = 30.0
@@ -169,6 +173,52 @@ def report(world: World, caller: Caller) -> Any:
     return caller.telemetry.Report(request, timeout=CALL_S)
 
 
+def token(admin: Caller, name: str) -> str:
+    request = identity_pb2.CreateTokenRequest(kind="device", name=name)
+    return str(admin.identities.CreateToken(request, timeout=CALL_S).token)
+
+
+def applicant(world: World) -> Applicant:
+    """A new box that asks for a certificate, at the address that everybody may call."""
+    box = Identity(DOMAIN, Kind.DEVICE, f"new-{world.number()}")
+    return Applicant(world.control.enrolment_address, box)
+
+
+def enrol(world: World, _: Caller) -> Any:
+    with applicant(world) as box:
+        return box.enrol(token=token(world.admin, box.identity.name))
+
+
+def renew(world: World, _: Caller) -> Any:
+    with applicant(world) as box:
+        box.enrol(token=token(world.admin, box.identity.name))
+        return box.renew()
+
+
+def challenge(world: World, _: Caller) -> Any:
+    with applicant(world) as box:
+        return box.nonce()
+
+
+def bundle(world: World, _: Caller) -> Any:
+    with applicant(world) as box:
+        return box.stub.GetBundle(identity_pb2.GetBundleRequest(), timeout=CALL_S)
+
+
+def decide(method: str) -> Callable[[World, Caller], Any]:
+    """Approves or rejects a box that waits."""
+
+    def call(world: World, caller: Caller) -> Any:
+        with applicant(world) as box:
+            assert failing(lambda: box.enrol()).code == "ENROLMENT_PENDING"
+            kind: Any = {"Approve": identity_pb2.ApproveRequest, "Reject": identity_pb2.RejectRequest}[method]
+            shown = {"fingerprint": box.fingerprint} if method == "Approve" else {}
+            request = kind(kind="device", name=box.identity.name, **shown)
+            return getattr(caller.identities, method)(request, timeout=CALL_S)
+
+    return call
+
+
 def once(service: str, name: str, request: Any) -> Callable[[World, Caller], Any]:
     """A unary call with a request that is always the same."""
 
@@ -225,6 +275,17 @@ CALLS: dict[str, Callable[[World, Caller], Any]] = {
         "operators", "SetRole", operators_pb2.SetRoleRequest(name="eve", role=access_pb2.ROLE_VIEWER)
     ),
     "Operators/ListRoles": once("operators", "ListRoles", operators_pb2.ListRolesRequest()),
+    "Identities/CreateToken": lambda world, caller: token(caller, f"box-{world.number()}"),
+    "Identities/ListIdentities": once("identities", "ListIdentities", identity_pb2.ListIdentitiesRequest()),
+    "Identities/Approve": decide("Approve"),
+    "Identities/Reject": decide("Reject"),
+    "Identities/Revoke": once(
+        "identities", "Revoke", identity_pb2.RevokeRequest(kind="device", name="stolen")
+    ),
+    "Enrolment/Challenge": challenge,
+    "Enrolment/Enrol": enrol,
+    "Enrolment/Renew": renew,
+    "Enrolment/GetBundle": bundle,
     "Audit/ReadRecords": lambda _, caller: list(
         caller.audit.ReadRecords(audit_pb2.ReadRecordsRequest(newest=3), timeout=CALL_S)
     ),
@@ -242,7 +303,9 @@ def is_let_in(name: str, entry: access_pb2.Access) -> bool:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with SecureControl(tmp_path_factory.mktemp("matrix") / "control") as control:
+    roomy = Quota(requests_per_s=1000, requests_burst=1000, bytes_per_s=1e9, bytes_burst=1 << 30, diffs=8)
+    quotas = Quotas(roomy, roomy, roomy)
+    with SecureControl(tmp_path_factory.mktemp("matrix") / "control", quotas) as control:
         yield World(control)
 
 

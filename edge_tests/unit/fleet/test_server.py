@@ -49,18 +49,6 @@ def test_a_malformed_address_is_refused(tmp_path: Path, listen: str) -> None:
     assert caught.value.code == "CONFIG_INVALID"
 
 
-def test_only_loopback_goes_without_a_warning(tmp_path: Path) -> None:
-    for listen, loopback in (
-        ("127.0.0.1:1", True),
-        ("localhost:1", True),
-        ("[::1]:1", True),
-        ("0.0.0.0:1", False),
-        ("[::]:1", False),
-        ("box.example:1", False),
-    ):
-        assert ControlConfig(tmp_path, listen=listen).is_loopback() is loopback
-
-
 def test_an_interrupt_ends_it_like_a_stop(control: ControlPlane) -> None:
     assert control.process is not None
     control.process.send_signal(signal.SIGINT)

@@ -1,0 +1,180 @@
+"""Verbs that devices and operators share: token, pending, approve, reject, revoke."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.console import RenderableType
+
+from fleet.cli import documents, tables
+from fleet.cli.arguments import DURATION, PAIR, unique
+from fleet.cli.command import Group
+from fleet.cli.session import Session, line
+from fleet.limits import TOKEN_LIFE_S
+from sluice.api.v1 import identity_pb2
+from updater.identity import Role
+
+ROLE = click.Choice([role.value for role in Role])
+
+
+def add_verbs(group: Group, kind: str) -> None:
+    """Adds the verbs to the noun of this kind: "device" or "operator"."""
+    _add_token(group, kind)
+    _add_pending(group, kind)
+
+    @group.command(
+        "approve",
+        examples=[
+            (
+                "Let in who waits, by the fingerprint that they themselves show.",
+                f"sluice {kind} approve NAME --fingerprint 1f0a-...",
+            )
+        ],
+    )
+    @click.argument("name", metavar="NAME")
+    @click.option(
+        "--fingerprint",
+        required=True,
+        help="Of the enrolment key, as they show it (`sluice-agent doctor`, `sluice operator enrol`).",
+    )
+    @click.pass_obj
+    def approve(session: Session, name: str, fingerprint: str) -> None:
+        """Accept who waits, or a new key in place of the old one.
+
+        Certificates of the key before count no longer from then on.
+        """
+        with session.client() as client:
+            found = client.identities.approve(kind, name, fingerprint)
+        role = f" as {found.role}" if found.role else ""
+        session.result({"identity": documents.identity(found)}, line(f"{name} is accepted{role}"))
+
+    @group.command(
+        "reject",
+        examples=[("Refuse who waits, or the other key of a conflict.", f"sluice {kind} reject NAME")],
+    )
+    @click.argument("name", metavar="NAME")
+    @click.pass_obj
+    def reject(session: Session, name: str) -> None:
+        """Refuse who waits. It may ask again only with a token made for its name."""
+        with session.client() as client:
+            found = client.identities.reject(kind, name)
+        session.result({"identity": documents.identity(found)}, line(f"the request of {name} is rejected"))
+
+    @group.command("revoke", examples=[("Put one out, at once.", f"sluice {kind} revoke NAME")])
+    @click.argument("name", metavar="NAME")
+    @click.pass_obj
+    def revoke(session: Session, name: str) -> None:
+        """Put out: certificates count no longer, open streams end now.
+
+        What a box has installed it goes on serving; it gets nothing new. To let it in again, make a token for
+        its name, or approve its fingerprint.
+        """
+        with session.client() as client:
+            found = client.identities.revoke(kind, name)
+        session.result({"identity": documents.identity(found)}, line(f"{name} is revoked"))
+
+
+def _add_token(group: Group, kind: str) -> None:
+    is_operator = kind == "operator"
+    examples = (
+        [("Let ana in as a publisher.", "sluice operator token ana --role publisher")]
+        if is_operator
+        else [
+            ("For one box, whatever its id, labelled by site.", "sluice device token --label site=harbour"),
+            ("For a box that was re-imaged.", "sluice device token pi-harbour-07"),
+        ]
+    )
+
+    def token(session: Session, name: str, role: str, life: int, label: tuple[tuple[str, str], ...]) -> None:
+        """Make a token that enrols once.
+
+        It is shown this once; the control plane keeps only its hash.
+        """
+        with session.client() as client:
+            made = client.identities.token(
+                kind, name, role=role, life_s=life, labels=unique(label, "--label")
+            )
+        document = {"token": made.token, "expire_time": documents.time_text(made.expire_time)}
+        use = (
+            f"sluice operator enrol {name} --token {made.token} --control ADDR --bundle bundle.pem"
+            + (f" --role {role}" if role else "")
+            if is_operator
+            else f"sluice-agent enrol --token {made.token}"
+        )
+        session.result(
+            document,
+            line(made.token),
+            line(f"good once, until {document['expire_time']}; use it with:"),
+            line(f"  {use}"),
+        )
+
+    options: list[Any] = [
+        click.option(
+            "--for",
+            "life",
+            type=DURATION,
+            default=TOKEN_LIFE_S,
+            show_default="1h",
+            help="How long it is good, e.g. 2d; at most 30d.",
+        ),
+        click.option("--role", type=ROLE, default="", help="What the certificate lets them do.")
+        if is_operator
+        else click.option(
+            "--label", type=PAIR, multiple=True, help="The box gets this label; may be repeated."
+        ),
+        click.argument("name", metavar="NAME")
+        if is_operator
+        else click.argument("name", metavar="[ID]", default=""),
+    ]
+
+    def call(
+        session: Session, name: str, life: int, role: str = "", label: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        token(session, name, role, life, label)
+
+    call.__doc__ = token.__doc__
+    command: Any = click.pass_obj(call)
+    for option in options:
+        command = option(command)
+    group.command("token", examples=examples)(command)
+
+
+def _add_pending(group: Group, kind: str) -> None:
+    everything = kind == "operator"
+    name = "list" if everything else "pending"
+
+    def pending(session: Session) -> None:
+        with session.client() as client:
+            found = list(client.identities.list(kind, attention=not everything))
+        rows = [
+            (
+                entry.name,
+                entry.role,
+                str(documents.identity(entry)["state"]),
+                entry.conflict_fingerprint or entry.fingerprint,
+                _why(entry),
+            )
+            for entry in found
+        ]
+        shown: RenderableType = tables.Rows(
+            (kind.upper() + "*", "ROLE", "STATE", "FINGERPRINT*", "NOTE*"), rows
+        )
+        if not found:
+            shown = line("nobody" if everything else "no device waits")
+        session.result({"identities": [documents.identity(entry) for entry in found]}, shown)
+
+    pending.__doc__ = (
+        "List operators: who may do what, and who waits."
+        if everything
+        else "List devices that wait for you: to be approved, in conflict, or with a notice."
+    )
+    group.command(name, examples=[("", f"sluice {kind} {name}")])(click.pass_obj(pending))
+
+
+def _why(entry: identity_pb2.Identity) -> str:
+    if entry.conflict_fingerprint:
+        return f"another key asks for this name (enrolled: {entry.fingerprint or '-'})"
+    return entry.notice or (
+        "waits for approval" if entry.state == identity_pb2.IDENTITY_STATE_PENDING else ""
+    )
