@@ -22,7 +22,7 @@ class Cause(enum.Enum):
     """Kinds of failures that ask for different answers."""
 
     FINAL = "final"  # the version cannot work here
-    NETWORK = "network"  # the control plane is away or not ready
+    NETWORK = "network"  # the control plane is away, not ready, or does not let the box in
     DAMAGED = "damaged"  # the delta's bytes are wrong: fetch again, then ask for a full copy
     BASE = "base"  # the base on disk is wrong: drop it and plan again
     DISK = "disk"  # no room
@@ -70,7 +70,17 @@ _CAUSES: dict[int, Cause] = {
         ),
         Cause.FINAL,
     ),
-    **dict.fromkeys((errors_pb2.CONTROL_UNREACHABLE, errors_pb2.DELTA_NOT_READY), Cause.NETWORK),
+    **dict.fromkeys(
+        (
+            errors_pb2.CONTROL_UNREACHABLE,
+            errors_pb2.DELTA_NOT_READY,
+            # Asked too often, or not let in for now: neither says anything about the version.
+            errors_pb2.LIMIT_EXCEEDED,
+            errors_pb2.PERMISSION_DENIED,
+            errors_pb2.UNAUTHENTICATED,
+        ),
+        Cause.NETWORK,
+    ),
     **dict.fromkeys(
         (
             errors_pb2.DELTA_INVALID,

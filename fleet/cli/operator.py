@@ -1,15 +1,11 @@
-"""`sluice operator`: role, list."""
+"""`sluice operator`: role, roles."""
 
 from __future__ import annotations
 
 import click
 
-from fleet import client_access
-from fleet.cli import documents, tables
 from fleet.cli.command import Group
-from fleet.cli.session import Session, line
-from sluice.api.v1 import access_pb2
-from updater.identity import Role
+from fleet.cli.roles import role, roles
 
 
 @click.group("operator", cls=Group)
@@ -17,49 +13,5 @@ def operator() -> None:
     """Say which operator may do what."""
 
 
-@operator.command(
-    "role",
-    examples=[
-        ("Let somebody look.", "sluice operator role ann viewer"),
-        ("Take the entry away: what the certificate says counts again.", "sluice operator role ann --remove"),
-    ],
-)
-@click.argument("name", metavar="NAME")
-@click.argument("role", metavar="ROLE", type=click.Choice([role.value for role in Role]), required=False)
-@click.option("--remove", is_flag=True, help="Remove the entry.")
-@click.pass_obj
-def role_(session: Session, name: str, role: str | None, remove: bool) -> None:
-    """Give an operator a role: viewer, publisher, operator or admin.
-
-    Each may do what those before it may. Where the certificate names a role too, the lower one counts. It
-    takes effect with the operator's next call.
-    """
-    if (role is None) is not remove:
-        raise click.UsageError("give either a role or --remove")
-    wanted = Role(role) if role is not None else None
-    with session.client() as client:
-        client_access.set_role(client, name, wanted)
-    text = f"{name} has no entry any more" if wanted is None else f"{name}: {wanted.value}"
-    session.result({"operator": {"name": name, "role": role}}, line(text))
-
-
-@operator.command("list", examples=[("Everybody with an entry.", "sluice operator list")])
-@click.pass_obj
-def list_(session: Session) -> None:
-    """List the operators that were given a role."""
-    with session.client() as client:
-        found = client_access.list_roles(client)
-    entries = [
-        {
-            "name": entry.name,
-            "role": access_pb2.Role.Name(entry.role).removeprefix("ROLE_").lower(),
-            "change_time": documents.time_text(entry.change_time),
-        }
-        for entry in found
-    ]
-    rows = [
-        (str(entry["name"]), str(entry["role"]), tables.age(row.change_time))
-        for entry, row in zip(entries, found, strict=True)
-    ]
-    shown = tables.Rows(("OPERATOR*", "ROLE", "SET"), rows) if rows else line("no operator has an entry")
-    session.result({"operators": entries}, shown)
+for verb in (role, roles):
+    operator.add_command(verb)
