@@ -1,13 +1,13 @@
 """The local socket: `sluice-agent status` and `revert` speak to a running agent through it.
 
-gRPC on a unix socket in a directory that only the agent's user and group may enter; the socket itself is
-0660. A socket left behind by a killed agent is removed first: the lock on the state directory is held by
-then, so it cannot belong to a live agent of the same state.
+gRPC behind a LocalSocket, which knows who calls: root, the agent's own user, and members of the group that
+`admin.group` names may; everybody else who may open the socket is told that they may not.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
@@ -16,12 +16,12 @@ from typing import TypeVar
 import grpc
 
 from agent import update_limits as limits
+from agent.local_socket import LocalSocket
 from sluice.api.v1 import admin_pb2, admin_pb2_grpc, errors_pb2
-from updater.errors import SluiceError, os_errors
+from updater.errors import SluiceError
 from updater.wire import from_rpc_error, to_status
 
 log = logging.getLogger(__name__)
-_SOCKET_MODE = 0o660
 _Reply = TypeVar("_Reply")
 
 
@@ -30,29 +30,33 @@ class AdminServer(admin_pb2_grpc.AdminServicer):
 
     Args:
         socket: its path; the directory is created when absent.
+        private: a directory of the agent's own, for the socket behind it.
+        group: whose members may administer this agent; None: no group's.
         status: composes the status.
         revert: goes back one version of a model; returns the versions left and taken.
 
-    Raises SluiceError(IO_FAILED) when the socket cannot be bound.
+    Raises SluiceError(IO_FAILED | CONFIG_INVALID) when the socket cannot be bound.
     """
 
     def __init__(
         self,
         socket: Path,
+        private: Path,
+        group: int | None,
         status: Callable[[], admin_pb2.GetStatusResponse],
         revert: Callable[[str], tuple[int, int]],
     ) -> None:
-        self._socket = socket
+        self._group = group
         self._status = status
         self._revert = revert
-        with os_errors("preparing the socket", socket):
-            socket.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-            socket.unlink(missing_ok=True)
+        self._local = LocalSocket(
+            socket, private, "admin", group=group, allow=None, most=limits.ADMIN_CONNECTIONS
+        )
         self._pool = futures.ThreadPoolExecutor(limits.ADMIN_THREADS, thread_name_prefix="admin")
         self._server = grpc.server(self._pool, maximum_concurrent_rpcs=2 * limits.ADMIN_THREADS)
         admin_pb2_grpc.add_AdminServicer_to_server(self, self._server)
         try:
-            self._server.add_insecure_port(f"unix:{socket}")
+            self._server.add_insecure_port(self._local.address)
         except RuntimeError as error:
             raise SluiceError(
                 errors_pb2.IO_FAILED,
@@ -60,30 +64,57 @@ class AdminServer(admin_pb2_grpc.AdminServicer):
                 hint="check the directory's permissions, or set admin.socket",
                 obj=str(socket),
             ) from error
-        with os_errors("restricting the socket", socket):
-            socket.chmod(_SOCKET_MODE)
 
     def start(self) -> None:
         self._server.start()
+        self._local.start()
 
     def stop(self, grace_s: float) -> None:
         self._server.stop(grace_s).wait(grace_s + 1)
         self._pool.shutdown(wait=False)
-        self._socket.unlink(missing_ok=True)
+        self._local.stop()
 
     def GetStatus(  # noqa: N802 (the generated name)
         self, request: admin_pb2.GetStatusRequest, context: grpc.ServicerContext
     ) -> admin_pb2.GetStatusResponse:
         """See admin.proto."""
         del request
-        return _answer(context, self._status)
+        return self._answer(context, self._status)
 
     def Revert(  # noqa: N802
         self, request: admin_pb2.RevertRequest, context: grpc.ServicerContext
     ) -> admin_pb2.RevertResponse:
         """See admin.proto."""
-        left, taken = _answer(context, lambda: self._revert(request.model))
+        left, taken = self._answer(context, lambda: self._revert(request.model))
         return admin_pb2.RevertResponse(from_version=left, to_version=taken)
+
+    def _answer(self, context: grpc.ServicerContext, call: Callable[[], _Reply]) -> _Reply:
+        """Runs the call for whoever may; errors become the call's status."""
+        try:
+            self._check(context.peer())
+            return call()
+        except SluiceError as error:
+            context.abort_with_status(to_status(error))
+        except Exception as error:
+            log.exception("a local call failed unexpectedly")
+            failure = SluiceError(errors_pb2.INTERNAL, f"unexpected {type(error).__name__}: {error}")
+            context.abort_with_status(to_status(failure))
+        raise AssertionError("abort_with_status raises")
+
+    def _check(self, peer: str) -> None:
+        """Raises SluiceError(PERMISSION_DENIED) unless the caller may administer this agent."""
+        caller = self._local.caller(peer)
+        if caller is not None and caller.may(os.geteuid(), self._group):
+            return
+        who = "an unknown caller" if caller is None else f"user {caller.user}"
+        log.warning("%s may not administer this agent, and was told so", who)
+        group = "" if self._group is None else f", and members of group {self._group}"
+        raise SluiceError(
+            errors_pb2.PERMISSION_DENIED,
+            f"{who} may not administer this agent; root and its own user may{group}",
+            hint="use `sudo -u sluice`, or name a group of yours in admin.group",
+            obj=who,
+        )
 
 
 class AdminClient:
@@ -126,16 +157,3 @@ class AdminClient:
                 obj=str(self._socket),
             )
         return failure
-
-
-def _answer(context: grpc.ServicerContext, call: Callable[[], _Reply]) -> _Reply:
-    """Runs the call; errors become the call's status."""
-    try:
-        return call()
-    except SluiceError as error:
-        context.abort_with_status(to_status(error))
-    except Exception as error:
-        log.exception("a local call failed unexpectedly")
-        failure = SluiceError(errors_pb2.INTERNAL, f"unexpected {type(error).__name__}: {error}")
-        context.abort_with_status(to_status(failure))
-    raise AssertionError("abort_with_status raises")

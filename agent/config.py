@@ -66,10 +66,13 @@ KEYS = (
     Key("control.poll_interval_s", "poll_interval_s", "number", 1, 86_400),
     Key("control.reconnect_max_s", "reconnect_max_s", "number", 0.1, 3_600),
     Key("inference.address", "inference_address", "listen"),
+    Key("inference.socket", "inference_socket", "path"),
+    Key("inference.group", "inference_group", "text"),
     Key("inference.threads", "threads", "integer", 1, 256),
     Key("inference.runtimes", "runtimes", "runtimes"),
     Key("inference.model_control", "model_control", "flag"),
     Key("admin.socket", "admin_socket", "path"),
+    Key("admin.group", "admin_group", "text"),
     Key("metrics.address", "metrics_address", "listen"),
     Key("telemetry.interval_s", "telemetry_interval_s", "number", 0.2, 86_400),
     Key("telemetry.outbox_max_bytes", "outbox_max_bytes", "integer", 65_536, 1 << 30),
@@ -99,12 +102,16 @@ class AgentConfig:
         labels: sent with Hello; an operator's labels win over them.
         poll_interval_s: between polls while no stream stands; the control plane's Welcome may override it.
         reconnect_max_s: upper end of the reconnection backoff.
-        inference_address: host:port that serves the Open Inference Protocol; port 0 takes a free one.
+        inference_address: host:port that serves the Open Inference Protocol; port 0 takes a free one. Empty:
+            only the unix socket serves it.
+        inference_socket: path of a unix socket that serves it too; empty: none does.
+        inference_group: name or number of the group whose members may use that socket; empty: the agent's.
         threads: of one model's runtime, unless its variant says otherwise.
         runtimes: names of the runtimes that may be used; empty for all that work.
         model_control: whether inference clients may load and unload models.
         metrics_address: host:port that serves Prometheus metrics; empty: none are served.
         admin_socket: path of the unix socket for `sluice-agent status` and the like.
+        admin_group: name or number of the group whose members may administer the agent; empty: no group's.
         telemetry_interval_s: between samples.
         outbox_max_bytes: telemetry kept while the control plane is away; the oldest goes first.
         keep_versions: versions kept on disk beside active and previous, as bases and for going back.
@@ -126,11 +133,14 @@ class AgentConfig:
     poll_interval_s: float = 900.0
     reconnect_max_s: float = 300.0
     inference_address: str = "127.0.0.1:8500"
+    inference_socket: Path | None = None
+    inference_group: str = ""
     threads: int = 1
     runtimes: tuple[str, ...] = ()
     model_control: bool = False
     metrics_address: str = ""
     admin_socket: Path = Path()
+    admin_group: str = ""
     telemetry_interval_s: float = 60.0
     outbox_max_bytes: int = 16 << 20
     keep_versions: int = 1
@@ -196,13 +206,18 @@ def parse(value: Mapping[str, Any], path: Path) -> AgentConfig:
     state_dir = fields.get("state_dir", AgentConfig.state_dir)
     if "admin_socket" not in fields:
         fields["admin_socket"] = default_admin_socket(state_dir)
-    if len(bytes(fields["admin_socket"])) > MAX_SOCKET_PATH_BYTES:
-        raise _invalid(
-            path,
-            "admin.socket",
-            f"is longer than the {MAX_SOCKET_PATH_BYTES} bytes that a socket's path may have: "
-            f"{fields['admin_socket']}",
-        )
+    for name in ("admin.socket", "inference.socket"):
+        given = fields.get(name.replace(".", "_"), Path())
+        if len(bytes(given)) > MAX_SOCKET_PATH_BYTES:
+            raise _invalid(
+                path,
+                name,
+                f"is longer than the {MAX_SOCKET_PATH_BYTES} bytes that a socket's path may have: {given}",
+            )
+    if "inference_socket" in fields:
+        fields.setdefault("inference_address", "")  # whoever restricts inference does not want it open too
+    elif "inference_group" in fields:
+        raise _invalid(path, "inference.group", "needs inference.socket: over TCP everybody on the box may")
     return AgentConfig(**fields)
 
 

@@ -17,6 +17,8 @@ import grpc
 
 from agent import update_limits as limits
 from sluice.api.v1 import (
+    devices_pb2,
+    devices_pb2_grpc,
     diff_pb2,
     diff_pb2_grpc,
     errors_pb2,
@@ -104,15 +106,24 @@ class Control:
         except grpc.RpcError as error:
             raise self.failed(error, doing) from error
 
-    def check(self) -> None:
-        """Asks for something small that changes nothing. Raises SluiceError(CONTROL_UNREACHABLE | ...)."""
-        request = registry_pb2.ListModelsRequest(page_size=1)
-        self._call(
-            "asking whether it answers",
-            lambda channel: registry_pb2_grpc.RegistryStub(channel).ListModels(
-                request, timeout=limits.CHECK_TIMEOUT_S
-            ),
-        )
+    def check(self, device_id: str) -> bool:
+        """Asks for this device's twin, which changes nothing; False when it is not known there yet.
+
+        Raises SluiceError(CONTROL_UNREACHABLE | ...).
+        """
+        request = devices_pb2.GetDeviceRequest(id=device_id)
+        try:
+            self._call(
+                "asking whether it answers",
+                lambda channel: devices_pb2_grpc.DevicesStub(channel).GetDevice(
+                    request, timeout=limits.CHECK_TIMEOUT_S
+                ),
+            )
+        except SluiceError as error:
+            if error.reason == errors_pb2.DEVICE_UNKNOWN:
+                return False
+            raise
+        return True
 
     def get_version(self, model: str, version: int) -> registry_pb2.Version:
         request = registry_pb2.GetVersionRequest(model=model, version=version)

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from agent import update_limits as limits
 from agent.activation import Activator
@@ -31,10 +32,13 @@ from agent.control import Control
 from agent.identity import BoxIdentity
 from agent.inference import InferenceServer
 from agent.installer import Installer
+from agent.limits import MAX_LOCAL_CONNECTIONS
+from agent.local_socket import LocalSocket
 from agent.lock import StateLock
 from agent.metrics import MetricsServer
 from agent.notify import notify, watchdog_interval_s
 from agent.outbox import Outbox
+from agent.peer_credentials import group_id
 from agent.reconciler import Reconciler
 from agent.recovery import recover
 from agent.reporter import Progress, compose
@@ -53,6 +57,7 @@ from updater.store import Store
 
 log = logging.getLogger(__name__)
 INFERENCE_ADDRESS_FILE = "inference-address"
+PRIVATE_DIRECTORY = "sockets"  # of the state directory: what unix sockets relay to
 
 
 class Daemon:
@@ -150,14 +155,20 @@ class Daemon:
             reconnect_max_s=config.reconnect_max_s,
         )
         self._identity.on_renewed = self._sync.renewed
+        private = state_dir / PRIVATE_DIRECTORY
         self._inference = InferenceServer(
             self._router,
-            config.inference_address,
+            [config.inference_address] if config.inference_address else [],
             repository=Repository(self._router, self._activator, control=config.model_control),
+            local=inference_socket(config, private),
         )
         self._metrics = MetricsServer(self._router, config.metrics_address)
         self._admin = AdminServer(
-            config.admin_socket, self.status, lambda model: self._activator.revert(model, pin=True)
+            config.admin_socket,
+            private,
+            group_id(config.admin_group, "admin.group") if config.admin_group else None,
+            self.status,
+            lambda model: self._activator.revert(model, pin=True),
         )
 
     def run(self) -> None:
@@ -342,6 +353,22 @@ class Daemon:
         )
         link = "connected" if self._sync.connected else "control plane away"
         return f"serving {served or 'nothing yet'}; {link}"
+
+
+def inference_socket(config: AgentConfig, private: Path) -> LocalSocket | None:
+    """The unix socket that serves inference to root, the agent's own user and one group; None without one."""
+    if config.inference_socket is None:
+        return None
+    named = config.inference_group
+    group = group_id(named, "inference.group") if named else os.getegid()
+    return LocalSocket(
+        config.inference_socket,
+        private,
+        "inference",
+        group=group,
+        allow=lambda caller: caller.may(os.geteuid(), group),
+        most=MAX_LOCAL_CONNECTIONS,
+    )
 
 
 @contextmanager

@@ -194,7 +194,8 @@ def _agent(config: AgentConfig) -> Finding:
 def _control(config: AgentConfig) -> Finding:
     control = Control(config.control_address, BoxIdentity(config))
     try:
-        control.check()
+        known = control.check(config.device_id)
     finally:
         control.close()
-    return Finding("control plane", state=OK, detail=f"{config.control_address} answers")
+    detail = f"{config.control_address} answers" + ("" if known else " and does not know this device yet")
+    return Finding("control plane", state=OK, detail=detail)

@@ -1,13 +1,14 @@
 """The inference front: the Open Inference Protocol (KServe v2) with Triton's extensions, over gRPC, for
 clients on the box.
 
-This file is the server: addresses, threads and limits. inference_service.py holds the calls, requests.py the
-way of one inference, streams.py the streams.
+This file is the server: addresses, threads and limits. inference_service.py holds the calls, requests.py
+the way of one inference, streams.py the streams.
 
-Rules: a message over its limit, or a call over the number that may wait, is refused by gRPC before it takes a
-thread; streams have threads of their own, so that they hold up nothing else.
+Rules: a message over its limit, or a call over the number that may wait, is refused by gRPC before it takes
+a thread; streams have threads of their own, so that they hold up nothing else.
 
-There is no authentication: listen on loopback or a unix socket.
+Over TCP there is no authentication: listen on loopback. A unix socket lets in root, the agent's own user
+and the members of one group.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import grpc
 
 from agent.inference_service import InferenceService
 from agent.limits import MAX_CONCURRENT_RPCS, MAX_MESSAGE_BYTES, MAX_STREAMS, SERVING_THREADS
+from agent.local_socket import LocalSocket
 from agent.messages import parse_request, serialize_response
+from agent.peer import Peers
 from agent.repository import Repository
 from agent.router import Router
 from inference import open_inference_pb2 as pb
@@ -44,6 +47,7 @@ class InferenceServer:
         addresses: to listen on: "127.0.0.1:8500" (port 0 takes a free one) or
         "unix:/run/sluice/inference.sock". threads: that answer requests. concurrent_rpcs: calls running and
         waiting; more get RESOURCE_EXHAUSTED. message_bytes: largest request and response.
+        local: a unix socket before the server, which lets in whom it may; served beside the addresses.
     """
 
     def __init__(
@@ -55,8 +59,12 @@ class InferenceServer:
         threads: int = SERVING_THREADS,
         concurrent_rpcs: int = MAX_CONCURRENT_RPCS,
         message_bytes: int = MAX_MESSAGE_BYTES,
+        local: LocalSocket | None = None,
     ) -> None:
-        self._wanted = (addresses,) if isinstance(addresses, str) else tuple(addresses)
+        self._wanted = [addresses] if isinstance(addresses, str) else list(addresses)
+        self._local = local
+        if local is not None:
+            self._wanted.append(local.address)
         self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="inference")
         self._server = grpc.server(
             self._pool,
@@ -68,7 +76,7 @@ class InferenceServer:
             ),
         )
         self._streams_pool = futures.ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
-        service = InferenceService(router, repository or Repository(router))
+        service = InferenceService(router, repository or Repository(router), Peers(local=local))
         self._server.add_registered_method_handlers(
             _SERVICE.full_name, _handlers(service, self._streams_pool)
         )
@@ -82,11 +90,16 @@ class InferenceServer:
         """
         self.addresses = tuple(self._bind(address) for address in self._wanted)
         self._server.start()
+        if self._local is not None:
+            self._local.start()
+            self.addresses = (*self.addresses[:-1], f"unix:{self._local.path}")
         log.info("inference is served on %s", ", ".join(self.addresses))
 
     def stop(self, grace_s: float) -> None:
         """Takes no new calls, lets those running end within `grace_s`, then cancels them."""
         self._server.stop(grace_s).wait(grace_s + 5)
+        if self._local is not None:
+            self._local.stop()
         self._pool.shutdown(wait=False)
         self._streams_pool.shutdown(wait=False)
 

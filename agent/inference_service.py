@@ -52,11 +52,11 @@ class _Status(grpc.Status):
 class InferenceService:
     """The calls over a router and a repository; the methods are named as the protocol names them."""
 
-    def __init__(self, router: Router, repository: Repository) -> None:
+    def __init__(self, router: Router, repository: Repository, peers: Peers) -> None:
         self._router = router
         self._repository = repository
         self._regions = Regions()
-        self._peers = Peers()
+        self._peers = peers
         self._inference = Inference(router, self._regions, self._peers)
         self._streams = Streams(self._inference)
 

@@ -86,3 +86,8 @@ MAX_READ_BYTES = 256 << 20  # of inputs read from regions for requests under way
 MAX_KEY_CHARACTERS = 255  # of a shared memory object's name: the file system's own bound
 PEER_CACHE_S = 10.0  # a connection's user is looked up again after this time
 MAX_PEERS = 256  # connections whose user is remembered
+
+# Unix sockets (local_socket.py).
+RELAY_BYTES = 256 << 10  # carried at once, of each direction of a connection
+MAX_LOCAL_CONNECTIONS = 64  # to inference; each holds two threads and two descriptors
+REFUSALS_LOGGED_S = 10.0  # between two lines about callers that were turned away

@@ -1,8 +1,8 @@
 """Who is calling: the user of the process at the other end of a connection from this box.
 
 gRPC tells a handler the caller's address. For a TCP connection over loopback the kernel's table of sockets
-(/proc/net/tcp, tcp6) names the user who owns the other end. A unix socket's caller is on this box, but gRPC
-does not hand its credentials on, so its user stays unknown.
+(/proc/net/tcp, tcp6) names the user who owns the other end. A caller over a unix socket is known to the
+LocalSocket that let it in; over one without it stays unknown.
 
 Rules: a caller that is not on this box is refused; an answer is remembered for PEER_CACHE_S, because reading
 the table takes longer the more connections there are; where two users' sockets share an address, neither is
@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from agent.limits import MAX_PEERS, PEER_CACHE_S
+from agent.local_socket import LocalSocket
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
@@ -29,15 +30,21 @@ _LOCAL, _STATE, _USER = 1, 3, 7  # columns
 
 
 class Peers:
-    """Looks callers up; safe to use from any thread."""
+    """Looks callers up; safe to use from any thread.
 
-    def __init__(self, tables: tuple[Path, ...] = TABLES) -> None:
+    Args:
+        tables: the kernel's.
+        local: the unix socket that knows its callers, if there is one.
+    """
+
+    def __init__(self, tables: tuple[Path, ...] = TABLES, local: LocalSocket | None = None) -> None:
         self._tables = tables
+        self._local = local
         self._lock = threading.Lock()
         self._known: dict[str, tuple[int, float]] = {}
 
     def user(self, peer: str) -> int | None:
-        """The caller's user id; None for a caller over a unix socket.
+        """The caller's user id; None for a caller over a unix socket that does not know its callers.
 
         Args:
             peer: as `ServicerContext.peer` gives it: "ipv4:127.0.0.1:40000", "ipv6:%5B::1%5D:40000", "unix:".
@@ -46,7 +53,8 @@ class Peers:
             SluiceError: REQUEST_INVALID when the caller is not on this box or cannot be told.
         """
         if peer.startswith("unix"):
-            return None
+            caller = self._local.caller(peer) if self._local is not None else None
+            return None if caller is None else caller.user
         now = time.monotonic()
         with self._lock:
             known = self._known.get(peer)

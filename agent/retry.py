@@ -22,7 +22,7 @@ class Cause(enum.Enum):
     """Kinds of failures that ask for different answers."""
 
     FINAL = "final"  # the version cannot work here
-    NETWORK = "network"  # the control plane is away or not ready
+    NETWORK = "network"  # the control plane is away, not ready, or does not let the box in
     DAMAGED = "damaged"  # the delta's bytes are wrong: fetch again, then ask for a full copy
     BASE = "base"  # the base on disk is wrong: drop it and plan again
     DISK = "disk"  # no room
@@ -81,6 +81,9 @@ _CAUSES: dict[int, Cause] = {
             errors_pb2.CERTIFICATE_INVALID,
             errors_pb2.ENROLMENT_PENDING,
             errors_pb2.ENROLMENT_REFUSED,
+            # Asked too often, or not let in for now: neither says anything about the version.
+            errors_pb2.LIMIT_EXCEEDED,
+            errors_pb2.PERMISSION_DENIED,
         ),
         Cause.NETWORK,
     ),

@@ -53,6 +53,7 @@ TELEMETRY_RETRY_MOST_S = 900.0
 
 # The local socket (admin.py).
 ADMIN_THREADS = 2
+ADMIN_CONNECTIONS = 16
 ADMIN_TIMEOUT_S = 5.0
 ADMIN_REVERT_TIMEOUT_S = 180.0  # a worker may have to load
 

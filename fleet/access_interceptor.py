@@ -12,7 +12,7 @@ import grpc
 from grpc import aio
 
 from fleet.access import Access, Call, Context
-from fleet.interceptor import wrapped
+from fleet.interceptor import rewrap
 
 
 class AccessInterceptor(aio.ServerInterceptor):
@@ -54,4 +54,4 @@ class AccessInterceptor(aio.ServerInterceptor):
 
             return guarded
 
-        return wrapped(handler, single, streaming)
+        return rewrap(handler, single, streaming)

@@ -56,7 +56,7 @@ def role_of(identity: Identity, granted: Role | None) -> Role | None:
 def may(
     identity: Identity | None, role: Role | None, method: str, *, trust_domain: str
 ) -> SluiceError | None:
-    """None when the caller may call the method, else why not: UNAUTHENTICATED or PERMISSION_DENIED.
+    """None when the caller may call the method, else why not.
 
     Args:
         identity: of the caller; None without a certificate.
@@ -79,9 +79,9 @@ def may(
         )
     if identity.trust_domain != trust_domain:
         return SluiceError(
-            errors_pb2.UNAUTHENTICATED,
-            f"{identity} is of another trust domain; here {trust_domain} counts",
-            hint="is this the right control plane?",
+            errors_pb2.CERTIFICATE_INVALID,
+            f"{identity} is not of the trust domain {trust_domain}",
+            hint="the certificate was made for another fleet",
             obj=str(identity),
         )
     if identity.kind is Kind.DEVICE:

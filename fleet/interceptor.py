@@ -33,39 +33,24 @@ class ErrorInterceptor(aio.ServerInterceptor):
         if handler is None:
             return None  # gRPC answers UNIMPLEMENTED
         method = handler_call_details.method
-        return wrapped(
-            handler, lambda work: _guard_single(work, method), lambda work: _guard_stream(work, method)
+        return rewrap(
+            handler, lambda inner: _guard_single(inner, method), lambda inner: _guard_stream(inner, method)
         )
 
 
-def wrapped(
-    handler: Any, single: Callable[[Any], Any], streaming: Callable[[Any], Any]
+def rewrap(
+    handler: Any, single: Callable[[Any], Any], stream: Callable[[Any], Any]
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """A method's handler with its behaviour replaced.
-
-    Args:
-        handler: as gRPC has it.
-        single: makes the behaviour that answers once from the one there is.
-        streaming: makes the behaviour that answers with a stream.
-    """
-    make: Any
-    if handler.response_streaming:
-        behaviour = streaming(handler.stream_stream or handler.unary_stream)
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_stream_rpc_method_handler
-        )
-    else:
-        behaviour = single(handler.stream_unary or handler.unary_unary)
-        make = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
-    return make(  # type: ignore[no-any-return]
-        behaviour, handler.request_deserializer, handler.response_serializer
-    )
+    """A handler like this one around what `single` or `stream`, by how it answers, makes of its behaviour."""
+    kinds = (handler.request_streaming, handler.response_streaming)
+    behaviour, make = {
+        (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
+        (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+        (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
+        (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
+    }[kinds]
+    wrapped = stream(behaviour) if handler.response_streaming else single(behaviour)
+    return make(wrapped, handler.request_deserializer, handler.response_serializer)
 
 
 def _guard_single(behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fleet.cli import roles
 from fleet.cli.admission import ROLE, add_verbs
 from fleet.cli.command import Group
 from fleet.cli.session import Session, line
@@ -108,3 +109,5 @@ def _show(session: Session, profile: Profile) -> None:
 
 
 add_verbs(operator, "operator")
+for verb in (roles.role, roles.roles):
+    operator.add_command(verb)

@@ -46,10 +46,13 @@ def test_every_key(tmp_path: Path) -> None:
             threads = 4
             runtimes = ["litert"]
             model_control = true
+            socket = "/run/i.sock"
+            group = "vision"
             [metrics]
             address = "127.0.0.1:9100"
             [admin]
             socket = "/run/x.sock"
+            group = "998"
             [telemetry]
             interval_s = 1.5
             outbox_max_bytes = 65536
@@ -72,8 +75,11 @@ def test_every_key(tmp_path: Path) -> None:
         threads=4,
         runtimes=("litert",),
         model_control=True,
+        inference_socket=Path("/run/i.sock"),
+        inference_group="vision",
         metrics_address="127.0.0.1:9100",
         admin_socket=Path("/run/x.sock"),
+        admin_group="998",
         telemetry_interval_s=1.5,
         outbox_max_bytes=65536,
         keep_versions=0,
@@ -102,6 +108,9 @@ def test_every_key(tmp_path: Path) -> None:
         (LEAST + "[inference]\nmodel_control = 1\n", "inference.model_control must be true or false, not 1"),
         (LEAST + '[admin]\nsocket = "relative.sock"\n', "admin.socket must be an absolute path"),
         (LEAST + f'[admin]\nsocket = "/{"x" * 120}"\n', "admin.socket is longer than the 107 bytes"),
+        (LEAST + f'[inference]\nsocket = "/{"x" * 120}"\n', "inference.socket is longer than the 107 bytes"),
+        (LEAST + '[inference]\ngroup = "vision"\n', "inference.group needs inference.socket"),
+        (LEAST + "[admin]\ngroup = 5\n", "admin.group must be text"),
         ('device_id = "-x"\n' + LEAST, "device_id must be 1 to 64"),
         ('device_id = "a\\u0000b"\n' + LEAST, "device_id must be text"),
         ("labels = { a = 1 }\n" + LEAST, "labels.a must be text"),
@@ -146,3 +155,11 @@ def test_document_describes_exactly_the_keys() -> None:
 
 def test_admin_socket_default_is_in_the_state_directory() -> None:
     assert configuration.default_admin_socket(Path("/srv/x")) == Path("/srv/x/agent.sock")
+
+
+def test_a_socket_for_inference_closes_tcp_unless_that_is_asked_for(tmp_path: Path) -> None:
+    only = load(write(tmp_path, LEAST + '[inference]\nsocket = "/run/i.sock"\n'))
+    assert (only.inference_address, only.inference_socket) == ("", Path("/run/i.sock"))
+    both = LEAST + '[inference]\nsocket = "/run/i.sock"\naddress = "127.0.0.1:0"\n'
+    assert load(write(tmp_path, both)).inference_address == "127.0.0.1:0"
+    assert load(write(tmp_path, LEAST)).inference_socket is None

@@ -93,7 +93,7 @@ def test_who_is_turned_away_is_recorded(control: SecureControl) -> None:
         ("", "UNAUTHENTICATED"),
         (f"spiffe://{DOMAIN}/operator/vic/viewer", "PERMISSION_DENIED"),
         (f"spiffe://{DOMAIN}/device/box-1", "PERMISSION_DENIED"),
-        ("spiffe://elsewhere/operator/eve/admin", "UNAUTHENTICATED"),
+        ("spiffe://elsewhere/operator/eve/admin", "CERTIFICATE_INVALID"),
         ("", "CERTIFICATE_INVALID"),
         (f"spiffe://{DOMAIN}/device/box-1", "PERMISSION_DENIED"),
     ]

@@ -55,7 +55,7 @@ CALLERS = {
     "operator without a role": ((f"spiffe://{DOMAIN}/operator/nobody",), "PERMISSION_DENIED"),
     "control plane": ((f"spiffe://{DOMAIN}/control/two",), "PERMISSION_DENIED"),
     "unauthenticated": ((), "UNAUTHENTICATED"),
-    "admin of another domain": (("spiffe://elsewhere/operator/admin-1/admin",), "UNAUTHENTICATED"),
+    "admin of another domain": (("spiffe://elsewhere/operator/admin-1/admin",), "CERTIFICATE_INVALID"),
     "two identities": (
         (f"spiffe://{DOMAIN}/operator/a/admin", f"spiffe://{DOMAIN}/device/{OWN}"),
         "CERTIFICATE_INVALID",

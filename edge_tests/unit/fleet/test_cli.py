@@ -58,7 +58,7 @@ def test_the_verbs_are_these() -> None:
         "rollout list",
         "rollout show",
         "operator role",
-        "operator list",
+        "operator roles",
         "audit list",
         "audit export",
         "audit verify",

@@ -25,13 +25,13 @@ def _environment(control: ControlPlane, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_roles_are_given_listed_and_taken_away(control: ControlPlane) -> None:
-    assert sluice("operator", "list").expect().out == "no operator has an entry\n"
+    assert sluice("operator", "roles").expect().out == "no operator has an entry\n"
     assert sluice("operator", "role", "ann", "viewer").expect().out == "ann: viewer\n"
     sluice("operator", "role", "bob", "admin").expect()
-    found = sluice("operator", "list", "--json").expect().document["operators"]
+    found = sluice("operator", "roles", "--json").expect().document["operators"]
     assert [(entry["name"], entry["role"]) for entry in found] == [("ann", "viewer"), ("bob", "admin")]
     assert found[0]["change_time"].endswith("Z")
-    assert "bob" in sluice("operator", "list").expect().out
+    assert "bob" in sluice("operator", "roles").expect().out
     assert "ann has no entry" in sluice("operator", "role", "ann", "--remove").expect().out
     assert sluice("operator", "role", "bob", "--remove", "--json").expect().document == {
         "operator": {"name": "bob", "role": None}

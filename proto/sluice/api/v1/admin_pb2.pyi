@@ -3,8 +3,9 @@
 isort:skip_file
 Admin: local administration of one agent, on its unix socket only.
 
-Whoever may open the socket may call it: file permissions are the only authentication. At most 4 calls run at once;
-more get RESOURCE_EXHAUSTED from gRPC, without a reason.
+Root, the agent's own user and the members of the group that admin.group names may call it, by the kernel's word on
+who is at the other end; everybody else gets PERMISSION_DENIED. At most 4 calls run at once; more get
+RESOURCE_EXHAUSTED from gRPC, without a reason.
 """
 
 from collections import abc as abc
