@@ -89,6 +89,7 @@ bench-serve: $(STAMP) ## Serving beside MLServer, pytriton and a bare gRPC serve
 	$(BIN)/python -m benchmarks.serve $(ARGS)
 
 soak: bench-memory ## What is too long for the tests.
+	$(BIN)/python -m edge_tests.harness.rotation
 
 minilm: $(STAMP) $(MINILM_STAMP) ## Generates the MiniLM pairs into .cache/minilm and lists them.
 	$(BIN)/python -m benchmarks.minilm
