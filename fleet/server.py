@@ -101,15 +101,7 @@ async def serve(config: ControlConfig, stop: asyncio.Event | None = None) -> Non
 
 
 async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
-    interceptors = [ErrorInterceptor(), AuthenticationInterceptor(control.callers)]
-    server = aio.server(interceptors=interceptors, options=_OPTIONS)
-    add_RegistryServicer_to_server(RegistryService(control), server)
-    add_DiffModelServicer_to_server(DiffModelService(control), server)
-    add_DevicesServicer_to_server(DevicesService(control), server)
-    add_IdentitiesServicer_to_server(IdentitiesService(control), server)
-    add_RolloutsServicer_to_server(RolloutsService(control), server)
-    add_SyncServicer_to_server(SyncService(control), server)
-    add_TelemetryServicer_to_server(TelemetryService(control), server)
+    server = make_server(control, AuthenticationInterceptor(control.callers))
     enrolment = aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
     add_EnrolmentServicer_to_server(EnrolmentService(control), enrolment)
     # Held here, because gRPC asks them for the newest certificate at each handshake.
@@ -134,6 +126,19 @@ async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
             (control.config.data / name).unlink(missing_ok=True)
         control.end_streams()
         await asyncio.gather(server.stop(limits.STOP_GRACE_S), enrolment.stop(limits.STOP_GRACE_S))
+
+
+def make_server(control: Control, *interceptors: aio.ServerInterceptor) -> aio.Server:
+    """A server with every service but Enrolment, behind the interceptors; no port is bound yet."""
+    server = aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_OPTIONS)
+    add_RegistryServicer_to_server(RegistryService(control), server)
+    add_DiffModelServicer_to_server(DiffModelService(control), server)
+    add_DevicesServicer_to_server(DevicesService(control), server)
+    add_IdentitiesServicer_to_server(IdentitiesService(control), server)
+    add_RolloutsServicer_to_server(RolloutsService(control), server)
+    add_SyncServicer_to_server(SyncService(control), server)
+    add_TelemetryServicer_to_server(TelemetryService(control), server)
+    return server
 
 
 def _bind(server: aio.Server, listen: str, credentials: grpc.ServerCredentials) -> str:

@@ -121,10 +121,7 @@ class AgentProcess:
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs another `sluice-agent` command against this agent."""
         return subprocess.run(
-            [
-                *(*self.wrapper, sys.executable, "-m", "agent.cli"),
-                *(arguments[0], "--config", str(self.config), *arguments[1:]),
-            ],
+            [sys.executable, "-m", "agent.cli", arguments[0], "--config", str(self.config), *arguments[1:]],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"} | self._environment,
             capture_output=True,

@@ -51,7 +51,7 @@ def box(config: AgentConfig) -> Iterator[BoxIdentity]:
     made = BoxIdentity(config)
     made.start()
     yield made
-    made.stop(10)
+    made.stop(30)  # a call may be under way
     assert not made.alive()
 
 
