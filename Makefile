@@ -20,7 +20,7 @@ peer = [ -d .cache/$(1) ] || { $(PYTHON) -m venv .cache/$(1) && .cache/$(1)/bin/
   || { echo "$(2) cannot be installed here"; rm -rf .cache/$(1); }
 
 .PHONY: help install demo test test-main test-legacy lint proto bench bench-delta bench-link bench-memory \
-  bench-serve minilm-venv minilm soak vectors fuzz clean
+  bench-serve bench-tls minilm-venv minilm soak vectors fuzz clean
 
 help: ## Lists the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,7 +71,7 @@ fuzz: $(STAMP) ## Feeds the delta decoder what nobody should; ARGS="--seconds 60
 	@$(BIN)/$(PIP) -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m edge_tests.fuzz $(ARGS)
 
-bench: bench-delta bench-link bench-memory bench-serve ## Every benchmark.
+bench: bench-delta bench-link bench-memory bench-serve bench-tls ## Every benchmark.
 
 bench-delta: $(STAMP) $(MINILM_STAMP) ## Delta sizes and speeds beside every peer; ARGS=--minilm adds MiniLM, --all slow peers, --write.
 	@$(BIN)/$(PIP) -c constraints.txt -e '.[bench]'
@@ -88,7 +88,11 @@ bench-serve: $(STAMP) ## Serving beside MLServer, pytriton and a bare gRPC serve
 	@$(call peer,pytriton-venv,nvidia-pytriton onnxruntime)
 	$(BIN)/python -m benchmarks.serve $(ARGS)
 
+bench-tls: $(STAMP) ## What mutual TLS costs an update and a connection, beside plaintext; ARGS="--connections 2000 --write".
+	$(BIN)/python -m benchmarks.tls $(ARGS)
+
 soak: bench-memory ## What is too long for the tests.
+	$(BIN)/python -m edge_tests.harness.rotation
 
 minilm: $(STAMP) $(MINILM_STAMP) ## Generates the MiniLM pairs into .cache/minilm and lists them.
 	$(BIN)/python -m benchmarks.minilm

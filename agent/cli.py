@@ -215,16 +215,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _enrol(options: argparse.Namespace) -> int:
-    from agent.identity import DIRECTORY, BoxIdentity
+    from agent.identity import BoxIdentity
 
-    config = configuration.load(options.config)
-    box = BoxIdentity(config)
-    try:
-        if not options.json:
-            _write(f"the fingerprint of this box is {box.fingerprint()}\n")
-        identity = box.enrol(options.token)
-    finally:
-        _give_away(config.state_dir / DIRECTORY, config.state_dir)
+    box = BoxIdentity(configuration.load(options.config))
+    if not options.json:
+        _write(f"the fingerprint of this box is {box.fingerprint()}\n")
+    identity = box.enrol(options.token)
     leaf = box.credentials.leaf
     assert leaf is not None
     until = leaf.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -233,15 +229,6 @@ def _enrol(options: argparse.Namespace) -> int:
     else:
         _write(f"enrolled as {identity}, until {until}; the agent renews it by itself\n")
     return 0
-
-
-def _give_away(directory: Path, like: Path) -> None:
-    """Gives files that root has made to the user whose state they belong to: the agent must read them."""
-    if os.geteuid() != 0 or not directory.exists():
-        return
-    owner = like.stat()
-    for path in (directory, *directory.iterdir()):
-        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def _revert(options: argparse.Namespace) -> int:

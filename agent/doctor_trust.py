@@ -97,24 +97,28 @@ def handshake(address: str, held: Credentials) -> str:
             found = secure.getpeercert() or {}
             # TLS 1.3 refuses a client's certificate only after the handshake: the first bytes tell.
             if not secure.recv(1):
-                raise ssl.SSLError(0, "it closed the connection")
+                raise _refused(address, "it closed the connection")
             entries = cast("tuple[tuple[str, str], ...]", found.get("subjectAltName", ()))
             names = [value for kind, value in entries if kind == "URI"]
             return f"{address} is {', '.join(names) or held.server_name}"
     except ssl.SSLCertVerificationError as error:
         raise _untrusted(address, error, held) from error
     except ssl.SSLError as error:
-        raise SluiceError(
-            errors_pb2.CERTIFICATE_INVALID,
-            f"{address} refuses this box's certificate: {error.reason or error}",
-            hint="was it revoked, or made by another authority? ask an operator: sluice device pending",
-        ) from error
+        raise _refused(address, str(error.reason or error)) from error
     except OSError as error:
         raise SluiceError(
             errors_pb2.CONTROL_UNREACHABLE,
             f"{address} cannot be reached: {error.strerror or error}",
             hint="check the address, the network, and that the control plane runs",
         ) from error
+
+
+def _refused(address: str, why: str) -> SluiceError:
+    return SluiceError(
+        errors_pb2.CERTIFICATE_INVALID,
+        f"{address} refuses this box's certificate: {why}",
+        hint="was it made by another authority, or is the control plane's clock wrong? else enrol again",
+    )
 
 
 def _untrusted(address: str, error: ssl.SSLCertVerificationError, held: Credentials) -> SluiceError:

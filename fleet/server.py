@@ -109,8 +109,9 @@ async def serve(config: ControlConfig, stop: asyncio.Event | None = None) -> Non
 async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
     policy = Policy(control.authority.trust_domain, control.callers.stands)
     access = Access(policy, control.database, control.operators, control.audit)
-    server = make_server(control, access)
-    enrolment = make_enrolment_server(control, access)
+    let_in = AccessInterceptor(access)
+    server = make_server(control, let_in, AuthenticationInterceptor(control.callers))
+    enrolment = make_enrolment_server(control, let_in)
     # Held here, because gRPC asks them for the newest certificate at each handshake.
     credentials = [control.authority.server_credentials(verify=verify) for verify in (True, False)]
     address = _bind(server, control.config.listen, credentials[0])
@@ -136,10 +137,9 @@ async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
         await access.stop()
 
 
-def make_server(control: Control, access: Access) -> aio.Server:
-    """A server with every service for callers with certificates, behind `access`; no port is bound yet."""
-    interceptors = [ErrorInterceptor(), AccessInterceptor(access), AuthenticationInterceptor(control.callers)]
-    server = aio.server(interceptors=interceptors, options=_OPTIONS)
+def make_server(control: Control, *interceptors: aio.ServerInterceptor) -> aio.Server:
+    """A server with every service but Enrolment, behind the interceptors; no port is bound yet."""
+    server = aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_OPTIONS)
     add_RegistryServicer_to_server(RegistryService(control), server)
     add_DiffModelServicer_to_server(DiffModelService(control), server)
     add_DevicesServicer_to_server(DevicesService(control), server)
@@ -152,9 +152,9 @@ def make_server(control: Control, access: Access) -> aio.Server:
     return server
 
 
-def make_enrolment_server(control: Control, access: Access) -> aio.Server:
-    """A server for callers without certificates, behind `access` too; no port is bound yet."""
-    server = aio.server(interceptors=[ErrorInterceptor(), AccessInterceptor(access)], options=_OPTIONS)
+def make_enrolment_server(control: Control, *interceptors: aio.ServerInterceptor) -> aio.Server:
+    """A server for callers without certificates, behind the interceptors; no port is bound yet."""
+    server = aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_OPTIONS)
     add_EnrolmentServicer_to_server(EnrolmentService(control), server)
     return server
 

@@ -96,7 +96,21 @@ def read_secret(path: Path, most_bytes: int = MAX_KEY_BYTES) -> bytes:
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Writes a file that only its owner may read, in a directory that is made so if it is missing."""
-    with os_errors("creating the directory", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Writes a file that only its owner may read, in a directory that is made so if it is missing.
+
+    What root makes below another user's directory belongs to that user, whose service has to read it.
+    """
+    directory = path.parent
+    if not directory.exists():
+        with os_errors("creating the directory", directory):
+            directory.mkdir(parents=True, mode=0o700)
+            _give_to_owner_of(directory.parent, directory)
     write_atomic(path, data, mode=0o600)
+    with os_errors("giving away", path):
+        _give_to_owner_of(directory, path)
+
+
+def _give_to_owner_of(directory: Path, path: Path) -> None:
+    owner = directory.stat()
+    if os.geteuid() == 0 and (owner.st_uid, owner.st_gid) != (0, 0):
+        os.chown(path, owner.st_uid, owner.st_gid)

@@ -122,7 +122,15 @@ def run(directory: Path) -> list[Outcome]:
         console.print(f"control plane at {control.address}, process {_pid(control)}")
         agents = []
         for name, runtime in BOXES.items():
-            agent = AgentProcess(directory / name, control.address, name, runtimes=[runtime], start=False)
+            agent = AgentProcess(
+                directory / name,
+                control.address,
+                name,
+                runtimes=[runtime],
+                settings=control.enrolling(name),
+                enrolled=False,
+                start=False,
+            )
             stack.enter_context(agent)
             agent.start()
             console.print(f"agent {name} ({runtime}) serves at {agent.address}, process {_pid(agent)}")

@@ -123,7 +123,7 @@ class AgentProcess:
         return subprocess.run(
             [sys.executable, "-m", "agent.cli", arguments[0], "--config", str(self.config), *arguments[1:]],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"},
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"} | self._environment,
             capture_output=True,
             text=True,
             timeout=START_S * 2,

@@ -20,6 +20,7 @@ from types import TracebackType
 import grpc
 
 from edge_tests.harness import trust
+from fleet.client import ControlClient
 
 ROOT = Path(__file__).parents[2]
 START_S = 30.0
@@ -125,6 +126,16 @@ class ControlPlane:
         """Stops it well and starts it again on the same port."""
         self.stop()
         self.start()
+
+    def enrolling(self, device_id: str) -> dict[str, str]:
+        """Settings of an agent that has no credentials yet: the bundle, and a token from an operator."""
+        with ControlClient(self.address, credentials=trust.operator()) as client:
+            token = client.identities.token("device", device_id).token
+        return {
+            "control.bundle": str(self.data / "ca" / "bundle.pem"),
+            "control.token": token,
+            "control.enrolment_address": self.enrolment_address,
+        }
 
     def channel(self) -> grpc.Channel:
         """A new channel to it, as an admin; the caller closes it."""

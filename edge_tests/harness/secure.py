@@ -28,6 +28,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from edge_tests.harness import trust
 from edge_tests.harness.operator import Operator
 from fleet.access import Access, Policy
+from fleet.access_interceptor import AccessInterceptor
+from fleet.authentication import AuthenticationInterceptor
 from fleet.config import ControlConfig
 from fleet.control import Control
 from fleet.quotas import Quotas
@@ -177,14 +179,15 @@ class SecureControl:
             parts = self.control
             policy = Policy(DOMAIN, parts.callers.stands, self._quotas)
             self.access = Access(policy, parts.database, parts.operators, parts.audit)
-            server = make_server(self.control, self.access)
+            let_in = AccessInterceptor(self.access)
+            server = make_server(self.control, let_in, AuthenticationInterceptor(parts.callers))
             own = self.authority.issue(f"spiffe://{DOMAIN}/control/one", dns=SERVER_NAME)
             pair = [(own.key, own.certificate)]
             asking = grpc.ssl_server_credentials(pair, self.authority.root, require_client_auth=True)
             self.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', asking)}"
             open_port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(pair))
             self.open_address = f"127.0.0.1:{open_port}"
-            self.enrolment = make_enrolment_server(self.control, self.access)
+            self.enrolment = make_enrolment_server(self.control, let_in)
             held = self.control.authority.server_credentials(verify=False)
             self.enrolment_address = f"127.0.0.1:{self.enrolment.add_secure_port('127.0.0.1:0', held)}"
             await server.start()

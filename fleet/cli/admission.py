@@ -65,10 +65,10 @@ def add_verbs(group: Group, kind: str) -> None:
     @click.argument("name", metavar="NAME")
     @click.pass_obj
     def revoke(session: Session, name: str) -> None:
-        """Put out: certificates count no longer, open streams end now.
+        """Put out, at once.
 
-        What a box has installed it goes on serving; it gets nothing new. To let it in again, make a token for
-        its name, or approve its fingerprint.
+        Certificates count no longer, open streams end now. What a box has installed it goes on serving; it
+        gets nothing new. To let it in again, make a token for its name, or approve its fingerprint.
         """
         with session.client() as client:
             found = client.identities.revoke(kind, name)
@@ -165,11 +165,13 @@ def _add_pending(group: Group, kind: str) -> None:
         session.result({"identities": [documents.identity(entry) for entry in found]}, shown)
 
     pending.__doc__ = (
-        "List operators: who may do what, and who waits."
+        "List operators, and who waits."
         if everything
-        else "List devices that wait for you: to be approved, in conflict, or with a notice."
+        else "List devices that wait for you.\n\nTo be approved, in conflict, or with something to look into."
     )
-    group.command(name, examples=[("", f"sluice {kind} {name}")])(click.pass_obj(pending))
+    group.command(
+        name, examples=[("Who there is." if everything else "Who waits.", f"sluice {kind} {name}")]
+    )(click.pass_obj(pending))
 
 
 def _why(entry: identity_pb2.Identity) -> str:

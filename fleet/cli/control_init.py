@@ -75,7 +75,10 @@ def init(
     key: Path | None,
     bundle: Path | None,
 ) -> None:
-    """Set up who is trusted, once: certificate authority, first operator, your profile."""
+    """Set up who is trusted, once.
+
+    Makes the certificate authority, the first operator (an admin) and your profile.
+    """
     from fleet import initialise
 
     place = data or default_data()
@@ -117,14 +120,17 @@ def init(
 
 
 @control.command(
-    "admit", examples=[("When every admin's profile is lost.", "sudo sluice control admit ana --role admin")]
+    "admit", examples=[("When every admin's profile is lost.", "sluice control admit ana --role admin")]
 )
 @DATA
 @click.argument("name", metavar="NAME")
 @click.option("--role", type=ROLE, default=Role.ADMIN.value, show_default=True, help="What they may do.")
 @click.pass_obj
 def admit(session: Session, data: Path | None, name: str, role: str) -> None:
-    """Make an operator's token on the control machine, without being an operator."""
+    """Make an operator's token without being one.
+
+    On the control machine, for when every admin's profile is lost.
+    """
     from fleet import initialise
 
     token = initialise.admit(data or default_data(), name, Role(role))
@@ -160,7 +166,7 @@ def show(session: Session, data: Path | None) -> None:
     examples=[
         (
             "A new intermediate, with the root's key from a stick.",
-            "sluice control ca rotate --root-key /media/root.key",
+            "sluice control ca rotate --root-key root.key",
         ),
         ("A new root as well. No box has to be touched.", "sluice control ca rotate --root"),
     ],
@@ -170,7 +176,7 @@ def show(session: Session, data: Path | None) -> None:
 @click.option("--root", is_flag=True, help="Make a new root too, trusted beside the old ones.")
 @click.pass_obj
 def rotate(session: Session, data: Path | None, root_key: Path | None, root: bool) -> None:
-    """Replace the intermediate, or the root and the intermediate.
+    """Replace the intermediate, or also the root.
 
     A running control plane takes it up within seconds; boxes hear of a new root when they renew. Those that
     were away longer come back by the old root, which the new one carries a certificate of.
@@ -191,7 +197,10 @@ def rotate(session: Session, data: Path | None, root_key: Path | None, root: boo
 @click.argument("fingerprint", metavar="FINGERPRINT")
 @click.pass_obj
 def drop(session: Session, data: Path | None, fingerprint: str) -> None:
-    """Trust an old root no longer: certificates that lead only to it are refused from now on."""
+    """Stop trusting an old root.
+
+    Certificates that lead only to it are refused from now on.
+    """
     from fleet import ca
 
     ca.drop_root(_directory(data), fingerprint)

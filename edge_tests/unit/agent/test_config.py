@@ -39,6 +39,12 @@ def test_every_key(tmp_path: Path) -> None:
             labels = { site = "oslo" }
             [control]
             address = "[::1]:8470"
+            enrolment_address = "[::1]:9000"
+            bundle = "/etc/sluice/bundle.pem"
+            token = "slt_x"
+            certificate = "/run/spire/svid.pem"
+            key = "/run/spire/svid.key"
+            server_name = "control.example"
             poll_interval_s = 5
             reconnect_max_s = 0.5
             [inference]
@@ -66,6 +72,12 @@ def test_every_key(tmp_path: Path) -> None:
     )
     assert config == AgentConfig(
         control_address="[::1]:8470",
+        enrolment_address="[::1]:9000",
+        control_bundle=Path("/etc/sluice/bundle.pem"),
+        control_token="slt_x",
+        control_certificate=Path("/run/spire/svid.pem"),
+        control_key=Path("/run/spire/svid.key"),
+        control_server_name="control.example",
         device_id="pi-7",
         state_dir=Path("/srv/sluice"),
         labels={"site": "oslo"},

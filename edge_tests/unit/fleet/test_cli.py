@@ -43,6 +43,11 @@ def ids(path: tuple[str, ...]) -> str:
 def test_the_verbs_are_these() -> None:
     assert {" ".join(path) for path in VERBS} == {
         "control serve",
+        "control init",
+        "control admit",
+        "control ca show",
+        "control ca rotate",
+        "control ca drop",
         "model push",
         "model list",
         "model show",
@@ -65,6 +70,8 @@ def test_the_verbs_are_these() -> None:
         "device list",
         "device show",
         "device label",
+        *(f"device {verb}" for verb in ("token", "pending", "approve", "reject", "revoke")),
+        *(f"operator {verb}" for verb in ("enrol", "whoami", "list", "token", "approve", "reject", "revoke")),
     }
 
 
@@ -87,7 +94,7 @@ def test_examples_use_options_that_exist(path: tuple[str, ...]) -> None:
     for _, example in command.examples:
         for line in example.replace("\\\n", " ").splitlines():
             words = shlex.split(line.partition("|")[0])
-            assert tuple(words[1:3]) == path
+            assert tuple(words[1 : 1 + len(path)]) == path
             assert {word for word in words if word.startswith("-") and len(word) > 1} <= known
 
 

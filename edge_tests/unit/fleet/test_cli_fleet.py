@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_tests.harness import command
+from edge_tests.harness import command, trust
 from edge_tests.harness.command import SLUICE, Ran, sluice, spawn
 from edge_tests.harness.control import ControlPlane
 from edge_tests.harness.models import samples, tiny_onnx, tiny_tflite, write_golden
@@ -478,6 +478,9 @@ def test_a_terminal_shows_a_bar_for_a_long_upload(control: ControlPlane, name: s
 
 def test_serving_from_the_command_line(tmp_path: Path) -> None:
     data = tmp_path / "data"
+    early = command.run("control", "serve", "--data", data, "--json").expect(3)
+    assert "sluice control init" in early.document["error"]["hint"]
+    trust.install(data)
     with spawn("control", "serve", "--data", data, "--listen", "127.0.0.1:0", "--json") as process:
         deadline = time.monotonic() + DEADLINE_S
         while not (data / "address").exists():
