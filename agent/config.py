@@ -196,6 +196,13 @@ def parse(value: Mapping[str, Any], path: Path) -> AgentConfig:
         raise _invalid(path, "control.address", 'is required, e.g. "control.example:8400"')
     if "device_id" not in fields:
         fields["device_id"] = default_device_id()
+    _default_trust(path, fields)
+    _default_sockets(path, fields)
+    return AgentConfig(**fields)
+
+
+def _default_trust(path: Path, fields: dict[str, Any]) -> None:
+    """Where certificates come from: another authority's files, all three, or the control plane."""
     external = {name: name in fields for name in ("control_certificate", "control_key")}
     if any(external.values()) and not (all(external.values()) and "control_bundle" in fields):
         raise _invalid(
@@ -203,9 +210,12 @@ def parse(value: Mapping[str, Any], path: Path) -> AgentConfig:
         )
     if "enrolment_address" not in fields:
         fields["enrolment_address"] = next_port(fields["control_address"])
-    state_dir = fields.get("state_dir", AgentConfig.state_dir)
+
+
+def _default_sockets(path: Path, fields: dict[str, Any]) -> None:
+    """Where the unix sockets are, and that TCP is closed where inference is restricted."""
     if "admin_socket" not in fields:
-        fields["admin_socket"] = default_admin_socket(state_dir)
+        fields["admin_socket"] = default_admin_socket(fields.get("state_dir", AgentConfig.state_dir))
     for name in ("admin.socket", "inference.socket"):
         given = fields.get(name.replace(".", "_"), Path())
         if len(bytes(given)) > MAX_SOCKET_PATH_BYTES:
@@ -218,7 +228,6 @@ def parse(value: Mapping[str, Any], path: Path) -> AgentConfig:
         fields.setdefault("inference_address", "")  # whoever restricts inference does not want it open too
     elif "inference_group" in fields:
         raise _invalid(path, "inference.group", "needs inference.socket: over TCP everybody on the box may")
-    return AgentConfig(**fields)
 
 
 def next_port(address: str) -> str:

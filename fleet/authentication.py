@@ -17,7 +17,7 @@ import grpc
 from grpc import aio
 
 from fleet.caller import Caller, read_caller
-from fleet.interceptor import Context, wrapped
+from fleet.interceptor import Context, rewrap
 from sluice.api.v1 import errors_pb2
 from updater.certificates import check_dates
 from updater.errors import SluiceError
@@ -118,7 +118,7 @@ class AuthenticationInterceptor(aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler: Any = await continuation(handler_call_details)
-        return None if handler is None else wrapped(handler, self._single, self._stream)
+        return None if handler is None else rewrap(handler, self._single, self._stream)
 
     def _single(self, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
         async def checked(request: Any, context: Context) -> Any:
