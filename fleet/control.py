@@ -20,6 +20,7 @@ from fleet.deltas import DeltaCache
 from fleet.limits import FILE_THREADS, UPKEEP_S
 from fleet.planner import Planner
 from fleet.sessions import Sessions
+from fleet.trust import Trust
 from fleet.twins import Twins
 from fleet.uploads import Uploads
 from sluice.api.v1 import errors_pb2
@@ -43,6 +44,7 @@ class Control:
         self.delta_store = Store(config.data / "deltas")
         self.uploads = Uploads(self.store, config.disk_reserve_bytes)
         self.database = Database(config.data / "control.db")
+        self.trust = Trust(config.data / "trust")
         self._builds = Builds(
             self.store, self.delta_store, config.encoder, config.builders, config.disk_reserve_bytes
         )
@@ -70,6 +72,7 @@ class Control:
     async def start(self) -> None:
         """Resumes rollouts and starts background work."""
         await self.files(self._builds.clean)
+        await self._resign()
         await self.conductor.start()
         self._spawn("twins", self.twins.run())
         self._spawn("upkeep", self._upkeep())
@@ -114,6 +117,7 @@ class Control:
             ("uploads", lambda: self.files(self.uploads.prune)),
             ("telemetry", lambda: telemetry.prune(self.database)),
             ("deltas", self.deltas.evict),
+            ("metadata", lambda: self.database.write(self.trust.resign)),
         )
         while True:
             for name, chore in chores:
@@ -125,6 +129,13 @@ class Control:
                     if gone:
                         log.event("upkeep", chore=name, deleted=gone)
             await asyncio.sleep(UPKEEP_S)
+
+    async def _resign(self) -> None:
+        """Snapshot and timestamp are fresh before the first device asks; without that the rest goes on."""
+        try:
+            await self.database.write(self.trust.resign)
+        except SluiceError as error:
+            log.warning("metadata_not_signed", error)
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)

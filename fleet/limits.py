@@ -75,6 +75,13 @@ HELLO_TIMEOUT_S = 10.0
 SILENT_INTERVALS = 3  # heartbeat intervals without a word after which a stream is closed
 TWIN_FLUSH_S = 1.0  # heartbeats and progress reach the database together, this often
 
+# Trust.
+MAX_METADATA_PARTS = 64  # documents in one publication
+MAX_PUBLICATION_BYTES = 3 << 19  # of them together
+MAX_ROLES = 1000  # delegated, with those that were taken back
+METADATA_KEPT = 4  # versions of a role but roots, so that a device in the middle of a refresh can end it
+STATEMENT_LIFE_S = 24 * 3600.0  # in which a device may take up a signed desired state
+
 # Rollouts.
 DEFAULT_DEADLINE_S = 3600
 MAX_DEADLINE_S = 30 * 24 * 3600

@@ -30,6 +30,7 @@ from fleet.services.registry import RegistryService
 from fleet.services.rollouts import RolloutsService
 from fleet.services.sync import SyncService
 from fleet.services.telemetry import TelemetryService
+from fleet.services.trust import TrustService
 from sluice.api.v1 import errors_pb2
 from sluice.api.v1.devices_pb2_grpc import add_DevicesServicer_to_server
 from sluice.api.v1.diff_pb2_grpc import add_DiffModelServicer_to_server
@@ -37,6 +38,7 @@ from sluice.api.v1.registry_pb2_grpc import add_RegistryServicer_to_server
 from sluice.api.v1.rollouts_pb2_grpc import add_RolloutsServicer_to_server
 from sluice.api.v1.sync_pb2_grpc import add_SyncServicer_to_server
 from sluice.api.v1.telemetry_pb2_grpc import add_TelemetryServicer_to_server
+from sluice.api.v1.trust_pb2_grpc import add_TrustServicer_to_server
 from updater.atomic import write_atomic
 from updater.errors import SluiceError, os_errors
 
@@ -97,6 +99,7 @@ async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
     add_RolloutsServicer_to_server(RolloutsService(control), server)
     add_SyncServicer_to_server(SyncService(control), server)
     add_TelemetryServicer_to_server(TelemetryService(control), server)
+    add_TrustServicer_to_server(TrustService(control), server)
     address = _bind(server, control.config)
     await server.start()
     address_file = control.config.data / ADDRESS_FILE

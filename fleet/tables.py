@@ -179,3 +179,13 @@ telemetry_points = Table(
     Index("telemetry_points_by_age", "received_us"),
     sqlite_autoincrement=True,
 )
+
+# Signed metadata by role and version. Of roots all are kept, of other roles the newest few.
+trust_metadata = Table(
+    "trust_metadata",
+    metadata,
+    Column("role", Text, primary_key=True),
+    Column("version", BigInteger, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+)

@@ -23,6 +23,7 @@ MAX_SNAPSHOT_BYTES = 1 << 20
 MAX_TARGETS_BYTES = 1 << 20  # of one targets or delegated role; some 4,000 versions
 MAX_ROOT_ROTATIONS = 256  # taken in one refresh
 MAX_DELEGATIONS = 32  # roles looked into for one version
+MAX_STATEMENT_BYTES = 1 << 20  # of a signed desired state
 MAX_KEY_FILE_BYTES = 64 << 10
 MAX_ROLE_KEYS = 64  # of one role; each wants a signature checked
 MAX_PASSPHRASE_CHARACTERS = 1024

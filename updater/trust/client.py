@@ -38,7 +38,7 @@ from updater.limits import (
 )
 from updater.trust.documents import TARGETS, invalid, read_root, read_targets, root_signatures, signatures
 from updater.trust.problems import trust_errors
-from updater.trust.roles import delegated, target_path
+from updater.trust.roles import delegated, find_target, target_path
 
 log = logging.getLogger(__name__)
 NOT_FOUND = 404
@@ -168,32 +168,38 @@ class TrustClient:
         """What metadata names for a version of a model. Raises as `target`."""
         return self.target(target_path(model, number))
 
+    def load_delegated(self) -> list[str]:
+        """Brings every delegated role's metadata, which `target` only does for the role that it needs.
+
+        Returns the roles' names. Call `refresh` first. Raises as `target`.
+        """
+        data = self.stored(TARGETS)
+        roles = delegated(read_targets(TARGETS, data).signed) if data is not None else {}
+        for role in roles.values():
+            for pattern in (role.paths or ())[:1]:  # a path that the role may sign leads to it
+                self.target(pattern.replace("*", "x"))
+        return list(roles)
+
     def stored_target(self, path: str) -> TargetFile | None:
         """What the stored copy names for a path; no network, and no date is looked at.
 
         Signatures are checked, from the newest root known down. Raises SluiceError(METADATA_INVALID |
         SIGNATURE_INVALID).
         """
-        todo: list[tuple[str, Root | Targets]] = [(TARGETS, self.root)]
-        seen: set[str] = set()
-        while todo and len(seen) <= MAX_DELEGATIONS:
-            role, delegator = todo.pop()
+        top: Targets | None = None
+
+        def get(role: str) -> Targets | None:
+            nonlocal top
             data = self.stored(role)
-            if role in seen or data is None:
-                continue
-            seen.add(role)
+            if data is None:
+                return None
             document = read_targets(role, data)
-            if not signatures(role, document, delegator).complete:
+            if not signatures(role, document, top if top is not None else self.root).complete:
                 raise invalid(role, "that is stored is not signed by the keys that count now")
-            found = document.signed.targets.get(path)
-            if found is not None:
-                return found
-            for name, child in delegated(document.signed).items():
-                if child.is_delegated_path(path):
-                    todo = [] if child.terminating else todo
-                    todo.append((name, document.signed))
-                    break
-        return None
+            top = top if top is not None else document.signed
+            return document.signed
+
+        return find_target(get, path)
 
     def stored(self, role: str) -> bytes | None:
         """The stored bytes of a role, as last verified; None when there are none."""

@@ -14,7 +14,7 @@ models or patterns of them; it may sign `<model>/*` of these and nothing else, a
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -222,6 +222,38 @@ def allow(
     after = next_of(targets, expires)
     _target(after.signed, model, version).unrecognized_fields["custom"] = {ALLOWED_FROM: allowed_from}
     return after
+
+
+def find_target(get: Callable[[str], Targets | None], path: str) -> TargetFile | None:
+    """What metadata names for a path, the top-level targets first, then the role that may sign the path.
+
+    Args:
+        get: a role's targets, verified as far as its caller wants; None where there are none.
+        path: of the target.
+    """
+    top = get(TARGETS)
+    if top is None or path in top.targets:
+        return top.targets[path] if top is not None else None
+    for name, role in delegated(top).items():
+        if role.is_delegated_path(path):
+            targets = get(name)
+            return targets.targets.get(path) if targets is not None else None
+    return None
+
+
+def key_for_online(root: Root, keyid: str) -> Key:
+    """The online key as the root names it. Raises SluiceError(METADATA_INVALID) when it does not."""
+    for name in (SNAPSHOT, TIMESTAMP):
+        role = root.roles[name]
+        if keyid not in role.keyids or role.threshold != 1:
+            raise SluiceError(
+                errors_pb2.METADATA_INVALID,
+                f"root version {root.version} does not let the control plane's key {keyid[:16]}"
+                f" sign {name} alone",
+                hint="let it name this control plane's key: `sluice trust rotate online`",
+                obj=name,
+            )
+    return root.keys[keyid]
 
 
 def allowed_from(target: TargetFile) -> int:

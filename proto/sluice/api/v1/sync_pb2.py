@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sluice.api.v1 import errors_pb2 as sluice_dot_api_dot_v1_dot_errors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sluice/api/v1/sync.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asluice/api/v1/errors.proto\"t\n\x0e\x43onnectRequest\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.sluice.api.v1.HelloH\x00\x12\x30\n\x08reported\x18\x02 \x01(\x0b\x32\x1c.sluice.api.v1.ReportedStateH\x00\x42\t\n\x07message\"w\n\x0f\x43onnectResponse\x12)\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.sluice.api.v1.WelcomeH\x00\x12.\n\x07\x64\x65sired\x18\x02 \x01(\x0b\x32\x1b.sluice.api.v1.DesiredStateH\x00\x42\t\n\x07message\"\xf2\x01\n\x05Hello\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x31\n\x0c\x63\x61pabilities\x18\x04 \x01(\x0b\x32\x1b.sluice.api.v1.Capabilities\x12\x30\n\x06labels\x18\x05 \x03(\x0b\x32 .sluice.api.v1.Hello.LabelsEntry\x12\x1a\n\x12\x64\x65sired_generation\x18\x06 \x01(\x04\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa8\x01\n\x0c\x43\x61pabilities\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\r\n\x05\x62oard\x18\x02 \x01(\t\x12\x11\n\tcpu_count\x18\x03 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x32\n\x08runtimes\x18\x05 \x03(\x0b\x32 .sluice.api.v1.RuntimeCapability\x12\x16\n\x0e\x64\x65lta_features\x18\x06 \x03(\t\"Y\n\x11RuntimeCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x66ormats\x18\x03 \x03(\t\x12\x14\n\x0c\x61\x63\x63\x65lerators\x18\x04 \x03(\t\"s\n\x07Welcome\x12\x1d\n\x15heartbeat_interval_ms\x18\x01 \x01(\r\x12\x18\n\x10poll_interval_ms\x18\x02 \x01(\r\x12/\n\x0bserver_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x0c\x44\x65siredState\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12+\n\x06models\x18\x02 \x03(\x0b\x32\x1b.sluice.api.v1.DesiredModel\"[\n\x0c\x44\x65siredModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\x12\x12\n\nrollout_id\x18\x04 \x01(\t\"\x83\x01\n\rReportedState\x12\x1a\n\x12\x64\x65sired_generation\x18\x01 \x01(\x04\x12,\n\x06models\x18\x02 \x03(\x0b\x32\x1c.sluice.api.v1.ReportedModel\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe4\x02\n\rReportedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x63tive_version\x18\x02 \x01(\x04\x12\x1e\n\x16\x61\x63tive_manifest_digest\x18\x03 \x01(\t\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x16\n\x0eloaded_digests\x18\x05 \x03(\t\x12\x0f\n\x07healthy\x18\x06 \x01(\x08\x12\x18\n\x10previous_version\x18\x07 \x01(\x04\x12\x16\n\x0etarget_version\x18\x08 \x01(\x04\x12\'\n\x04step\x18\t \x01(\x0e\x32\x19.sluice.api.v1.UpdateStep\x12-\n\x07\x66\x61ilure\x18\n \x01(\x0b\x32\x1c.sluice.api.v1.UpdateFailure\x12\x15\n\rfetched_bytes\x18\x0b \x01(\x04\x12\x19\n\x11\x66\x65tch_total_bytes\x18\x0c \x01(\x04\x12\x16\n\x0epinned_version\x18\r \x01(\x04\"~\n\rUpdateFailure\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.sluice.api.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\r\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\"b\n\x0bPollRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x14.sluice.api.v1.Hello\x12.\n\x08reported\x18\x02 \x01(\x0b\x32\x1c.sluice.api.v1.ReportedState\"e\n\x0cPollResponse\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.sluice.api.v1.Welcome\x12,\n\x07\x64\x65sired\x18\x02 \x01(\x0b\x32\x1b.sluice.api.v1.DesiredState*\xca\x02\n\nUpdateStep\x12\x1b\n\x17UPDATE_STEP_UNSPECIFIED\x10\x00\x12\x18\n\x14UPDATE_STEP_PLANNING\x10\x01\x12\x18\n\x14UPDATE_STEP_FETCHING\x10\x02\x12\x19\n\x15UPDATE_STEP_VERIFYING\x10\x03\x12\x17\n\x13UPDATE_STEP_STAGING\x10\x04\x12\x1a\n\x16UPDATE_STEP_WARMING_UP\x10\x05\x12\x19\n\x15UPDATE_STEP_SHADOWING\x10\x06\x12\x1a\n\x16UPDATE_STEP_ACTIVATING\x10\x07\x12\x17\n\x13UPDATE_STEP_SOAKING\x10\x08\x12\x19\n\x15UPDATE_STEP_COMMITTED\x10\t\x12\x18\n\x14UPDATE_STEP_REVERTED\x10\n\x12\x16\n\x12UPDATE_STEP_FAILED\x10\x0b\x32\x95\x01\n\x04Sync\x12L\n\x07\x43onnect\x12\x1d.sluice.api.v1.ConnectRequest\x1a\x1e.sluice.api.v1.ConnectResponse(\x01\x30\x01\x12?\n\x04Poll\x12\x1a.sluice.api.v1.PollRequest\x1a\x1b.sluice.api.v1.PollResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sluice/api/v1/sync.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asluice/api/v1/errors.proto\"t\n\x0e\x43onnectRequest\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.sluice.api.v1.HelloH\x00\x12\x30\n\x08reported\x18\x02 \x01(\x0b\x32\x1c.sluice.api.v1.ReportedStateH\x00\x42\t\n\x07message\"w\n\x0f\x43onnectResponse\x12)\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.sluice.api.v1.WelcomeH\x00\x12.\n\x07\x64\x65sired\x18\x02 \x01(\x0b\x32\x1b.sluice.api.v1.DesiredStateH\x00\x42\t\n\x07message\"\xf2\x01\n\x05Hello\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x31\n\x0c\x63\x61pabilities\x18\x04 \x01(\x0b\x32\x1b.sluice.api.v1.Capabilities\x12\x30\n\x06labels\x18\x05 \x03(\x0b\x32 .sluice.api.v1.Hello.LabelsEntry\x12\x1a\n\x12\x64\x65sired_generation\x18\x06 \x01(\x04\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa8\x01\n\x0c\x43\x61pabilities\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\r\n\x05\x62oard\x18\x02 \x01(\t\x12\x11\n\tcpu_count\x18\x03 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x32\n\x08runtimes\x18\x05 \x03(\x0b\x32 .sluice.api.v1.RuntimeCapability\x12\x16\n\x0e\x64\x65lta_features\x18\x06 \x03(\t\"Y\n\x11RuntimeCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x66ormats\x18\x03 \x03(\t\x12\x14\n\x0c\x61\x63\x63\x65lerators\x18\x04 \x03(\t\"s\n\x07Welcome\x12\x1d\n\x15heartbeat_interval_ms\x18\x01 \x01(\r\x12\x18\n\x10poll_interval_ms\x18\x02 \x01(\r\x12/\n\x0bserver_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"{\n\x0c\x44\x65siredState\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12+\n\x06models\x18\x02 \x03(\x0b\x32\x1b.sluice.api.v1.DesiredModel\x12*\n\x05proof\x18\x03 \x01(\x0b\x32\x1b.sluice.api.v1.DesiredProof\"X\n\x0c\x44\x65siredProof\x12\x11\n\tstatement\x18\x01 \x01(\x0c\x12\x35\n\nsignatures\x18\x02 \x03(\x0b\x32!.sluice.api.v1.StatementSignature\"7\n\x12StatementSignature\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xb4\x01\n\x10\x44\x65siredStatement\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12,\n\x07\x64\x65sired\x18\x02 \x01(\x0b\x32\x1b.sluice.api.v1.DesiredState\x12.\n\nissue_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"[\n\x0c\x44\x65siredModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x03 \x01(\t\x12\x12\n\nrollout_id\x18\x04 \x01(\t\"\x83\x01\n\rReportedState\x12\x1a\n\x12\x64\x65sired_generation\x18\x01 \x01(\x04\x12,\n\x06models\x18\x02 \x03(\x0b\x32\x1c.sluice.api.v1.ReportedModel\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe4\x02\n\rReportedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x63tive_version\x18\x02 \x01(\x04\x12\x1e\n\x16\x61\x63tive_manifest_digest\x18\x03 \x01(\t\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12\x16\n\x0eloaded_digests\x18\x05 \x03(\t\x12\x0f\n\x07healthy\x18\x06 \x01(\x08\x12\x18\n\x10previous_version\x18\x07 \x01(\x04\x12\x16\n\x0etarget_version\x18\x08 \x01(\x04\x12\'\n\x04step\x18\t \x01(\x0e\x32\x19.sluice.api.v1.UpdateStep\x12-\n\x07\x66\x61ilure\x18\n \x01(\x0b\x32\x1c.sluice.api.v1.UpdateFailure\x12\x15\n\rfetched_bytes\x18\x0b \x01(\x04\x12\x19\n\x11\x66\x65tch_total_bytes\x18\x0c \x01(\x04\x12\x16\n\x0epinned_version\x18\r \x01(\x04\"~\n\rUpdateFailure\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.sluice.api.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\r\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\"b\n\x0bPollRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x14.sluice.api.v1.Hello\x12.\n\x08reported\x18\x02 \x01(\x0b\x32\x1c.sluice.api.v1.ReportedState\"e\n\x0cPollResponse\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.sluice.api.v1.Welcome\x12,\n\x07\x64\x65sired\x18\x02 \x01(\x0b\x32\x1b.sluice.api.v1.DesiredState*\xca\x02\n\nUpdateStep\x12\x1b\n\x17UPDATE_STEP_UNSPECIFIED\x10\x00\x12\x18\n\x14UPDATE_STEP_PLANNING\x10\x01\x12\x18\n\x14UPDATE_STEP_FETCHING\x10\x02\x12\x19\n\x15UPDATE_STEP_VERIFYING\x10\x03\x12\x17\n\x13UPDATE_STEP_STAGING\x10\x04\x12\x1a\n\x16UPDATE_STEP_WARMING_UP\x10\x05\x12\x19\n\x15UPDATE_STEP_SHADOWING\x10\x06\x12\x1a\n\x16UPDATE_STEP_ACTIVATING\x10\x07\x12\x17\n\x13UPDATE_STEP_SOAKING\x10\x08\x12\x19\n\x15UPDATE_STEP_COMMITTED\x10\t\x12\x18\n\x14UPDATE_STEP_REVERTED\x10\n\x12\x16\n\x12UPDATE_STEP_FAILED\x10\x0b\x32\x95\x01\n\x04Sync\x12L\n\x07\x43onnect\x12\x1d.sluice.api.v1.ConnectRequest\x1a\x1e.sluice.api.v1.ConnectResponse(\x01\x30\x01\x12?\n\x04Poll\x12\x1a.sluice.api.v1.PollRequest\x1a\x1b.sluice.api.v1.PollResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLO_LABELSENTRY']._loaded_options = None
   _globals['_HELLO_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_UPDATESTEP']._serialized_start=1966
-  _globals['_UPDATESTEP']._serialized_end=2296
+  _globals['_UPDATESTEP']._serialized_start=2340
+  _globals['_UPDATESTEP']._serialized_end=2670
   _globals['_CONNECTREQUEST']._serialized_start=104
   _globals['_CONNECTREQUEST']._serialized_end=220
   _globals['_CONNECTRESPONSE']._serialized_start=222
@@ -52,19 +52,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WELCOME']._serialized_start=850
   _globals['_WELCOME']._serialized_end=965
   _globals['_DESIREDSTATE']._serialized_start=967
-  _globals['_DESIREDSTATE']._serialized_end=1046
-  _globals['_DESIREDMODEL']._serialized_start=1048
-  _globals['_DESIREDMODEL']._serialized_end=1139
-  _globals['_REPORTEDSTATE']._serialized_start=1142
-  _globals['_REPORTEDSTATE']._serialized_end=1273
-  _globals['_REPORTEDMODEL']._serialized_start=1276
-  _globals['_REPORTEDMODEL']._serialized_end=1632
-  _globals['_UPDATEFAILURE']._serialized_start=1634
-  _globals['_UPDATEFAILURE']._serialized_end=1760
-  _globals['_POLLREQUEST']._serialized_start=1762
-  _globals['_POLLREQUEST']._serialized_end=1860
-  _globals['_POLLRESPONSE']._serialized_start=1862
-  _globals['_POLLRESPONSE']._serialized_end=1963
-  _globals['_SYNC']._serialized_start=2299
-  _globals['_SYNC']._serialized_end=2448
+  _globals['_DESIREDSTATE']._serialized_end=1090
+  _globals['_DESIREDPROOF']._serialized_start=1092
+  _globals['_DESIREDPROOF']._serialized_end=1180
+  _globals['_STATEMENTSIGNATURE']._serialized_start=1182
+  _globals['_STATEMENTSIGNATURE']._serialized_end=1237
+  _globals['_DESIREDSTATEMENT']._serialized_start=1240
+  _globals['_DESIREDSTATEMENT']._serialized_end=1420
+  _globals['_DESIREDMODEL']._serialized_start=1422
+  _globals['_DESIREDMODEL']._serialized_end=1513
+  _globals['_REPORTEDSTATE']._serialized_start=1516
+  _globals['_REPORTEDSTATE']._serialized_end=1647
+  _globals['_REPORTEDMODEL']._serialized_start=1650
+  _globals['_REPORTEDMODEL']._serialized_end=2006
+  _globals['_UPDATEFAILURE']._serialized_start=2008
+  _globals['_UPDATEFAILURE']._serialized_end=2134
+  _globals['_POLLREQUEST']._serialized_start=2136
+  _globals['_POLLREQUEST']._serialized_end=2234
+  _globals['_POLLRESPONSE']._serialized_start=2236
+  _globals['_POLLRESPONSE']._serialized_end=2337
+  _globals['_SYNC']._serialized_start=2673
+  _globals['_SYNC']._serialized_end=2822
 # @@protoc_insertion_point(module_scope)
