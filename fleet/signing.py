@@ -11,7 +11,7 @@ repeated, and brings a control plane that was restored from a backup what it lac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,7 +24,7 @@ from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 from updater.manifest import Manifest
 from updater.trust.client import TrustClient
-from updater.trust.documents import ROOT, TARGETS, Document, in_days, read, read_root, read_targets, write
+from updater.trust.documents import ROOT, TARGETS, Document, in_days, read, read_root, write
 from updater.trust.keys import Passphrase
 from updater.trust.roles import add_version, delegated, describe, make_targets, renew, role_for, target_path
 
@@ -99,9 +99,23 @@ class Signing:
             expires = in_days(days or (ROOT_DAYS if role == ROOT else TARGETS_DAYS))
             after = change(before, expires)
             known = self.directory.published(role)
-            after.signed.version = known.signed.version + 1 if known is not None else 1
+            after.signed.version = known.signed.version + 1 if known is not None else before.signed.version
             planned.append(Planned(role, after, describe(before, after)))
         return planned
+
+    def begin(self, planned: Sequence[Planned], *, replace_root: bool) -> list[Signed]:
+        """The first documents of a chain: signed, pinned here when complete, and published.
+
+        Raises SluiceError as `publish`.
+        """
+        if replace_root:
+            self.directory.forget()
+        signed = self.apply(planned)
+        if all(item.complete for item in signed):
+            self.directory.pin(write(self.directory.pending()[ROOT]))
+            if self._client is not None:
+                self.publish(replace_root=replace_root)
+        return signed
 
     def apply(self, planned: Iterable[Planned]) -> list[Signed]:
         """Keeps the changed documents pending, and signs all that is pending.
@@ -166,10 +180,14 @@ class Signing:
         theirs = 0 if replace_root else client.get_trust().root_version
         pending = self.directory.pending()
         ready += [(ROOT, data) for data in self.directory.roots() if read_root(data).signed.version > theirs]
-        roles = [role for role in pending if role != ROOT]
-        if (data := self.directory.published_bytes(TARGETS)) is not None:
-            roles = list(dict.fromkeys([*roles, TARGETS, *delegated(read_targets(TARGETS, data).signed)]))
-        for role in [ROOT, *roles] if ROOT in pending else roles:
+        roles = []
+        if TARGETS in pending or self.directory.published(TARGETS) is not None:
+            roles = [TARGETS, *delegated(self.directory.current_targets().signed)]
+        if ROOT in pending:
+            roles = [ROOT, *roles]
+        for role in roles:
+            if any(item.role == ROOT for item in waiting):
+                break  # the keys of everything else follow from it
             mine = pending.get(role) or self.directory.published(role)
             if mine is None:
                 continue

@@ -126,15 +126,20 @@ class TrustDirectory:
     # What is published.
 
     def pin(self, root: bytes) -> None:
-        """Begins, or begins anew, from a root: everything verified before is forgotten."""
+        """Begins from a root."""
         read_root(root)
         self._make(self.path)
-        for stale in (self._published, self._published / "root_history"):
-            if stale.is_dir():
-                with os_errors("forgetting", stale):
-                    for file in stale.glob("*.json"):
-                        file.unlink()
         write_atomic(self.root_path, root)
+
+    def forget(self) -> None:
+        """Forgets the chain, pinned and pending; keys stay."""
+        for place in (self._pending, self._published, self._published / "root_history"):
+            if place.is_dir():
+                with os_errors("forgetting", place):
+                    for file in place.glob("*.json"):
+                        file.unlink()
+        with os_errors("forgetting", self.root_path):
+            self.root_path.unlink(missing_ok=True)
 
     def client(self, fetch: Fetch) -> TrustClient:
         """The verified copy. Raises SluiceError(KEY_UNAVAILABLE) before trust is set up."""
@@ -209,7 +214,8 @@ class TrustDirectory:
     def put(self, role: str, document: Metadata[Any]) -> None:
         """Keeps a changed document, numbered to follow the published one, without signatures."""
         before = self.published(role)
-        document.signed.version = before.signed.version + 1 if before is not None else 1
+        if before is not None:
+            document.signed.version = before.signed.version + 1
         document.signatures.clear()
         self._write_pending(role, document)
 

@@ -14,6 +14,7 @@ from fleet.cli.delta import delta
 from fleet.cli.device import device
 from fleet.cli.model import model
 from fleet.cli.rollout import rollout
+from fleet.cli.trust import trust
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -52,5 +53,5 @@ def cli() -> None:
 
 
 delta.add_command(approximate)
-for noun in (control, model, delta, rollout, device):
+for noun in (control, model, delta, rollout, device, trust):
     cli.add_command(noun)

@@ -166,6 +166,35 @@ def undelegate(targets: Metadata[Targets], name: str, expires: datetime) -> Meta
     return after
 
 
+def change_delegated(
+    targets: Metadata[Targets],
+    name: str,
+    expires: datetime,
+    *,
+    add: Sequence[Key] = (),
+    remove: Sequence[str] = (),
+    threshold: int | None = None,
+) -> Metadata[Targets]:
+    """The next targets, with other keys or another threshold for a delegated role; arguments as
+    `change_root`.
+
+    Raises SluiceError(REQUEST_INVALID).
+    """
+    role = delegated(targets.signed).get(name)
+    if role is None:
+        raise _refused(f"there is no role {name[:80]!r}", "`sluice trust verify` lists them")
+    absent = [keyid for keyid in remove if keyid not in role.keyids]
+    if absent:
+        raise _refused(
+            f"the key {absent[0][:16]} does not sign for {name}", "`sluice trust verify` lists the keys"
+        )
+    known = targets.signed.delegations.keys if targets.signed.delegations is not None else {}
+    keys = [known[keyid] for keyid in role.keyids if keyid not in remove]
+    after = RoleKeys((*keys, *add), role.threshold if threshold is None else threshold)
+    models = [path.removesuffix("/*") for path in role.paths or ()]
+    return delegate(targets, name, after, models, expires)
+
+
 def drop_delegated_key(targets: Metadata[Targets], keyid: str, expires: datetime) -> Metadata[Targets]:
     """Takes a key from every delegated role that has it. Raises SluiceError(REQUEST_INVALID)."""
     after = next_of(targets, expires)

@@ -60,6 +60,25 @@ def test_the_verbs_are_these() -> None:
         "device list",
         "device show",
         "device label",
+        "trust init",
+        "trust join",
+        "trust verify",
+        "trust sign",
+        "trust publish",
+        "trust root",
+        "trust key new",
+        "trust key import",
+        "trust key export",
+        "trust key list",
+        "trust add-key",
+        "trust rotate",
+        "trust revoke",
+        "trust threshold",
+        "trust delegate",
+        "trust undelegate",
+        "trust renew",
+        "trust allow",
+        "trust withdraw",
     }
 
 
@@ -82,7 +101,7 @@ def test_examples_use_options_that_exist(path: tuple[str, ...]) -> None:
     for _, example in command.examples:
         for line in example.replace("\\\n", " ").splitlines():
             words = shlex.split(line.partition("|")[0])
-            assert tuple(words[1:3]) == path
+            assert tuple(words[1 : 1 + len(path)]) == path
             assert {word for word in words if word.startswith("-") and len(word) > 1} <= known
 
 
