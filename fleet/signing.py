@@ -26,7 +26,7 @@ from updater.manifest import Manifest
 from updater.trust.client import TrustClient
 from updater.trust.documents import ROOT, TARGETS, Document, in_days, read, read_root, write
 from updater.trust.keys import Passphrase
-from updater.trust.roles import add_version, delegated, describe, make_targets, renew, role_for, target_path
+from updater.trust.roles import add_version, delegated, describe, make_targets, renew, role_for
 
 _TRIES = 3  # at naming a version, when other operators publish at the same time
 # One document's change: takes the newest and the date that the next counts until.
@@ -230,8 +230,8 @@ class Signing:
 
     def _sign_version(self, manifest: Manifest, role: str, trust: TrustClient | None) -> None:
         name = f"{manifest.model}@{manifest.version}"
-        named = trust.target(target_path(manifest.model, manifest.version)) if trust is not None else None
-        if named is not None and f"sha256:{named.hashes.get('sha256')}" == manifest.digest:
+        named = trust.version(manifest.model, manifest.version) if trust is not None else None
+        if named is not None and named.digest == manifest.digest:
             return
         if not self.directory.may_sign(role):
             raise SluiceError(

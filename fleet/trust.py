@@ -32,7 +32,6 @@ from fleet.limits import (
     STATEMENT_LIFE_S,
 )
 from sluice.api.v1 import errors_pb2, sync_pb2
-from updater.digests import PREFIX
 from updater.errors import SluiceError, os_errors
 from updater.manifest import Manifest
 from updater.trust.director import sign_desired
@@ -40,7 +39,7 @@ from updater.trust.documents import ROOT, SNAPSHOT, TIMESTAMP, in_days, read, re
 from updater.trust.keys import KeyFile, new_key, read_key_file
 from updater.trust.online import ONLINE_DAYS, RESIGN_DAYS, Online
 from updater.trust.repository import Publication, Repository, publish, with_online
-from updater.trust.roles import key_for_online, target_path
+from updater.trust.roles import key_for_online, named, target_path
 
 ONLINE_KEY = "online"
 
@@ -141,13 +140,9 @@ class Trust:
         repository = _repository(connection)
         if repository.root is None:
             return
-        named = repository.find(target_path(manifest.model, manifest.version))
+        target = repository.find(target_path(manifest.model, manifest.version))
         name = f"{manifest.model}@{manifest.version}"
-        if (
-            named is None
-            or f"{PREFIX}{named.hashes.get('sha256')}" != manifest.digest
-            or named.length != len(data)
-        ):
+        if target is None or named(target).digest != manifest.digest or target.length != len(data):
             raise SluiceError(
                 errors_pb2.VERSION_NOT_SIGNED,
                 f"{name} is not published: no signed metadata names it with this content",

@@ -11,7 +11,7 @@ from fleet.cli.arguments import NAME
 from fleet.cli.command import Group
 from fleet.cli.passphrase import Passphrases
 from fleet.cli.session import Session, line
-from fleet.cli.trust_changes import CHANGES, online_key
+from fleet.cli.trust_changes import CHANGES
 from fleet.cli.trust_keys import key
 from fleet.cli.trust_options import (
     directory_option,
@@ -41,7 +41,7 @@ from updater.trust.documents import (
     read,
     read_targets,
 )
-from updater.trust.keys import fingerprint, parse_key_file
+from updater.trust.keys import fingerprint, parse_key_file, parse_public_key
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -117,7 +117,7 @@ def init(
             with os_errors("reading", online):
                 third = parse_key_file(online.read_bytes(), roles.ONLINE).public
         else:
-            third = online_key(client.get_trust().online_key)
+            third = parse_public_key(client.get_trust().online_key)
         who, what = (tuple(obtain_key(place, name, phrases).public for name in wanted) for wanted in names)
         root = roles.make_root(
             roles.RoleKeys(who, root_threshold),

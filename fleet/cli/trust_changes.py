@@ -22,6 +22,7 @@ from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 from updater.trust import roles
 from updater.trust.documents import ROOT, TARGETS
+from updater.trust.keys import parse_public_key
 
 _ROLE = "ROLE"
 _DAYS = click.option("--days", type=click.FloatRange(1, 3650), help="How long it counts. Default 365.")
@@ -110,7 +111,7 @@ def rotate(
     def make() -> Mapping[str, Change]:
         if role == roles.ONLINE:
             with session.client() as client:
-                return _online_change(place, online_key(client.get_trust().online_key))
+                return _online_change(place, parse_public_key(client.get_trust().online_key))
         assert old
         assert new
         _no_surprise(place, new, dry_run)
@@ -118,22 +119,6 @@ def rotate(
         return _keys_change(role, add=[obtain_key(place, new, phrases).public], remove=[gone])
 
     change(session, place, phrases, make, offline=offline, dry_run=dry_run)
-
-
-def online_key(text: str) -> Key:
-    """The public key in JSON, as a control plane gives its own. Raises SluiceError(KEY_UNAVAILABLE)."""
-    import json
-
-    try:
-        value = dict(json.loads(text))
-        return Key.from_dict(str(value.pop("keyid")), value)
-    except (ValueError, KeyError, TypeError) as error:
-        raise SluiceError(
-            errors_pb2.KEY_UNAVAILABLE,
-            f"the control plane's key cannot be read: {error}",
-            hint="are sluice here and there of the same version?",
-            obj=roles.ONLINE,
-        ) from error
 
 
 def _online_change(place: TrustDirectory, key: Key) -> Mapping[str, Change]:

@@ -13,10 +13,12 @@ from rich.text import Text
 
 from fleet.cli.passphrase import Passphrases
 from fleet.cli.session import Session, line
+from fleet.client import ControlClient
 from fleet.signing import Change, Planned, Signing
 from fleet.trust_directory import Signed, TrustDirectory
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
+from updater.manifest import Manifest
 from updater.trust.keys import KeyFile, new_key
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -37,6 +39,18 @@ def directory_option(command: _Command) -> _Command:
         type=click.Path(path_type=Path, file_okay=False),
         envvar=VARIABLE,
         help=f"Keys and signed metadata. Default ~/.config/sluice/trust; environment {VARIABLE}.",
+    )
+    return option(command)
+
+
+def trust_option(command: _Command) -> _Command:
+    """--trust, where --dir would not be understood."""
+    option = click.option(
+        "--trust",
+        "trust_directory",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar=VARIABLE,
+        help=f"Keys that sign, see `sluice trust`. Default ~/.config/sluice/trust; environment {VARIABLE}.",
     )
     return option(command)
 
@@ -68,6 +82,26 @@ def change_options(command: _Command) -> _Command:
 def open_directory(path: Path | None) -> TrustDirectory:
     """The trust directory that is meant."""
     return TrustDirectory(path or default_directory())
+
+
+def signer(
+    client: ControlClient, path: Path | None, passphrase_file: Path | None
+) -> Callable[[Manifest], object] | None:
+    """What signs versions for this control plane; None where trust is not set up there.
+
+    Raises SluiceError(KEY_UNAVAILABLE) when it is, and there are no keys here.
+    """
+    if not client.get_trust().root_version:
+        return None
+    directory = open_directory(path)
+    if not directory.is_set_up():
+        raise SluiceError(
+            errors_pb2.KEY_UNAVAILABLE,
+            f"this control plane takes only signed versions, and {directory.path} is no trust directory",
+            hint="name it with --trust or SLUICE_TRUST, or get the root and `sluice trust join`",
+            obj=str(directory.path),
+        )
+    return Signing(directory, client, Passphrases(passphrase_file)).sign_version
 
 
 def obtain_key(directory: TrustDirectory, name: str, passphrases: Passphrases) -> KeyFile:

@@ -36,9 +36,10 @@ from updater.limits import (
     MAX_TARGETS_BYTES,
     MAX_TIMESTAMP_BYTES,
 )
+from updater.trust.decision import Named
 from updater.trust.documents import TARGETS, invalid, read_root, read_targets, root_signatures, signatures
 from updater.trust.problems import trust_errors
-from updater.trust.roles import delegated, find_target, target_path
+from updater.trust.roles import delegated, find_target, named, target_path
 
 log = logging.getLogger(__name__)
 NOT_FOUND = 404
@@ -80,6 +81,13 @@ class DurableUpdater(Updater):
     it: the conformance suite and a test of ours hold the names.
     """
 
+    clock: Callable[[Root], datetime] | None = None
+
+    def _load_root(self) -> None:
+        super()._load_root()
+        if self.clock is not None:
+            self._trusted_set.reference_time = self.clock(self.root)
+
     def _download_metadata(self, rolename: str, length: int, version: int | None = None) -> bytes:
         number = "" if version is None else str(version)
         return self._fetcher.download_bytes(f"{number}/{quote(rolename, '')}", length)
@@ -103,15 +111,6 @@ class DurableUpdater(Updater):
     def root(self) -> Root:
         """The newest root that is trusted."""
         return self._trusted_set.root
-
-    @property
-    def reference_time(self) -> datetime:
-        """The time that expiry is held against."""
-        return self._trusted_set.reference_time
-
-    @reference_time.setter
-    def reference_time(self, value: datetime) -> None:
-        self._trusted_set.reference_time = value
 
 
 class TrustClient:
@@ -164,9 +163,10 @@ class TrustClient:
         with trust_errors(f"looking for {path} in the signed metadata", path):
             return self._updater.get_targetinfo(path)
 
-    def version(self, model: str, number: int) -> TargetFile | None:
-        """What metadata names for a version of a model. Raises as `target`."""
-        return self.target(target_path(model, number))
+    def version(self, model: str, number: int) -> Named | None:
+        """What metadata says of a version of a model. Raises as `target`."""
+        found = self.target(target_path(model, number))
+        return named(found) if found is not None else None
 
     def load_delegated(self) -> list[str]:
         """Brings every delegated role's metadata, which `target` only does for the role that it needs.
@@ -229,8 +229,7 @@ class TrustClient:
                 config=_CONFIG,
                 bootstrap=self._pinned_root,
             )
-        if self._clock is not None:
-            updater.reference_time = self._clock(updater.root)
+        updater.clock = self._clock
         return updater
 
     def _known_root(self) -> Root:

@@ -1,51 +1,24 @@
-"""Which device gets it now: desired states that the online key signs, and what a device does with them.
+"""Desired states that the online key signs: the two ends of a DesiredProof.
 
-`sign_desired` and `read_desired` are the two ends of a DesiredProof: bytes signed once, sent as they are,
-never parsed before their signature was checked. `decide` is the rule for one entry of a desired state that
-was proven, a pure function of what the box holds and what fresh metadata names:
-
-1. The version that the box runs, or the one it would revert to: always. Going back to what it committed
-   itself needs nobody.
-2. Anything else must be named by signed targets with exactly this manifest.
-3. Up, or down to the floor of the version that it runs: yes. The floor is in the manifest that operators
-   signed.
-4. Further down: only where the signed target says that devices at this version may (`sluice trust allow`).
+The bytes of a statement are signed once, sent as they are, and never parsed before their signature was
+checked. The keys are those that the root names for timestamps; a prefix of its own keeps a signature of a
+statement from ever passing for one of metadata. Which of the proven entries a box follows is decision.py's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from google.protobuf.message import DecodeError
 from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 from securesystemslib.signer import Signature, Signer
-from tuf.api.metadata import Root, TargetFile, Timestamp
+from tuf.api.metadata import Root, Timestamp
 
 from sluice.api.v1 import errors_pb2, sync_pb2
-from updater.digests import PREFIX
 from updater.errors import SluiceError
 from updater.limits import MAX_ROLE_KEYS, MAX_STATEMENT_BYTES
-from updater.trust.roles import allowed_from
 
 CONTEXT = b"sluice desired state 1\0"  # so that a signature of this can never pass for one of metadata
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a box holds of one model.
-
-    Attributes:
-        active: the version that it runs; 0 for none.
-        active_digest: of that version's manifest.
-        floor: of that version; 0 where none runs.
-        previous_digest: of the manifest that it would revert to; empty for none.
-    """
-
-    active: int = 0
-    active_digest: str = ""
-    floor: int = 0
-    previous_digest: str = ""
 
 
 def sign_desired(
@@ -132,39 +105,6 @@ def _verifies(root: Root, item: sync_pb2.StatementSignature, data: bytes) -> boo
     except (UnverifiedSignatureError, VerificationError):
         return False
     return True
-
-
-def decide(held: Held, model: str, version: int, manifest_digest: str, named: TargetFile | None) -> None:
-    """Accepts a version that is desired, or says why not; see the module's rules.
-
-    Args:
-        held: what the box holds of the model.
-        model: its name.
-        version: that is desired.
-        manifest_digest: as the desired state gives it.
-        named: what fresh metadata names for the version; None for nothing.
-
-    Raises SluiceError(VERSION_NOT_SIGNED | VERSION_BELOW_FLOOR).
-    """
-    if manifest_digest in (held.active_digest, held.previous_digest):
-        return
-    name = f"{model}@{version}"
-    if named is None or f"{PREFIX}{named.hashes.get('sha256')}" != manifest_digest:
-        what = "no version of this number" if named is None else "other content under this number"
-        raise SluiceError(
-            errors_pb2.VERSION_NOT_SIGNED,
-            f"{name} is desired, but the operators signed {what}",
-            hint="push it with `sluice model push`; if nobody did, ask who runs the control plane",
-            obj=name,
-        )
-    if version >= held.floor or held.active <= allowed_from(named):
-        return
-    raise SluiceError(
-        errors_pb2.VERSION_BELOW_FLOOR,
-        f"{name} is below {held.floor}, the floor of version {held.active} that this box runs",
-        hint=f"if it must be, an operator allows it: `sluice trust allow {name} --from {held.active}`",
-        obj=name,
-    )
 
 
 def _invalid(why: str, obj: str) -> SluiceError:

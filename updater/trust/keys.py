@@ -154,6 +154,17 @@ def parse_key_file(data: bytes, name: str) -> KeyFile:
         raise _unavailable(name, f"its file is malformed: {error}") from error
 
 
+def parse_public_key(text: str) -> Key:
+    """The public key in JSON, as `key_dict` makes it. Raises SluiceError(KEY_UNAVAILABLE)."""
+    try:
+        value = dict(json.loads(text))
+        return Key.from_dict(str(value.pop("keyid")), value)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unavailable(
+            "online", f"its public half cannot be read: {error}", "is sluice the same version there?"
+        ) from error
+
+
 def key_dict(key: Key) -> dict[str, Any]:
     """A public key with its id, as JSON has it."""
     return {"keyid": key.keyid, **key.to_dict()}

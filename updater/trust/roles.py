@@ -27,6 +27,7 @@ from updater.digests import PREFIX, check_digest
 from updater.errors import SluiceError
 from updater.limits import MAX_ROLE_KEYS
 from updater.manifest import NAME_RULE, is_name
+from updater.trust.decision import Named
 from updater.trust.documents import ROOT, SNAPSHOT, TARGETS, TIMESTAMP, TOP_LEVEL, next_of
 
 ONLINE = "online"
@@ -290,6 +291,11 @@ def allowed_from(target: TargetFile) -> int:
     custom = target.custom
     value = custom.get(ALLOWED_FROM) if isinstance(custom, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def named(target: TargetFile) -> Named:
+    """What a target says of a version."""
+    return Named(f"{PREFIX}{target.hashes.get('sha256')}", allowed_from(target))
 
 
 def describe(before: Metadata[Any] | None, after: Metadata[Any]) -> list[str]:
