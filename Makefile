@@ -10,6 +10,10 @@ LEGACY := .venv-legacy
 LEGACY_STAMP := $(LEGACY)/.installed
 PIP := pip install --quiet --disable-pip-version-check
 ARGS ?=
+# The Update Framework's conformance suite, and a venv for it: it asks for another release of tuf than ours.
+TUF_CONFORMANCE ?= .cache/tuf-conformance
+TUF_CONFORMANCE_VENV := .cache/tuf-conformance-venv
+TUF_CONFORMANCE_COMMIT := eec841c186f81f2d9d8d30460c7e7deefa615f9e
 # PyTorch lives apart: only the MiniLM pairs and ZipNN, a peer, need it.
 MINILM := .cache/minilm-venv
 MINILM_STAMP := $(MINILM)/.installed
@@ -20,7 +24,7 @@ peer = [ -d .cache/$(1) ] || { $(PYTHON) -m venv .cache/$(1) && .cache/$(1)/bin/
   || { echo "$(2) cannot be installed here"; rm -rf .cache/$(1); }
 
 .PHONY: help install demo test test-main test-legacy lint proto bench bench-delta bench-link bench-memory \
-  bench-serve bench-tls minilm-venv minilm soak vectors fuzz clean
+  bench-serve bench-tls minilm-venv minilm soak vectors fuzz conformance-tuf clean
 
 help: ## Lists the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +74,21 @@ vectors: $(STAMP) ## Writes the delta format's test vectors anew (docs/delta-for
 fuzz: $(STAMP) ## Feeds the delta decoder what nobody should; ARGS="--seconds 600", --keep to extend the corpus.
 	@$(BIN)/$(PIP) -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m edge_tests.fuzz $(ARGS)
+
+conformance-tuf: $(STAMP) $(TUF_CONFORMANCE_VENV)/.installed ## Holds the device's TUF client to the TUF conformance suite (faketime; 4 minutes).
+	cd $(TUF_CONFORMANCE) && $(CURDIR)/$(TUF_CONFORMANCE_VENV)/bin/python -m pytest -q tuf_conformance $(ARGS) \
+	  --entrypoint "$(CURDIR)/$(BIN)/python $(CURDIR)/edge_tests/conformance/tuf_client.py"
+
+$(TUF_CONFORMANCE):
+	@git clone -q https://github.com/theupdateframework/tuf-conformance $@ \
+	  && git -C $@ checkout -q $(TUF_CONFORMANCE_COMMIT) \
+	  || { echo "the suite cannot be fetched: put a checkout at $@, or say make TUF_CONFORMANCE=DIR"; rm -rf $@; exit 1; }
+
+$(TUF_CONFORMANCE_VENV)/.installed: | $(TUF_CONFORMANCE)
+	@command -v faketime >/dev/null || { echo "faketime is missing: apt-get install faketime"; exit 1; }
+	@$(PYTHON) -m venv $(TUF_CONFORMANCE_VENV)
+	@$(TUF_CONFORMANCE_VENV)/bin/$(PIP) $(abspath $(TUF_CONFORMANCE))
+	@touch $@
 
 bench: bench-delta bench-link bench-memory bench-serve bench-tls ## Every benchmark.
 

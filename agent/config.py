@@ -76,6 +76,7 @@ KEYS = (
     Key("metrics.address", "metrics_address", "listen"),
     Key("telemetry.interval_s", "telemetry_interval_s", "number", 0.2, 86_400),
     Key("telemetry.outbox_max_bytes", "outbox_max_bytes", "integer", 65_536, 1 << 30),
+    Key("trust.root", "trust_root", "path"),
     Key("update.keep_versions", "keep_versions", "integer", 0, 64),
     Key("update.reserve_bytes", "reserve_bytes", "integer", 0, 1 << 40),
     Key("update.soak_s", "soak_s", "number", 0, 86_400),
@@ -114,6 +115,7 @@ class AgentConfig:
         admin_group: name or number of the group whose members may administer the agent; empty: no group's.
         telemetry_interval_s: between samples.
         outbox_max_bytes: telemetry kept while the control plane is away; the oldest goes first.
+        trust_root: file of the root that says whose signatures count; None: signatures are not looked at.
         keep_versions: versions kept on disk beside active and previous, as bases and for going back.
         reserve_bytes: disk space that an update must leave free.
         soak_s: how long a new version must stay healthy before its predecessor's worker is closed.
@@ -143,6 +145,7 @@ class AgentConfig:
     admin_group: str = ""
     telemetry_interval_s: float = 60.0
     outbox_max_bytes: int = 16 << 20
+    trust_root: Path | None = None
     keep_versions: int = 1
     reserve_bytes: int = 64 << 20
     soak_s: float = 60.0

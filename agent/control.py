@@ -28,6 +28,8 @@ from sluice.api.v1 import (
     sync_pb2_grpc,
     telemetry_pb2,
     telemetry_pb2_grpc,
+    trust_pb2,
+    trust_pb2_grpc,
 )
 from updater.errors import SluiceError
 from updater.wire import from_rpc_error
@@ -133,6 +135,16 @@ class Control:
                 request, timeout=limits.CALL_TIMEOUT_S
             ),
         )
+
+    def get_metadata(self, role: str, version: int | None) -> bytes:
+        """One role's signed metadata, not verified; empty where there is none."""
+        request = trust_pb2.GetMetadataRequest(role=role, version=version or 0)
+        return self._call(
+            f"asking for the {role} metadata",
+            lambda channel: trust_pb2_grpc.TrustStub(channel).GetMetadata(
+                request, timeout=limits.METADATA_TIMEOUT_S
+            ),
+        ).metadata
 
     def plan(self, request: diff_pb2.PlanRequest) -> diff_pb2.PlanResponse:
         timeout_s = limits.CALL_TIMEOUT_S + request.wait_ms / 1000

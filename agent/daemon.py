@@ -49,6 +49,7 @@ from agent.state import State
 from agent.supervisor import Supervisor
 from agent.sync import Sync
 from agent.telemetry import Telemetry, WorkerFigures
+from agent.trust import Gate
 from agent.version_directory import sweep
 from sluice.api.v1 import admin_pb2, sync_pb2
 from updater.atomic import write_atomic
@@ -104,11 +105,14 @@ class Daemon:
         self._progress = Progress(self._changed)
         self._identity = BoxIdentity(config)
         control = Control(config.control_address, self._identity)
+        self._gate = Gate(config, self._state, self._identity)
+        self._undo.callback(self._gate.close)
         self._box = Box("", "", 0, 0, ())  # until probed; nothing is installed before that
         self._installer = Installer(
             self._store,
             slots_dir,
             control,
+            self._gate,
             device_id=config.device_id,
             box=lambda: self._box,
             reserve_bytes=config.reserve_bytes,
@@ -149,7 +153,7 @@ class Daemon:
             device_id=config.device_id,
             hello=lambda: hello(config, self._box, self._reconciler.desired.generation),
             reported=self.reported,
-            on_desired=self._reconciler.take,
+            on_desired=self._desired,
             on_connected=self._connected,
             poll_interval_s=config.poll_interval_s,
             reconnect_max_s=config.reconnect_max_s,
@@ -262,6 +266,13 @@ class Daemon:
     def _changed(self) -> None:
         if hasattr(self, "_sync"):
             self._sync.changed()
+
+    def _desired(self, message: sync_pb2.DesiredState) -> None:
+        """A desired state came: taken up if it is proven, else told and forgotten."""
+        try:
+            self._reconciler.take(self._gate.admit(message))
+        except SluiceError as error:
+            log.warning("a desired state was refused: %s", error)
 
     def _connected(self) -> None:
         self._reconciler.connected()

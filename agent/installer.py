@@ -1,6 +1,7 @@
 """Brings a version's files onto the box: manifest, choice of variant, plan, fetch and apply, directory.
 
-Order: the manifest (from the store, else GetVersion; its digest must be the desired one) -> the best variant
+Order: the gate, which asks whether the version may be installed here -> the manifest (from the store, else
+GetVersion; its digest must be the desired one) -> the best variant
 -> which files are missing -> room on the disk -> Plan with every file held, the likeliest bases first -> each
 missing file fetched and applied in one stream, bytes decoded as they arrive -> the version's directory.
 One call of `install` is one attempt; retry.py decides about the next. Partial files are named by target and
@@ -22,8 +23,9 @@ from pathlib import Path
 from agent import update_limits as limits
 from agent.chooser import Box, choose
 from agent.control import CancelledError, Control
-from agent.slots import Installed
+from agent.slots import Installed, Slots
 from agent.state import DesiredModel
+from agent.trust import Gate
 from agent.version_directory import materialise
 from sluice.api.v1 import diff_pb2, errors_pb2, sync_pb2
 from updater.delta import FEATURES, Applier
@@ -31,6 +33,7 @@ from updater.digests import PREFIX, digest_bytes, is_digest
 from updater.errors import SluiceError, os_errors
 from updater.manifest import File, Manifest, Variant
 from updater.store import Store
+from updater.trust.decision import Held
 
 log = logging.getLogger(__name__)
 PARTIAL_PREFIX = "apply-"
@@ -64,6 +67,7 @@ class Installer:
         store: of this box.
         slots_dir: where version directories lie, on the store's file system.
         control: of the calling thread.
+        gate: decides which versions may be installed.
         device_id: of this box.
         box: what was probed of this box.
         reserve_bytes: disk space to leave free.
@@ -75,6 +79,7 @@ class Installer:
         store: Store,
         slots_dir: Path,
         control: Control,
+        gate: Gate,
         *,
         device_id: str,
         box: Callable[[], Box],
@@ -84,6 +89,7 @@ class Installer:
         self._store = store
         self._slots_dir = slots_dir
         self._control = control
+        self._gate = gate
         self._device_id = device_id
         self._box = box
         self._reserve_bytes = reserve_bytes
@@ -105,6 +111,7 @@ class Installer:
     def install(
         self,
         desired: DesiredModel,
+        slots: Slots,
         *,
         likely_bases: Sequence[str],
         full: bool,
@@ -115,6 +122,7 @@ class Installer:
 
         Args:
             desired: which version.
+            slots: what there is of the model, whose floor counts.
             likely_bases: digests of files to name first as bases: those of the active version.
             full: name no bases, so that full copies come.
             progress: told about each step.
@@ -123,6 +131,7 @@ class Installer:
         Raises SluiceError with the cause, or CancelledError.
         """
         progress(sync_pb2.UPDATE_STEP_PLANNING, 0, 0)
+        self._gate.check(desired, self._held(slots))
         manifest = self._manifest(desired)
         choice = choose(manifest, self._box())
         variant = choice.variant
@@ -152,6 +161,25 @@ class Installer:
                     self._store.verify(digest)
                 except SluiceError as error:
                     log.warning("a base is damaged: %s", error)
+
+    def _held(self, slots: Slots) -> Held:
+        """What the box holds of a model, as `director.decide` takes it.
+
+        An active version whose manifest is damaged has no floor that is known: then its own number is one.
+        """
+        if slots.active is None:
+            return Held(previous_digest=slots.previous.manifest_digest if slots.previous else "")
+        try:
+            floor = self.load_manifest(slots.active, slots.model).floor
+        except SluiceError as error:
+            log.warning("the floor of %s@%d is unknown: %s", slots.model, slots.active.version, error)
+            floor = slots.active.version
+        return Held(
+            active=slots.active.version,
+            active_digest=slots.active.manifest_digest,
+            floor=floor,
+            previous_digest=slots.previous.manifest_digest if slots.previous else "",
+        )
 
     def _manifest(self, desired: DesiredModel) -> Manifest:
         if not is_digest(desired.manifest_digest):

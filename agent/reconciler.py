@@ -315,6 +315,7 @@ class Reconciler:
     ) -> None:
         prepared = self._installer.install(
             item,
+            slots,
             likely_bases=self._likely_bases(slots),
             full=wants_full(update.reason, update.failures),
             progress=step,

@@ -26,6 +26,7 @@ class Cause(enum.Enum):
     DAMAGED = "damaged"  # the delta's bytes are wrong: fetch again, then ask for a full copy
     BASE = "base"  # the base on disk is wrong: drop it and plan again
     DISK = "disk"  # no room
+    TRUST = "trust"  # signed metadata is missing, old or broken: whoever signs it has to mend it
     OTHER = "other"  # unexpected: a few tries
 
 
@@ -50,6 +51,7 @@ POLICIES = {
     Cause.DAMAGED: Policy(0.5, 60, 6),
     Cause.BASE: Policy(0.5, 60, 6),
     Cause.DISK: Policy(5, 900, 0),
+    Cause.TRUST: Policy(5, 900, 0),
     Cause.OTHER: Policy(1, 300, 6),
 }
 
@@ -67,6 +69,8 @@ _CAUSES: dict[int, Cause] = {
             errors_pb2.MODEL_LOAD_FAILED,
             errors_pb2.GOLDEN_MISMATCH,
             errors_pb2.WARM_UP_FAILED,
+            errors_pb2.VERSION_NOT_SIGNED,
+            errors_pb2.VERSION_BELOW_FLOOR,
         ),
         Cause.FINAL,
     ),
@@ -101,6 +105,15 @@ _CAUSES: dict[int, Cause] = {
     ),
     **dict.fromkeys((errors_pb2.DELTA_WRONG_BASE, errors_pb2.STORE_CORRUPT), Cause.BASE),
     errors_pb2.DISK_FULL: Cause.DISK,
+    **dict.fromkeys(
+        (
+            errors_pb2.SIGNATURE_INVALID,
+            errors_pb2.METADATA_EXPIRED,
+            errors_pb2.METADATA_ROLLED_BACK,
+            errors_pb2.METADATA_INVALID,
+        ),
+        Cause.TRUST,
+    ),
 }
 
 

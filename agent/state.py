@@ -249,6 +249,16 @@ class State:
                 ],
             )
 
+    def accepted(self, model: str) -> str:
+        """The desired entry that was last accepted for a model on fresh signed metadata; empty for none."""
+        with self._transaction() as db:
+            row = db.execute("SELECT value FROM meta WHERE key = ?", (f"accepted/{model}",)).fetchone()
+        return str(row[0]) if row else ""
+
+    def save_accepted(self, model: str, entry: str) -> None:
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"accepted/{model}", entry))
+
     def updates(self) -> dict[str, Update]:
         """The update record of every model that has one."""
         with self._transaction() as db:

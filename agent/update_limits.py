@@ -17,6 +17,9 @@ MAX_BASES = 4096  # digests in one Plan
 KEEPALIVE_TIME_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 
+# Signed metadata (trust.py).
+METADATA_TIMEOUT_S = 20.0  # of one document; a refresh fetches some four
+
 # The stream (sync.py).
 HEARTBEAT_DEFAULT_S = 30.0  # until the control plane's Welcome says otherwise
 HEARTBEAT_LEAST_S = 0.1

@@ -37,6 +37,7 @@ from edge_tests.harness.agent import AgentProcess
 from edge_tests.harness.control import ControlPlane
 from edge_tests.harness.models import write_golden
 from edge_tests.harness.operator import Operator
+from edge_tests.harness.signing import OperatorTrust
 from fleet.client import ControlClient
 from fleet.publish import Published, prepare, publish
 from fleet.recipe import Recipe, VariantRecipe
@@ -86,6 +87,8 @@ class Fleet:
         control.address = f"{HERE}:0"
         self.control = self._stack.enter_context(control)
         self.client = self._stack.enter_context(ControlClient(control.address))
+        self._trust = OperatorTrust(self.folder / "trust", self.client)
+        self._stack.callback(self._trust.close)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,7 +102,7 @@ class Fleet:
             with registry.load(file) as loaded:
                 write_golden(golden, self._inputs, loaded.run(self._inputs))
             recipe = Recipe(model=model, variants=(VariantRecipe(file, name="cpu", golden=golden),))
-            published.append(publish(self.client, prepare(recipe)))
+            published.append(publish(self.client, prepare(recipe), sign=self._trust.sign))
         return published
 
     def build(self, versions: Sequence[Published]) -> float:

@@ -36,6 +36,8 @@ from sluice.api.v1 import (
     registry_pb2_grpc,
     rollouts_pb2,
     rollouts_pb2_grpc,
+    trust_pb2,
+    trust_pb2_grpc,
 )
 from updater.credentials import Credentials
 from updater.errors import SluiceError
@@ -153,6 +155,7 @@ class ControlClient:
         self._rollouts = rollouts_pb2_grpc.RolloutsStub(self._channel)
         self.identities = IdentityCalls(self._channel, self._call, _pages)
         self._diff = diff_pb2_grpc.DiffModelStub(self._channel)
+        self._trust = trust_pb2_grpc.TrustStub(self._channel)
 
     def close(self) -> None:
         self._channel.close()
@@ -343,6 +346,31 @@ class ControlClient:
         """Sets and removes the operator's labels. Raises SluiceError(DEVICE_UNKNOWN)."""
         request = devices_pb2.LabelDeviceRequest(id=device_id, set=dict(labels), remove=list(remove))
         return self._call(self._devices.LabelDevice, request, f"labelling device {device_id}")
+
+    # Trust.
+
+    def get_trust(self) -> trust_pb2.GetTrustResponse:
+        """How far trust is set up there, and the online key."""
+        return self._call(self._trust.GetTrust, trust_pb2.GetTrustRequest(), "asking about trust")
+
+    def get_metadata(self, role: str, version: int | None = None) -> bytes:
+        """One role's signed metadata, not verified; empty where there is none."""
+        request = trust_pb2.GetMetadataRequest(role=role, version=version or 0)
+        return self._call(self._trust.GetMetadata, request, f"reading the {role} metadata").metadata
+
+    def publish_metadata(
+        self, metadata: Sequence[tuple[str, bytes]], *, replace_root: bool = False
+    ) -> trust_pb2.PublishMetadataResponse:
+        """Publishes signed metadata, roots by version. Safe to repeat.
+
+        Raises SluiceError(METADATA_INVALID | SIGNATURE_INVALID | METADATA_ROLLED_BACK | METADATA_EXPIRED |
+        LIMIT_EXCEEDED | KEY_UNAVAILABLE).
+        """
+        request = trust_pb2.PublishMetadataRequest(
+            metadata=[trust_pb2.RoleMetadata(role=role, metadata=data) for role, data in metadata],
+            replace_root=replace_root,
+        )
+        return self._call(self._trust.PublishMetadata, request, "publishing signed metadata")
 
     # Rollouts.
 

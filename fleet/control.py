@@ -27,6 +27,7 @@ from fleet.limits import AUTHORITY_REFRESH_S, FILE_THREADS, UPKEEP_S
 from fleet.operators import Operators
 from fleet.planner import Planner
 from fleet.sessions import Sessions
+from fleet.trust import Trust
 from fleet.twins import Twins
 from fleet.uploads import Uploads
 from sluice.api.v1 import errors_pb2
@@ -55,6 +56,7 @@ class Control:
             void = identities.void(connection, now_us())
         self.callers = Callers(self.authority.trust_domain, void)
         self.enrolments = Enrolments(self.database, self.authority, self.callers)
+        self.trust = Trust(config.data / "trust")
         self._builds = Builds(
             self.store, self.delta_store, config.encoder, config.builders, config.disk_reserve_bytes
         )
@@ -86,6 +88,7 @@ class Control:
         await self.files(self._builds.clean)
         await self.operators.load()
         await self._open_audit()
+        await self._resign()
         await self.conductor.start()
         self._spawn("twins", self.twins.run())
         self._spawn("upkeep", self._upkeep())
@@ -141,6 +144,7 @@ class Control:
             ("telemetry", lambda: telemetry.prune(self.database)),
             ("deltas", self.deltas.evict),
             ("identities", lambda: self.database.write(lambda c: identities.prune(c, now_us()))),
+            ("metadata", lambda: self.database.write(self.trust.resign)),
         )
         while True:
             for name, chore in chores:
@@ -165,6 +169,13 @@ class Control:
                 if str(error) != told:
                     log.warning("authority_not_refreshed", error)
                 told = str(error)
+
+    async def _resign(self) -> None:
+        """Snapshot and timestamp are fresh before the first device asks; without that the rest goes on."""
+        try:
+            await self.database.write(self.trust.resign)
+        except SluiceError as error:
+            log.warning("metadata_not_signed", error)
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work, name=name)

@@ -113,6 +113,13 @@ DENIALS_PER_S = 1.0  # of one caller that are recorded one by one; the rest is c
 DENIALS_BURST = 60  # … beyond so many at once
 FIRST_MESSAGE_S = 60.0  # a stream that changes something must say within this what
 
+# Trust.
+MAX_METADATA_PARTS = 64  # documents in one publication
+MAX_PUBLICATION_BYTES = 3 << 19  # of them together
+MAX_ROLES = 1000  # delegated, with those that were taken back
+METADATA_KEPT = 4  # versions of a role but roots, so that a device in the middle of a refresh can end it
+STATEMENT_LIFE_S = 24 * 3600.0  # in which a device may take up a signed desired state
+
 # Rollouts.
 DEFAULT_DEADLINE_S = 3600
 MAX_DEADLINE_S = 30 * 24 * 3600

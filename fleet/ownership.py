@@ -14,7 +14,7 @@ from typing import Any
 from fleet import assignments
 from fleet.database import Database
 from fleet.limits import MAX_BASES
-from sluice.api.v1 import devices_pb2, diff_pb2, errors_pb2, registry_pb2, sync_pb2, telemetry_pb2
+from sluice.api.v1 import devices_pb2, diff_pb2, errors_pb2, registry_pb2, sync_pb2, telemetry_pb2, trust_pb2
 from updater.digests import is_digest
 from updater.errors import SluiceError
 
@@ -85,6 +85,13 @@ async def _fetch(database: Database, device: str, request: diff_pb2.FetchRequest
     return request
 
 
+async def _get_metadata(
+    _: Database, __: str, request: trust_pb2.GetMetadataRequest
+) -> trust_pb2.GetMetadataRequest:
+    """Every device: it verifies the whole chain, which names versions and digests but holds no content."""
+    return request
+
+
 RULES: dict[str, Rule] = {
     "/sluice.api.v1.Devices/GetDevice": _get_device,
     "/sluice.api.v1.DiffModel/Fetch": _fetch,
@@ -93,6 +100,7 @@ RULES: dict[str, Rule] = {
     "/sluice.api.v1.Sync/Connect": _connect,
     "/sluice.api.v1.Sync/Poll": _poll,
     "/sluice.api.v1.Telemetry/Report": _report,
+    "/sluice.api.v1.Trust/GetMetadata": _get_metadata,
 }
 
 

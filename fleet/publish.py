@@ -2,8 +2,8 @@
 
 In order: `prepare` reads every file, finds its format, external data and precision, checks golden files and
 takes the digests; `publish` asks which version is the latest, ends there when it has this content already,
-uploads what the store lacks and commits the manifest. Only the commit makes anything visible; a push that was
-cut off goes on where it stopped when it is run again.
+uploads what the store lacks, lets the operator's keys sign and commits the manifest. Only the commit makes
+anything visible; a push that was cut off goes on where it stopped when it is run again.
 
 Two pushers may meet: the one that comes second is told VERSION_NOT_NEXT or VERSION_CONFLICT, and tries once
 more with the number after, unless the operator asked for a certain one.
@@ -43,6 +43,7 @@ _PRECISION_OF = {
 }
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
+Sign = Callable[[Manifest], object]
 Step = Callable[[str, int, int], None]  # (what: a file's name, bytes done, bytes in all)
 
 
@@ -103,7 +104,12 @@ def prepare(recipe: Recipe) -> Draft:
 
 
 def publish(
-    client: ControlClient, draft: Draft, *, version: int | None = None, progress: Step | None = None
+    client: ControlClient,
+    draft: Draft,
+    *,
+    version: int | None = None,
+    progress: Step | None = None,
+    sign: Sign | None = None,
 ) -> Published:
     """Publishes a draft as the next version.
 
@@ -112,20 +118,22 @@ def publish(
         draft: from `prepare`.
         version: the number it must have; None for the next one, whatever it is.
         progress: told of uploads.
+        sign: names the version in signed metadata, once its files are uploaded; None where nobody signs.
 
-    Raises SluiceError: VERSION_NOT_NEXT, and whatever uploading and publishing raise (see ControlClient).
+    Raises SluiceError: VERSION_NOT_NEXT, and what `sign` raises, and whatever uploading and publishing raise
+    (see ControlClient).
     """
     try:
-        return _publish_once(client, draft, version, progress)
+        return _publish_once(client, draft, version, progress, sign)
     except SluiceError as error:
         beaten = error.reason in (errors_pb2.VERSION_NOT_NEXT, errors_pb2.VERSION_CONFLICT)
         if version is not None or not beaten:
             raise
-    return _publish_once(client, draft, version, progress)
+    return _publish_once(client, draft, version, progress, sign)
 
 
 def _publish_once(
-    client: ControlClient, draft: Draft, version: int | None, progress: Step | None
+    client: ControlClient, draft: Draft, version: int | None, progress: Step | None, sign: Sign | None
 ) -> Published:
     model = draft.manifest.model
     latest = _latest(client, model)
@@ -143,6 +151,8 @@ def _publish_once(
     manifest = replace(draft.manifest, version=following)
     data = manifest.to_bytes()
     files, brought = _upload(client, draft, progress)
+    if sign is not None:
+        sign(manifest)
     response = client.publish_version(data)
     published = Manifest.parse(response.version.manifest) if response.version.manifest else manifest
     return Published(published, response.version.manifest_digest, response.created, files, brought)

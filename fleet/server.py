@@ -39,6 +39,7 @@ from fleet.services.registry import RegistryService
 from fleet.services.rollouts import RolloutsService
 from fleet.services.sync import SyncService
 from fleet.services.telemetry import TelemetryService
+from fleet.services.trust import TrustService
 from sluice.api.v1 import errors_pb2
 from sluice.api.v1.audit_pb2_grpc import add_AuditServicer_to_server
 from sluice.api.v1.devices_pb2_grpc import add_DevicesServicer_to_server
@@ -52,6 +53,7 @@ from sluice.api.v1.registry_pb2_grpc import add_RegistryServicer_to_server
 from sluice.api.v1.rollouts_pb2_grpc import add_RolloutsServicer_to_server
 from sluice.api.v1.sync_pb2_grpc import add_SyncServicer_to_server
 from sluice.api.v1.telemetry_pb2_grpc import add_TelemetryServicer_to_server
+from sluice.api.v1.trust_pb2_grpc import add_TrustServicer_to_server
 from updater.atomic import write_atomic
 from updater.errors import SluiceError, os_errors
 
@@ -149,6 +151,7 @@ def make_server(control: Control, *interceptors: aio.ServerInterceptor) -> aio.S
     add_TelemetryServicer_to_server(TelemetryService(control), server)
     add_OperatorsServicer_to_server(OperatorsService(control), server)
     add_AuditServicer_to_server(AuditService(control), server)
+    add_TrustServicer_to_server(TrustService(control), server)
     return server
 
 

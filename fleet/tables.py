@@ -238,3 +238,13 @@ tokens = Table(
     Column("used_by", Text, nullable=False),
     Column("used_key", LargeBinary, nullable=False),
 )
+
+# Signed metadata by role and version. Of roots all are kept, of other roles the newest few.
+trust_metadata = Table(
+    "trust_metadata",
+    metadata,
+    Column("role", Text, primary_key=True),
+    Column("version", BigInteger, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+)

@@ -19,6 +19,19 @@ MAX_FILE_BYTES = 16 << 30  # of one file of a version
 # Enrolment (enrolment.py).
 ENROLMENT_TIMEOUT_S = 20.0  # of one call
 
+# Trust: signed metadata, as a device takes it from anyone, and keys.
+MAX_ROOT_BYTES = 256 << 10  # of one root
+MAX_TIMESTAMP_BYTES = 16 << 10
+MAX_SNAPSHOT_BYTES = 1 << 20
+MAX_TARGETS_BYTES = 1 << 20  # of one targets or delegated role; some 4,000 versions
+MAX_ROOT_ROTATIONS = 256  # taken in one refresh
+MAX_DELEGATIONS = 32  # roles looked into for one version
+MAX_STATEMENT_BYTES = 1 << 20  # of a signed desired state
+MAX_KEY_FILE_BYTES = 64 << 10
+MAX_ROLE_KEYS = 64  # of one role; each wants a signature checked
+MAX_PASSPHRASE_CHARACTERS = 1024
+SCRYPT_COST = 1 << 16  # of sealing a key: 64 MiB and some 0.2 s for each guess at its passphrase
+
 # Deltas. The decoder's memory follows from the block, the window and the streams of one block.
 DEFAULT_BLOCK_BYTES = 8 << 20  # of target that one block writes, unless the encoder is told otherwise
 FULL_BLOCK_BYTES = 2 << 20  # the same in a full copy, whose blocks are as long as what they write

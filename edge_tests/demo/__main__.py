@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -117,9 +118,12 @@ def run(directory: Path) -> list[Outcome]:
     samples = directory / "held-out.npz"
     np.savez(samples, **{models.input_name: models.images})
 
+    # The operator's keys, sealed with a passphrase that a person would be asked for.
+    os.environ |= {"SLUICE_TRUST": str(directory / "trust"), "SLUICE_PASSPHRASE": secrets.token_hex(16)}
     with ExitStack() as stack:
         control = stack.enter_context(ControlPlane(directory / "control"))
         console.print(f"control plane at {control.address}, process {_pid(control)}")
+        sluice(control.address, "trust", "init")
         agents = []
         for name, runtime in BOXES.items():
             agent = AgentProcess(
@@ -127,7 +131,7 @@ def run(directory: Path) -> list[Outcome]:
                 control.address,
                 name,
                 runtimes=[runtime],
-                settings=control.enrolling(name),
+                settings=control.enrolling(name) | {"trust.root": os.environ["SLUICE_TRUST"] + "/root.json"},
                 enrolled=False,
                 start=False,
             )

@@ -15,6 +15,7 @@ from typing import Any
 
 from agent.admin import AdminClient
 from edge_tests.harness import trust
+from edge_tests.harness.signing import pinned_root
 from sluice.api.v1 import admin_pb2, sync_pb2
 from updater.errors import SluiceError
 
@@ -77,6 +78,8 @@ class AgentProcess:
             "update.reserve_bytes": 0,
             "update.load_deadline_s": 30,
         }
+        if (root := pinned_root()) is not None:
+            values["trust.root"] = str(root)
         if runtimes:
             values["inference.runtimes"] = list(runtimes)
         values.update(settings or {})

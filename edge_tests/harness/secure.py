@@ -34,7 +34,7 @@ from fleet.config import ControlConfig
 from fleet.control import Control
 from fleet.quotas import Quotas
 from fleet.server import make_enrolment_server, make_server
-from sluice.api.v1 import audit_pb2_grpc, identity_pb2_grpc, operators_pb2_grpc
+from sluice.api.v1 import audit_pb2_grpc, identity_pb2_grpc, operators_pb2_grpc, trust_pb2_grpc
 
 DOMAIN = trust.TRUST_DOMAIN
 SERVER_NAME = "control.test"
@@ -97,6 +97,7 @@ class Caller(Operator):
         super().__init__("", channel=channel)
         self.operators = operators_pb2_grpc.OperatorsStub(channel)
         self.audit = audit_pb2_grpc.AuditStub(channel)
+        self.trust = trust_pb2_grpc.TrustStub(channel)
         self.identities = identity_pb2_grpc.IdentitiesStub(channel)
 
 

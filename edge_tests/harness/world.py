@@ -9,6 +9,7 @@ from types import TracebackType
 
 from edge_tests.harness.control import ControlPlane
 from edge_tests.harness.models import golden, samples, tiny_onnx, tiny_tflite
+from edge_tests.harness.signing import OperatorTrust
 from fleet.client import ControlClient
 from fleet.publish import Published, prepare, publish
 from fleet.recipe import Recipe, VariantRecipe
@@ -21,7 +22,7 @@ HIDDEN = 512  # of the tiny network; its file is then some 300 KB
 
 
 class World:
-    """One control plane and what an operator does with it.
+    """One control plane and what an operator does with it; versions are signed, and agents have its root.
 
     Args:
         directory: for the control plane's data and the models.
@@ -35,6 +36,7 @@ class World:
         )
         self.control.start()
         self.client = ControlClient(self.control.address)
+        self.trust = OperatorTrust(directory / "trust", self.client)
         self.models: dict[int, Path] = {}
 
     @property
@@ -60,7 +62,9 @@ class World:
 
     def publish(self, *variants: VariantRecipe) -> Published:
         """The next version of MODEL."""
-        published = publish(self.client, prepare(Recipe(model=MODEL, variants=variants)))
+        published = publish(
+            self.client, prepare(Recipe(model=MODEL, variants=variants)), sign=self.trust.sign
+        )
         self.models[published.manifest.version] = variants[0].file
         return published
 
@@ -96,6 +100,7 @@ class World:
             time.sleep(0.05)
 
     def close(self) -> None:
+        self.trust.close()
         self.client.close()
         self.control.stop(check=False)
 

@@ -17,6 +17,7 @@ from fleet.cli.device import device
 from fleet.cli.model import model
 from fleet.cli.operator import operator
 from fleet.cli.rollout import rollout
+from fleet.cli.trust import trust
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -58,5 +59,5 @@ def cli() -> None:
 
 
 delta.add_command(approximate)
-for noun in (control, model, delta, rollout, device, operator, audit):
+for noun in (control, model, delta, rollout, device, operator, audit, trust):
     cli.add_command(noun)

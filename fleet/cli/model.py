@@ -13,6 +13,7 @@ from fleet.cli.arguments import NAME, PAIR, REF, VERSION, Ref, unique
 from fleet.cli.command import Group
 from fleet.cli.progress import progress_bar
 from fleet.cli.session import Session, interruptible, line
+from fleet.cli.trust_options import passphrase_option, signer, trust_option
 from fleet.client import ControlClient
 from fleet.publish import Published, prepare, publish
 from fleet.recipe import Recipe, VariantRecipe, load_recipe
@@ -53,6 +54,8 @@ def model() -> None:
     help="The number it must get. Default: the next one.",
 )
 @click.option("--annotation", type=PAIR, multiple=True, help="Kept with the version; may be repeated.")
+@trust_option
+@passphrase_option
 @click.pass_obj
 def push(
     session: Session,
@@ -62,12 +65,14 @@ def push(
     golden: Path | None,
     number: int | None,
     annotation: tuple[tuple[str, str], ...],
+    trust_directory: Path | None,
+    passphrase_file: Path | None,
 ) -> None:
     """Publish a model file, or the variants of a model.yaml, as the next version.
 
     FILE is ONNX or TFLite; its format is found by its content, and external data files beside it come
     along. Content equal to the latest version's makes nothing new. An upload that was cut off goes on where
-    it stopped when the command is run again.
+    it stopped when the command is run again. Where trust is set up, the version is signed with the keys here.
     """
     recipe = _recipe(file, recipe_path, name, golden)
     recipe = replace(recipe, annotations={**recipe.annotations, **unique(annotation, "--annotation")})
@@ -75,7 +80,8 @@ def push(
     with interruptible(resume), session.client() as client:
         draft = prepare(recipe)
         with progress_bar() as step:
-            published = publish(client, draft, version=number, progress=step)
+            sign = signer(client, trust_directory, passphrase_file)
+            published = publish(client, draft, version=number, progress=step, sign=sign)
     _show_published(session, published)
 
 

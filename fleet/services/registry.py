@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from grpc import aio
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from fleet import catalog, log, publication
 from fleet.control import Control
@@ -74,10 +74,14 @@ class RegistryService(RegistryServicer):
         manifest = await self._control.files(Manifest.parse, data)
         found = await self._database.read(lambda c: publication.find_published(c, manifest, data))
         if found is None:
+            await self._database.read(lambda c: self._control.trust.require_signed(c, manifest, data))
             await self._control.files(publication.check_files, self._control.store, manifest)
-            row, created = await self._database.write(
-                lambda c: publication.insert_unless_published(c, manifest, data)
-            )
+
+            def insert(connection: Connection) -> tuple[Row[Any], bool]:
+                self._control.trust.require_signed(connection, manifest, data)
+                return publication.insert_unless_published(connection, manifest, data)
+
+            row, created = await self._database.write(insert)
         else:
             row, created = found, False
         if created:

@@ -36,6 +36,7 @@ class SyncService(SyncServicer):
         self._database = control.database
         self._sessions = control.sessions
         self._twins = control.twins
+        self._trust = control.trust
         self._silence_s = SILENT_INTERVALS * control.config.heartbeat_interval_ms / 1000
 
     async def Connect(
@@ -52,7 +53,7 @@ class SyncService(SyncServicer):
             states = await self._database.read(lambda c: devices.desired_states(c, [hello.device_id]))
             session.offer(states[hello.device_id])
             while (desired := await _next_desired(session, reader)) is not None:
-                yield sync_pb2.ConnectResponse(desired=desired)
+                yield sync_pb2.ConnectResponse(desired=await self._proven(hello.device_id, desired))
         finally:
             reader.cancel()
             self._sessions.close(session)
@@ -67,7 +68,12 @@ class SyncService(SyncServicer):
             self._twins.report(hello.device_id, request.reported)
             await self._twins.flush()
         states = await self._database.read(lambda c: devices.desired_states(c, [hello.device_id]))
-        return sync_pb2.PollResponse(welcome=self._welcome(), desired=states[hello.device_id])
+        desired = await self._proven(hello.device_id, states[hello.device_id])
+        return sync_pb2.PollResponse(welcome=self._welcome(), desired=desired)
+
+    async def _proven(self, device_id: str, desired: sync_pb2.DesiredState) -> sync_pb2.DesiredState:
+        """The desired state with the online key's signature, where trust is set up."""
+        return await self._database.read(lambda c: self._trust.prove(c, device_id, desired))
 
     async def _register(self, hello: sync_pb2.Hello) -> None:
         def register(connection: Connection) -> bool:

@@ -55,7 +55,8 @@ class RegistryStub:
     PublishVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.PublishVersionRequest, _registry_pb2.PublishVersionResponse]
     """Publishes a version from its canonical manifest. Idempotent: content equal to the latest version's makes
     nothing new and returns that version. Errors: MANIFEST_INVALID, VERSION_NOT_NEXT, VERSION_CONFLICT,
-    FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, IO_FAILED.
+    FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, VERSION_NOT_SIGNED (trust is set
+    up, and no signed metadata names the version with this content), IO_FAILED.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.Version]
     """One version with its manifest. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, ALIAS_UNKNOWN."""
@@ -95,7 +96,8 @@ class RegistryAsyncStub(RegistryStub):
     PublishVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.PublishVersionRequest, _registry_pb2.PublishVersionResponse]  # type: ignore[assignment]
     """Publishes a version from its canonical manifest. Idempotent: content equal to the latest version's makes
     nothing new and returns that version. Errors: MANIFEST_INVALID, VERSION_NOT_NEXT, VERSION_CONFLICT,
-    FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, IO_FAILED.
+    FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, VERSION_NOT_SIGNED (trust is set
+    up, and no signed metadata names the version with this content), IO_FAILED.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.Version]  # type: ignore[assignment]
     """One version with its manifest. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, ALIAS_UNKNOWN."""
@@ -150,7 +152,8 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_pb2.PublishVersionResponse, _abc.Awaitable[_registry_pb2.PublishVersionResponse]]:
         """Publishes a version from its canonical manifest. Idempotent: content equal to the latest version's makes
         nothing new and returns that version. Errors: MANIFEST_INVALID, VERSION_NOT_NEXT, VERSION_CONFLICT,
-        FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, IO_FAILED.
+        FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, VERSION_NOT_SIGNED (trust is set
+        up, and no signed metadata names the version with this content), IO_FAILED.
         """
 
     @_abc_1.abstractmethod

@@ -336,21 +336,117 @@ class DesiredState(message.Message):
 
     GENERATION_FIELD_NUMBER: builtins.int
     MODELS_FIELD_NUMBER: builtins.int
+    PROOF_FIELD_NUMBER: builtins.int
     generation: builtins.int
     """Grows with each change for this device; a lower one is stale. 0: nothing was ever wanted."""
     @builtins.property
     def models(self) -> containers.RepeatedCompositeFieldContainer[DesiredModel]:
         """Models not listed are left as they are. The device refuses more than 256."""
 
+    @builtins.property
+    def proof(self) -> DesiredProof:
+        """The same, signed by the online key. Where a root is pinned, the device takes what is in here and nothing else."""
+
     def __init__(
         self,
         *,
         generation: builtins.int = ...,
         models: abc.Iterable[DesiredModel] | None = ...,
+        proof: DesiredProof | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["proof", b"proof"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["generation", b"generation", "models", b"models", "proof", b"proof"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DesiredProof(message.Message):
+    """A desired state that only the control plane of this fleet can have made, for one device."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    STATEMENT_FIELD_NUMBER: builtins.int
+    SIGNATURES_FIELD_NUMBER: builtins.int
+    statement: builtins.bytes
+    """A DesiredStatement as it was signed; at most 1 MiB."""
+    @builtins.property
+    def signatures(self) -> containers.RepeatedCompositeFieldContainer[StatementSignature]:
+        """Over "sluice desired state 1", a zero byte and the statement; by the keys that the root names for timestamps, as
+        many as its threshold for them. At most 64.
+        """
+
+    def __init__(
+        self,
+        *,
+        statement: builtins.bytes = ...,
+        signatures: abc.Iterable[StatementSignature] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["generation", b"generation", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["signatures", b"signatures", "statement", b"statement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class StatementSignature(message.Message):
+    """One signature of a statement."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    key_id: builtins.str
+    """Of the key, as the root has it."""
+    signature: builtins.bytes
+    """In the key's own scheme."""
+    def __init__(
+        self,
+        *,
+        key_id: builtins.str = ...,
+        signature: builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["key_id", b"key_id", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DesiredStatement(message.Message):
+    """What is signed."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: builtins.int
+    DESIRED_FIELD_NUMBER: builtins.int
+    ISSUE_TIME_FIELD_NUMBER: builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: builtins.int
+    device_id: builtins.str
+    """Whom it is for; any other device refuses it."""
+    @builtins.property
+    def desired(self) -> DesiredState:
+        """Without a proof."""
+
+    @builtins.property
+    def issue_time(self) -> timestamp_pb2.Timestamp:
+        """The control plane's clock."""
+
+    @builtins.property
+    def expire_time(self) -> timestamp_pb2.Timestamp:
+        """Not taken up after this; what was taken up before stays."""
+
+    def __init__(
+        self,
+        *,
+        device_id: builtins.str = ...,
+        desired: DesiredState | None = ...,
+        issue_time: timestamp_pb2.Timestamp | None = ...,
+        expire_time: timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["desired", b"desired", "expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["desired", b"desired", "device_id", b"device_id", "expire_time", b"expire_time", "issue_time", b"issue_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,160 @@
+"""The gate: which desired states a box believes, and which versions it may install.
+
+With a root pinned (trust.root), in order: `admit` takes a desired state only out of a statement that the
+online key signed for this device; `check`, before a version is installed, refreshes the signed metadata and
+lets `director.decide` say yes or no. What was accepted once on fresh metadata is written down, so that an
+attempt that goes on after a power cut, or without a network, needs no second answer. Without a root
+everything passes.
+
+Rules: nothing here is asked when the box boots or serves; a failure leaves the box with what it runs. The
+clock that expiry is held against is this box's, or the time at which the last admitted statement was made if
+that is
+later: a box without a battery starts in 1970.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.config import AgentConfig
+from agent.control import Channels, Control
+from agent.state import DesiredModel, State
+from sluice.api.v1 import errors_pb2, sync_pb2
+from updater.errors import SluiceError, os_errors
+from updater.limits import MAX_ROOT_BYTES
+from updater.trust.decision import Held, decide
+
+if TYPE_CHECKING:  # heavy, and only needed where a root is pinned
+    from tuf.api.metadata import Root
+
+    from updater.trust.client import TrustClient
+
+log = logging.getLogger(__name__)
+
+
+class Gate:
+    """What one box believes. Its methods may be called from any thread; one at a time refreshes.
+
+    Args:
+        config: with or without a pinned root.
+        state: where accepted versions are written down.
+        identity: gives connections to the control plane.
+
+    Raises SluiceError(CONFIG_INVALID) when the root cannot be read, and what `TrustClient` raises for one
+    that is none.
+    """
+
+    def __init__(self, config: AgentConfig, state: State, identity: Channels) -> None:
+        self._device_id = config.device_id
+        self._state = state
+        self._control = Control(config.control_address, identity)
+        self._lock = threading.RLock()
+        self._issued = datetime.fromtimestamp(0, timezone.utc)
+        self._client: TrustClient | None = None
+        if config.trust_root is not None:
+            self._client = open_client(
+                config.trust_root, config.state_dir / "trust", self._control, clock=self._now
+            )
+        else:
+            log.warning("no root is pinned (trust.root): versions that nobody signed are taken")
+
+    def close(self) -> None:
+        self._control.close()
+
+    def admit(self, message: sync_pb2.DesiredState) -> sync_pb2.DesiredState:
+        """The desired state that a message proves; the message itself where no root is pinned.
+
+        An online key that is not known may be a new one: the metadata is refreshed once and the message
+        looked at again. Raises SluiceError(SIGNATURE_INVALID | METADATA_EXPIRED | METADATA_INVALID |
+        LIMIT_EXCEEDED).
+        """
+        with self._lock:
+            if self._client is None:
+                return message
+            from updater.trust.director import read_desired
+
+            now = datetime.now(timezone.utc)
+            try:
+                statement = read_desired(message.proof, self._client.root, self._device_id, now)
+            except SluiceError as error:
+                if error.reason != errors_pb2.SIGNATURE_INVALID:
+                    raise
+                self._refresh_for_new_key(error)
+                statement = read_desired(message.proof, self._client.root, self._device_id, now)
+            self._issued = statement.issue_time.ToDatetime(timezone.utc)
+            return statement.desired
+
+    def _refresh_for_new_key(self, refused: SluiceError) -> None:
+        assert self._client is not None
+        before = self._client.root.version
+        try:
+            self._client.refresh()
+        except SluiceError as error:
+            # What hangs on the root may be broken; a new root alone is enough to look again.
+            if self._client.root.version == before:
+                raise refused from error
+        if self._client.root.version == before:
+            raise refused
+
+    def check(self, desired: DesiredModel, held: Held) -> None:
+        """Lets a version be installed, or says why not.
+
+        Raises SluiceError(VERSION_NOT_SIGNED | VERSION_BELOW_FLOOR), and as `TrustClient.refresh`.
+        """
+        with self._lock:
+            if self._client is None:
+                return
+            if held.owns(desired.manifest_digest):
+                return  # needs nobody, and no network
+            entry = f"{desired.manifest_digest} {desired.rollout_id}"
+            if self._state.accepted(desired.model) == entry:
+                return
+            self._client.refresh()
+            named = self._client.version(desired.model, desired.version)
+            decide(held, desired.model, desired.version, desired.manifest_digest, named)
+            self._state.save_accepted(desired.model, entry)
+
+    def _now(self, root: Root) -> datetime:
+        del root
+        return max(datetime.now(timezone.utc), self._issued)
+
+
+def open_client(
+    root_path: Path,
+    directory: Path,
+    control: Control,
+    clock: Callable[[Root], datetime] | None = None,
+) -> TrustClient:
+    """The verified copy of the signed metadata of a box.
+
+    Args:
+        root_path: of the pinned root.
+        directory: for the copy.
+        control: that brings metadata.
+        clock: as `TrustClient` takes it.
+
+    Raises SluiceError(CONFIG_INVALID) when the root cannot be read, and as `TrustClient`.
+    """
+    from updater.trust.client import TrustClient
+
+    try:
+        with os_errors("reading the pinned root", root_path), root_path.open("rb") as file:
+            pinned = file.read(MAX_ROOT_BYTES + 1)
+    except SluiceError as error:
+        raise SluiceError(
+            errors_pb2.CONFIG_INVALID,
+            error.message,
+            hint="put the file of `sluice trust root` there, or correct trust.root",
+            obj=str(root_path),
+        ) from error
+
+    def fetch(role: str, version: int | None) -> Iterable[bytes] | None:
+        data = control.get_metadata(role, version)
+        return (data,) if data else None
+
+    return TrustClient(directory, pinned, fetch, clock)

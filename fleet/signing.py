@@ -1,0 +1,259 @@
+"""Signing: an operator's changes to signed metadata, from what is published to what is published next.
+
+In order: `refresh` verifies what is published into the directory; `plan` makes the changed documents and says
+in plain words what changes (a dry run ends here); `apply` signs them with the keys at hand, and with them
+what a change would otherwise leave unsigned; `publish` sends what is complete. What lacks signatures waits in
+the directory for other signers.
+
+Rules: nothing is signed over metadata that was not verified from this operator's own root; publishing may be
+repeated, and brings a control plane that was restored from a backup what it lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tuf.api.metadata import Metadata
+
+from fleet.client import ControlClient
+from fleet.trust_directory import ROOT_DAYS, TARGETS_DAYS, Signed, TrustDirectory
+from sluice.api.v1 import errors_pb2
+from updater.errors import SluiceError
+from updater.manifest import Manifest
+from updater.trust.client import TrustClient
+from updater.trust.documents import ROOT, TARGETS, Document, in_days, read, read_root, write
+from updater.trust.keys import Passphrase
+from updater.trust.roles import add_version, delegated, describe, make_targets, renew, role_for
+
+_TRIES = 3  # at naming a version, when other operators publish at the same time
+# One document's change: takes the newest and the date that the next counts until.
+Change = Callable[[Metadata[Any], datetime], Metadata[Any]]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One document that changes.
+
+    Attributes:
+        role: whose.
+        after: without signatures.
+        lines: what changes, for people.
+    """
+
+    role: str
+    after: Metadata[Any]
+    lines: list[str]
+
+
+class Signing:
+    """One operator at work.
+
+    Args:
+        directory: the operator's.
+        client: the control plane; None to stay on this machine.
+        passphrase: asked for each sealed key that signs.
+    """
+
+    def __init__(
+        self, directory: TrustDirectory, client: ControlClient | None, passphrase: Passphrase
+    ) -> None:
+        self.directory = directory
+        self._client = client
+        self._passphrase = passphrase
+
+    def _fetch(self, role: str, version: int | None) -> Iterable[bytes] | None:
+        assert self._client is not None
+        data = self._client.get_metadata(role, version)
+        return (data,) if data else None
+
+    def refresh(self) -> TrustClient | None:
+        """Verifies what is published, delegated roles too. None where nothing is, or without a control plane.
+
+        Raises SluiceError as `TrustClient.refresh`.
+        """
+        if (
+            self._client is None
+            or not self.directory.is_set_up()
+            or not self._client.get_trust().root_version
+        ):
+            return None
+        trust = self.directory.client(self._fetch)
+        trust.refresh()
+        trust.load_delegated()
+        self.directory.drop_published()
+        return trust
+
+    def plan(self, changes: Mapping[str, Change], days: float | None = None) -> list[Planned]:
+        """What the documents would be, and what that changes; nothing is written.
+
+        Args:
+            changes: by role.
+            days: that the changed documents count; None for the default of their kind.
+        """
+        planned = []
+        for role, change in changes.items():
+            before = self.directory.current(role)
+            expires = in_days(days or (ROOT_DAYS if role == ROOT else TARGETS_DAYS))
+            after = change(before, expires)
+            known = self.directory.published(role)
+            after.signed.version = known.signed.version + 1 if known is not None else before.signed.version
+            planned.append(Planned(role, after, describe(before, after)))
+        return planned
+
+    def begin(self, planned: Sequence[Planned], *, replace_root: bool) -> list[Signed]:
+        """The first documents of a chain: signed, pinned here when complete, and published.
+
+        Raises SluiceError as `publish`.
+        """
+        if replace_root:
+            self.directory.forget()
+        signed = self.apply(planned)
+        if all(item.complete for item in signed):
+            self.directory.pin(write(self.directory.pending()[ROOT]))
+            if self._client is not None:
+                self.publish(replace_root=replace_root)
+        return signed
+
+    def apply(self, planned: Iterable[Planned]) -> list[Signed]:
+        """Keeps the changed documents pending, and signs all that is pending.
+
+        Raises SluiceError(KEY_UNAVAILABLE) when a key cannot be opened.
+        """
+        for item in planned:
+            self.directory.put(item.role, item.after)
+        self._add_dependants()
+        return [
+            self.directory.sign(role, document, self._passphrase)
+            for role, document in self.directory.pending().items()
+        ]
+
+    def _add_dependants(self) -> None:
+        """Documents that a pending one leaves without enough signatures come anew, under a new number."""
+        expires = in_days(TARGETS_DAYS)
+        pending = self.directory.pending()
+        if ROOT in pending and TARGETS not in pending:
+            targets = self.directory.published(TARGETS)
+            if targets is not None and not all(
+                item.complete for item in self.directory.needed(TARGETS, targets)
+            ):
+                self.directory.put(TARGETS, renew(targets, expires))
+        if TARGETS not in self.directory.pending():
+            return
+        for name in delegated(self.directory.current_targets().signed):
+            if name in self.directory.pending():
+                continue
+            known = self.directory.published(name)
+            if known is None:
+                self.directory.put(name, make_targets(expires))
+            elif not self._complete(name, known):
+                self.directory.put(name, renew(known, expires))
+
+    def _complete(self, role: str, document: Document) -> bool:
+        return all(item.complete for item in self.directory.needed(role, document))
+
+    def publish(self, *, replace_root: bool = False) -> list[Signed]:
+        """Sends everything that is complete and newer than what is published.
+
+        Returns what is still waiting for signatures. Raises SluiceError as `ControlClient.publish_metadata`.
+        """
+        if self._client is None:
+            raise SluiceError(
+                errors_pb2.REQUEST_INVALID, "publishing needs a control plane", hint="leave --offline out"
+            )
+        ready, waiting = self._ready(self._client, replace_root=replace_root)
+        if ready:
+            self._client.publish_metadata(ready, replace_root=replace_root)
+            for role, data in ready:
+                if role == ROOT and not self.directory.is_set_up():
+                    self.directory.pin(data)
+            self.refresh()
+        return waiting
+
+    def _ready(
+        self, client: ControlClient, *, replace_root: bool
+    ) -> tuple[list[tuple[str, bytes]], list[Signed]]:
+        ready: list[tuple[str, bytes]] = []
+        waiting: list[Signed] = []
+        theirs = 0 if replace_root else client.get_trust().root_version
+        pending = self.directory.pending()
+        ready += [(ROOT, data) for data in self.directory.roots() if read_root(data).signed.version > theirs]
+        roles = []
+        if TARGETS in pending or self.directory.published(TARGETS) is not None:
+            roles = [TARGETS, *delegated(self.directory.current_targets().signed)]
+        if ROOT in pending:
+            roles = [ROOT, *roles]
+        for role in roles:
+            if any(item.role == ROOT for item in waiting):
+                break  # the keys of everything else follow from it
+            mine = pending.get(role) or self.directory.published(role)
+            if mine is None:
+                continue
+            state = Signed(role, mine.signed.version, self.directory.needed(role, mine), ())
+            data = write(mine)
+            if not state.complete:
+                waiting.append(state)
+            elif role == ROOT:
+                if mine.signed.version > theirs and (ROOT, data) not in ready:
+                    ready.append((role, data))
+            else:
+                published = client.get_metadata(role)
+                if not published or read(role, published).signed.version < mine.signed.version:
+                    ready.append((role, data))
+        return ready, waiting
+
+    # Versions.
+
+    def sign_version(self, manifest: Manifest) -> str:
+        """Names a version in signed metadata and publishes that; returns the role that did.
+
+        A version that is named with this content already changes nothing. When another operator publishes at
+        the same time, what they published is taken up and the version named again.
+
+        Raises SluiceError(KEY_UNAVAILABLE) when no key here may sign the model,
+        SluiceError(SIGNATURE_INVALID) when further signers must sign, and as `refresh` and `publish`.
+        """
+        for last in (False,) * (_TRIES - 1) + (True,):
+            trust = self.refresh()
+            role = role_for(self.directory.current_targets().signed, manifest.model)
+            try:
+                self._sign_version(manifest, role, trust)
+            except SluiceError as error:
+                if last or error.reason != errors_pb2.METADATA_ROLLED_BACK:
+                    raise
+                self.directory.drop(role)
+            else:
+                return role
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _sign_version(self, manifest: Manifest, role: str, trust: TrustClient | None) -> None:
+        name = f"{manifest.model}@{manifest.version}"
+        named = trust.version(manifest.model, manifest.version) if trust is not None else None
+        if named is not None and named.digest == manifest.digest:
+            return
+        if not self.directory.may_sign(role):
+            raise SluiceError(
+                errors_pb2.KEY_UNAVAILABLE,
+                f"no key in {self.directory.path} may sign {name}: {role} signs it",
+                hint="`sluice trust verify` shows whose keys do; SLUICE_TRUST names another directory",
+                obj=name,
+            )
+        length = len(manifest.to_bytes())
+
+        def change(document: Metadata[Any], expires: datetime) -> Metadata[Any]:
+            return add_version(document, manifest.model, manifest.version, manifest.digest, length, expires)
+
+        signed = self.apply(self.plan({role: change}))
+        waiting = [item for item in signed if item.role == role and not item.complete]
+        if waiting:
+            raise SluiceError(
+                errors_pb2.SIGNATURE_INVALID,
+                f"{name} needs signatures of other keys of {waiting[0].role}:"
+                f" {sum(item.missing for item in waiting[0].needed)} more",
+                hint=f"let them run `sluice trust sign {self.directory.pending_path(waiting[0].role)}`, then"
+                " `sluice trust publish`, then push again",
+                obj=name,
+            )
+        self.publish()
