@@ -172,9 +172,17 @@ class Call:
         if self.identity is not None and self.identity.kind is Kind.DEVICE:
             request = await rule_of(self.method)(self._database, self.identity.name, request)
         if self._recorded and self.begun is None:
-            entry = audit_record.call(self.who(), short_name(self.method), request, now_us())
-            self.begun = await self._audit.append(entry)
+            await self._begin(audit_record.call(self.who(), short_name(self.method), request, now_us()))
         return request
+
+    async def _begin(self, entry: dict[str, Any]) -> None:
+        """Records the beginning. A caller that leaves meanwhile leaves a record with an outcome too."""
+        append = asyncio.ensure_future(self._audit.append(entry))
+        try:
+            self.begun = await asyncio.shield(append)
+        except asyncio.CancelledError:
+            self.begun = await append
+            raise
 
     async def messages(self, requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
         """The caller's stream, as the handler shall see it."""

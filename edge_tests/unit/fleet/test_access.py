@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
@@ -12,10 +13,16 @@ from typing import Any
 import grpc
 import pytest
 
+from edge_tests.harness import trust
 from edge_tests.harness.control import ControlPlane
 from edge_tests.harness.operator import Operator, eventually, failing, onnx_model
 from edge_tests.harness.secure import DOMAIN, Caller, SecureControl
+from fleet.access import Access, Policy
 from fleet.audit_chain import verify
+from fleet.audit_log import AuditLog
+from fleet.caller import PEM_CERTIFICATE
+from fleet.database import Database
+from fleet.operators import Operators
 from fleet.quotas import Quota, Quotas
 from sluice.api.v1 import (
     audit_pb2,
@@ -240,3 +247,40 @@ def test_reading_asks_for_one_thing(control: SecureControl) -> None:
     assert [record["sequence"] for record in told(admin, newest=2)] == [10, 11]
     assert told(admin, from_sequence=10) == told(admin, newest=2)
     assert failing(lambda: read(admin, newest=1, from_sequence=1)).code == "REQUEST_INVALID"
+
+
+def test_a_caller_that_leaves_while_the_record_is_written_leaves_an_outcome(tmp_path: Path) -> None:
+    async def run() -> None:
+        log = AuditLog(tmp_path / "audit")
+        await log.start()
+        database = Database(tmp_path / "control.db")
+        access = Access(Policy(DOMAIN, lambda _: None), database, Operators(database), log)
+
+        async def one() -> None:
+            async with access.call("/sluice.api.v1.Devices/LabelDevice", Peer()) as call:  # type: ignore[arg-type]
+                await call.message(devices_pb2.LabelDeviceRequest(id="box-1"))
+                raise AssertionError("it went on")
+
+        task = asyncio.create_task(one())
+        while log._draining is None:  # until the record is on its way to the disk
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        records = [json.loads(record) for portion in log.read() for record in portion]
+        assert [record["event"] for record in records] == ["call", "outcome"]
+        assert records[1]["outcome"] == "CANCELLED"
+        await log.stop()
+        database.close()
+
+    asyncio.run(run())
+
+
+class Peer:
+    """As much of a call's context as says who calls, and from where."""
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {PEM_CERTIFICATE: [trust.operator().chain]}
+
+    def peer(self) -> str:
+        return "ipv6:%5B::1%5D:40000"
