@@ -263,8 +263,8 @@ def main() -> int:
     print(f"on {report.machine()}")
     if options.write:
         note = (
-            "Each update on a fresh connection: handshake, plan, delta fetched and applied. Plaintext exists "
-            "in this benchmark alone. Memory is private memory (USS) of the control plane's process."
+            "Each update on a fresh connection: handshake, plan, delta fetched and applied. Plaintext is in "
+            "this benchmark alone. Memory is private memory (USS) of the control plane's process."
         )
         report.write_section("tls", report.section("Mutual TLS", "make bench-tls", [note], tables))
     return 0 if within else 1

@@ -19,7 +19,7 @@ from grpc import aio
 from fleet.caller import Caller, read_caller
 from fleet.interceptor import Context, rewrap
 from sluice.api.v1 import errors_pb2
-from updater.certificates import check_dates
+from updater.certificates import check_period
 from updater.errors import SluiceError
 from updater.identity import Identity, Kind
 
@@ -51,7 +51,7 @@ class Callers:
                 hint="the certificate was made for another fleet",
                 obj=str(identity),
             )
-        check_dates(caller.certificate, now, "the caller's certificate")
+        check_period(caller.start, caller.end, now, "the caller's certificate")
         if caller.end.timestamp() * 1e6 <= self._void.get((identity.kind.value, identity.name), 0):
             raise _revoked(identity)
         return identity

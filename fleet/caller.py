@@ -30,19 +30,19 @@ class Caller:
 
     Attributes:
         identity: from its one URI.
-        certificate: itself.
+        start: when it begins, aware.
         end: when it ends, aware.
     """
 
     identity: Identity
-    certificate: x509.Certificate
+    start: datetime.datetime
     end: datetime.datetime
 
 
 def certificate_of(context: aio.ServicerContext[Any, Any]) -> x509.Certificate | None:
     """The certificate that the caller proved to hold; None when it showed none."""
-    found = read_caller(context)
-    return None if found is None else found.certificate
+    found = _pem_of(context)
+    return None if found is None else _certificate(found)
 
 
 def caller_of(context: aio.ServicerContext[Any, Any]) -> Identity | None:
@@ -52,19 +52,28 @@ def caller_of(context: aio.ServicerContext[Any, Any]) -> Identity | None:
 
 
 def read_caller(context: aio.ServicerContext[Any, Any]) -> Caller | None:
-    """Who calls, with the certificate; None without one. Raises SluiceError(CERTIFICATE_INVALID)."""
+    """Who calls, and for how long; None without a certificate. Raises SluiceError(CERTIFICATE_INVALID)."""
+    found = _pem_of(context)
+    return None if found is None else _read(found)
+
+
+def _pem_of(context: aio.ServicerContext[Any, Any]) -> bytes | None:
     found = list(context.auth_context().get(PEM_CERTIFICATE, ()))
-    return _read(found[0]) if found else None
+    return found[0] if found else None
 
 
 @lru_cache(MAX_READ_CERTIFICATES)
 def _read(pem: bytes) -> Caller:
+    certificate = _certificate(pem)
+    return Caller(identity_of(certificate), certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+
+
+def _certificate(pem: bytes) -> x509.Certificate:
     try:
-        certificate = x509.load_pem_x509_certificate(pem)
+        return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
         raise SluiceError(
             errors_pb2.CERTIFICATE_INVALID,
             f"the caller's certificate cannot be read: {error}",
             hint="enrol again, or ask who runs the certificate authority",
         ) from error
-    return Caller(identity_of(certificate), certificate, certificate.not_valid_after_utc)

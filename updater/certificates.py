@@ -185,16 +185,23 @@ def identity_of(certificate: x509.Certificate) -> Identity:
 
 def check_dates(certificate: x509.Certificate, now: datetime.datetime, what: str = "the certificate") -> None:
     """Raises SluiceError(CERTIFICATE_EXPIRED) saying on which side of its life `now` (aware) lies."""
+    check_period(certificate.not_valid_before_utc, certificate.not_valid_after_utc, now, what)
+
+
+def check_period(
+    start: datetime.datetime, end: datetime.datetime, now: datetime.datetime, what: str = "the certificate"
+) -> None:
+    """As `check_dates`, for a certificate of which only the dates are at hand."""
     clock = now.strftime("%Y-%m-%d %H:%M:%S UTC")
-    if now < certificate.not_valid_before_utc:
-        since = certificate.not_valid_before_utc.strftime("%Y-%m-%d %H:%M:%S UTC")
+    if now < start:
+        since = start.strftime("%Y-%m-%d %H:%M:%S UTC")
         raise SluiceError(
             errors_pb2.CERTIFICATE_EXPIRED,
             f"{what} is valid from {since} and this machine's clock says {clock}",
             hint="the clock is probably behind: set it, e.g. by systemd-timesyncd",
         )
-    if now >= certificate.not_valid_after_utc:
-        until = certificate.not_valid_after_utc.strftime("%Y-%m-%d %H:%M:%S UTC")
+    if now >= end:
+        until = end.strftime("%Y-%m-%d %H:%M:%S UTC")
         raise SluiceError(
             errors_pb2.CERTIFICATE_EXPIRED,
             f"{what} was valid until {until} and this machine's clock says {clock}",
