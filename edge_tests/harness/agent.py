@@ -80,6 +80,8 @@ class AgentProcess:
         }
         if (root := pinned_root()) is not None:
             values["trust.root"] = str(root)
+        if control_address in trust.ENROLMENT:
+            values["control.enrolment_address"] = trust.ENROLMENT[control_address]
         if runtimes:
             values["inference.runtimes"] = list(runtimes)
         values.update(settings or {})

@@ -96,6 +96,7 @@ class ControlPlane:
             time.sleep(0.02)
         self.address = address_file.read_text()
         self.enrolment_address = (self.data / "enrolment-address").read_text()
+        trust.ENROLMENT[self.address] = self.enrolment_address
 
     def stop(self, *, check: bool = True) -> None:
         """Ends it as systemd does, and checks that it ended well."""

@@ -30,6 +30,7 @@ from updater.identity import Identity, Kind, Role
 TRUST_DOMAIN = "fleet.test"
 LIFE_S = 24 * 3600.0
 ADMIN = "tester"
+ENROLMENT: dict[str, str] = {}  # of the control planes that this process started: address, enrolment address
 
 
 def now() -> datetime:

@@ -12,6 +12,7 @@ import pytest
 
 from edge_tests.harness.command import Ran, sluice
 from edge_tests.harness.operator import Operator, failing, manifest, onnx_model
+from edge_tests.harness.trust import install
 from fleet.client import ControlClient
 from fleet.config import ControlConfig
 from fleet.server import serve
@@ -52,7 +53,10 @@ class LocalControl:
         self.address = address.read_text()
 
     def _run(self) -> None:
-        config = ControlConfig(self.data, self.address or "127.0.0.1:0", disk_reserve_bytes=0)
+        install(self.data)
+        config = ControlConfig(
+            self.data, self.address or "127.0.0.1:0", enrol_listen="127.0.0.1:0", disk_reserve_bytes=0
+        )
         self._loop.run_until_complete(serve(config, self._stop))
         self._loop.close()
 
