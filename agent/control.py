@@ -59,6 +59,10 @@ class Channels(Protocol):
         """The certificate does not count any more: get another soon."""
         ...
 
+    def newer(self, generation: int, timeout_s: float) -> bool:
+        """Waits for credentials after those of this generation; whether there are."""
+        ...
+
     def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """Raises SluiceError(UNAUTHENTICATED) while there is no certificate."""
         ...
@@ -103,6 +107,14 @@ class Control:
         return failure
 
     def _call(self, doing: str, call: Callable[[grpc.Channel], _Reply]) -> _Reply:
+        try:
+            return call(self._open())
+        except grpc.RpcError as error:
+            failure = self.failed(error, doing)
+            # Nothing was done yet: a caller is looked at before its call is.
+            expired = failure.reason == errors_pb2.CERTIFICATE_EXPIRED
+            if not expired or not self._identity.newer(self._generation, limits.RENEWED_WAIT_S):
+                raise failure from error
         try:
             return call(self._open())
         except grpc.RpcError as error:

@@ -70,6 +70,7 @@ class BoxIdentity:
         self._stop = threading.Event()
         self._look = threading.Event()  # set: something happened, look whether to renew
         self._refused = False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="identity", daemon=True)
 
     def start(self) -> None:
@@ -89,6 +90,11 @@ class BoxIdentity:
         """The control plane takes the certificate no longer: renew as soon as the backoff allows."""
         self._refused = True
         self._look.set()
+
+    def newer(self, generation: int, timeout_s: float) -> bool:
+        """Waits for credentials after those of this generation; whether there are."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.generation != generation, timeout_s)
 
     def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """A channel with the certificate held now. Raises SluiceError(UNAUTHENTICATED) without one."""
@@ -185,7 +191,9 @@ class BoxIdentity:
     def _hold(self, found: Credentials) -> None:
         self.credentials = found
         self._refused = False
-        self.generation += 1
+        with self._changed:
+            self.generation += 1
+            self._changed.notify_all()
         leaf = found.leaf
         assert leaf is not None
         log.info("certificate valid until %s", leaf.not_valid_after_utc.strftime("%Y-%m-%d %H:%M:%S UTC"))
@@ -201,7 +209,9 @@ class BoxIdentity:
         self.error = ""
         if found != self.credentials:
             self.credentials = found
-            self.generation += 1
+            with self._changed:
+                self.generation += 1
+                self._changed.notify_all()
             self.on_renewed()
 
     def _load(self) -> Credentials:

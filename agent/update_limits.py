@@ -36,6 +36,7 @@ MAX_DESIRED_MODELS = 256  # of one desired state
 RENEW_FIRST_S = 2.0  # bound of the first wait after a failure
 RENEW_MOST_S = 900.0
 RENEW_LOOK_S = 60.0  # how often the clock is looked at while nothing is due
+RENEWED_WAIT_S = 5.0  # that a call waits for the next certificate when its own has just ended
 FOLLOW_FILES_S = 2.0  # how often another authority's files are looked at
 
 # Progress (installer.py, reporter.py).

@@ -113,6 +113,9 @@ class BoxChannels:
     def refused(self) -> None:
         pass
 
+    def newer(self, generation: int, timeout_s: float) -> bool:
+        return False
+
     def channel(self, address: str, options: Any) -> grpc.Channel:
         return self.held.channel(address, options)
 

@@ -489,9 +489,8 @@ def test_serving_from_the_command_line(tmp_path: Path) -> None:
         assert command.run("model", "list", "--control", address, "--json").expect().document == {
             "models": []
         }
-        second = command.run("control", "serve", "--data", data, "--listen", "127.0.0.1:0", "--json").expect(
-            5
-        )
+        again = ("control", "serve", "--data", data, "--listen", "127.0.0.1:0", "--json")
+        second = command.run(*again).expect(5)
         assert second.document["error"]["reason"] == "STATE_LOCKED"
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=DEADLINE_S)
