@@ -48,6 +48,7 @@ DEFAULT_PORT = 8470
 
 # A rollout over 10,000 devices that all failed with the longest message.
 MAX_RECEIVE_BYTES = 32 << 20
+CONNECT_TIMEOUT_MS = 10_000
 PAGE_SIZE = 200  # entries asked for at a time; a page stays far below the limit above
 
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
@@ -144,7 +145,8 @@ class ControlClient:
                 ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
                 # gRPC's own pause after a refused connection starts at 1 s; ours decides instead.
                 ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 100),
+                # How long connecting may take, whatever its name: a TLS handshake is two ways there and back.
+                ("grpc.min_reconnect_backoff_ms", CONNECT_TIMEOUT_MS),
                 ("grpc.max_reconnect_backoff_ms", 2000),
                 # A proxy for the web does not lead to this machine.
                 ("grpc.enable_http_proxy", 0 if _LOOPBACK.match(self.address) else 1),
