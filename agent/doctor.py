@@ -3,13 +3,14 @@
 Every check stands alone and ends in a `Finding`: OK, FAULT, or ABSENT for what this box lacks and does not
 need, such as a second runtime. None changes anything, so the doctor may run beside a
 live agent. The order goes from the box outwards: configuration, clock, disk, store, runtimes, agent,
-certificate, trust (doctor_trust.py), control plane.
+certificate, trust (doctor_trust.py), control plane, and what the operators signed.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -22,6 +23,7 @@ from agent.config import AgentConfig
 from agent.control import Control
 from agent.identity import BoxIdentity
 from agent.status_table import size
+from agent.trust import open_client
 from runtimes import survey
 from updater.digests import digest_file
 from updater.errors import SluiceError
@@ -81,6 +83,7 @@ def examine(config: AgentConfig) -> Iterator[Finding]:
             ),
         )
     yield _guarded("control plane", lambda: _control(config))
+    yield _guarded("signatures", lambda: _signatures(config))
 
 
 def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
@@ -199,3 +202,23 @@ def _control(config: AgentConfig) -> Finding:
         control.close()
     detail = f"{config.control_address} answers" + ("" if known else " and does not know this device yet")
     return Finding("control plane", state=OK, detail=detail)
+
+
+def _signatures(config: AgentConfig) -> Finding:
+    """Walks the chain from the pinned root in a directory of its own, as a new box does."""
+    if config.trust_root is None:
+        return Finding(
+            "signatures",
+            state=FAULT,
+            detail="no root is pinned: this box takes versions that nobody signed",
+            hint="put the file of `sluice trust root` on this box and name it as trust.root",
+        )
+    control = Control(config.control_address, BoxIdentity(config))
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            client = open_client(config.trust_root, Path(directory), control)
+            client.refresh()
+    finally:
+        control.close()
+    detail = f"from {config.trust_root} to root version {client.root.version}, everything is signed and fresh"
+    return Finding("signatures", state=OK, detail=detail)

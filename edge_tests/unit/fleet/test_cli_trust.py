@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from edge_tests.harness.command import Ran, sluice
+from edge_tests.harness.local_control import LocalControl
 from edge_tests.harness.operator import Operator, failing, manifest, onnx_model
 from edge_tests.harness.trust import install
 from fleet.client import ControlClient
-from fleet.config import ControlConfig
-from fleet.server import serve
 from fleet.signing import Signing
 from fleet.trust_directory import TrustDirectory
 from sluice.api.v1 import errors_pb2, registry_pb2
@@ -32,46 +28,10 @@ def _cheap_seals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_PASSPHRASE", "correct horse")
 
 
-class LocalControl:
-    """A control plane on a thread of this process, on a real port; starting one costs little."""
-
-    def __init__(self, data: Path) -> None:
-        self.data = data
-        self.address = ""
-
-    def start(self) -> None:
-        self._loop, self._ended = asyncio.new_event_loop(), threading.Event()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        address = self.data / "address"
-        until = time.monotonic() + 30
-        while not address.exists():
-            assert self._thread.is_alive(), "the control plane ended"
-            assert time.monotonic() < until, "the control plane does not listen"
-            time.sleep(0.01)
-        self.address = address.read_text()
-
-    def _run(self) -> None:
-        install(self.data)
-        config = ControlConfig(
-            self.data, self.address or "127.0.0.1:0", enrol_listen="127.0.0.1:0", disk_reserve_bytes=0
-        )
-        self._loop.run_until_complete(serve(config, self._stop))
-        self._loop.close()
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-
-
 @pytest.fixture
 def control(tmp_path: Path) -> Iterator[LocalControl]:
-    running = LocalControl(tmp_path / "control")
-    running.start()
-    yield running
-    running.stop()
+    with LocalControl(tmp_path / "control") as running:
+        yield running
 
 
 @pytest.fixture
