@@ -118,6 +118,9 @@ MAX_METADATA_PARTS = 64  # documents in one publication
 MAX_PUBLICATION_BYTES = 3 << 19  # of them together
 MAX_ROLES = 1000  # delegated, with those that were taken back
 METADATA_KEPT = 4  # versions of a role but roots, so that a device in the middle of a refresh can end it
+DESIRED_RESEND_S = (
+    1800.0  # a device is sent its desired state again, signed anew; it may have refused the last
+)
 STATEMENT_LIFE_S = 24 * 3600.0  # in which a device may take up a signed desired state
 
 # Rollouts.

@@ -20,6 +20,7 @@ class Session:
         self.device_id = device_id
         self.ended: SluiceError | None = None
         self._desired: sync_pb2.DesiredState | None = None
+        self._latest: sync_pb2.DesiredState | None = None
         self._generation = -1
         self._wake = asyncio.Event()
 
@@ -27,8 +28,13 @@ class Session:
         """Puts a desired state up for sending, unless one as new was there before."""
         if desired.generation > self._generation:
             self._generation = desired.generation
-            self._desired = desired
+            self._desired = self._latest = desired
             self._wake.set()
+
+    def resend(self) -> None:
+        """Puts the newest desired state up for sending once more: the device may have refused it."""
+        self._desired = self._latest
+        self._wake.set()
 
     def end(self, why: SluiceError) -> None:
         """Wakes the stream so that it ends."""
@@ -84,6 +90,11 @@ class Sessions:
     def online(self) -> frozenset[str]:
         """Ids of the devices that have a stream now."""
         return frozenset(self._by_device)
+
+    def resend_all(self) -> None:
+        """Sends every device that is online its desired state once more: it may be believed now."""
+        for session in self._by_device.values():
+            session.resend()
 
     def offer(self, desired: Mapping[str, sync_pb2.DesiredState]) -> None:
         """Sends new desired states to those of the devices that are online."""

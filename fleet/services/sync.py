@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from fleet import devices, log
 from fleet.clock import now_us, to_timestamp
 from fleet.control import Control
-from fleet.limits import HELLO_TIMEOUT_S, SILENT_INTERVALS
+from fleet.limits import DESIRED_RESEND_S, HELLO_TIMEOUT_S, SILENT_INTERVALS
 from fleet.sessions import Session
 from fleet.twins import check_reported
 from sluice.api.v1 import errors_pb2, sync_pb2
@@ -73,7 +73,9 @@ class SyncService(SyncServicer):
 
     async def _proven(self, device_id: str, desired: sync_pb2.DesiredState) -> sync_pb2.DesiredState:
         """The desired state with the online key's signature, where trust is set up."""
-        return await self._database.read(lambda c: self._trust.prove(c, device_id, desired))
+        if self._trust.is_stale:
+            await self._database.read(self._trust.look)
+        return self._trust.prove(device_id, desired)
 
     async def _register(self, hello: sync_pb2.Hello) -> None:
         def register(connection: Connection) -> bool:
@@ -130,7 +132,12 @@ async def _next_desired(session: Session, reader: asyncio.Task[None]) -> sync_pb
     """The next desired state to send; None when the device left. Raises what ended the stream otherwise."""
     waiting = asyncio.ensure_future(session.next())
     try:
-        await asyncio.wait({waiting, reader}, return_when=asyncio.FIRST_COMPLETED)
+        while not (waiting.done() or reader.done()):
+            await asyncio.wait(
+                {waiting, reader}, timeout=DESIRED_RESEND_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not (waiting.done() or reader.done()):
+                session.resend()
         if reader.done():
             reader.result()
             return None

@@ -26,6 +26,7 @@ class TrustService(TrustServicer):
     def __init__(self, control: Control) -> None:
         self._trust = control.trust
         self._database = control.database
+        self._sessions = control.sessions
 
     async def GetTrust(
         self, request: trust_pb2.GetTrustRequest, context: _Context
@@ -56,6 +57,9 @@ class TrustService(TrustServicer):
             return self._trust.publish(connection, submitted, replace_root=request.replace_root)
 
         published = await self._database.write(add)
+        if published.roots:
+            await self._database.read(self._trust.look)
+            self._sessions.resend_all()
         if published.changed:
             changed = [*(f"root {version}" for version in published.roots), *published.roles]
             log.event("metadata_published", roles=", ".join(changed), replaced_root=request.replace_root)

@@ -4,8 +4,8 @@ isort:skip_file
 Sync: one bidirectional stream per device. Desired state goes down, reported state comes up.
 
 The device opens the stream with Hello; the control plane answers with Welcome and the desired state, and
-sends the desired state again whenever it changes. State is always sent whole, so a lost or repeated
-message does no harm. Poll does the same in one call for links that do not keep streams.
+sends the desired state again whenever it changes, and every half hour. State is always sent whole, so a lost
+or repeated message does no harm. Poll does the same in one call for links that do not keep streams.
 
 A digest is "sha256:" and 64 lower-case hex digits. Any call may also fail for reasons of the control plane itself,
 see errors.proto.
