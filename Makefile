@@ -112,6 +112,7 @@ bench-tls: $(STAMP) ## What mutual TLS costs an update and a connection, beside 
 
 soak: bench-memory ## What is too long for the tests.
 	$(BIN)/python -m edge_tests.harness.rotation
+	SLUICE_EXHAUSTIVE=1 $(BIN)/python -m pytest -q edge_tests/unit/updater/test_trust_client.py -k flipping --timeout 7200
 
 minilm: $(STAMP) $(MINILM_STAMP) ## Generates the MiniLM pairs into .cache/minilm and lists them.
 	$(BIN)/python -m benchmarks.minilm

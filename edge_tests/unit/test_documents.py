@@ -66,3 +66,11 @@ def test_error_codes_exist(document: Path) -> None:
     grpc_codes = {"INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "DATA_LOSS"}
     suspicious = {name for name in named - known - grpc_codes if name.split("_")[0] in prefixes}
     assert not suspicious, f"{document.name} names unknown error codes: {sorted(suspicious)}"
+
+
+def test_every_threat_names_a_test_that_exists() -> None:
+    security = (ROOT / "docs" / "security.md").read_text("utf-8")
+    named = set(re.findall(r"`(test_\w+)`", security))
+    assert len(named) > 20
+    missing = sorted(name for name in named if not re.search(rf"def {name}\b", code()))
+    assert not missing, f"security.md names tests that are not there: {missing}"
