@@ -14,7 +14,6 @@ later: a box without a battery starts in 1970.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
@@ -33,8 +32,6 @@ if TYPE_CHECKING:  # heavy, and only needed where a root is pinned
     from tuf.api.metadata import Root
 
     from updater.trust.client import TrustClient
-
-log = logging.getLogger(__name__)
 
 
 class Gate:
@@ -60,8 +57,6 @@ class Gate:
             self._client = open_client(
                 config.trust_root, config.state_dir / "trust", self._control, clock=self._now
             )
-        else:
-            log.warning("no root is pinned (trust.root): versions that nobody signed are taken")
 
     def close(self) -> None:
         self._control.close()

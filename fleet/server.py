@@ -124,7 +124,14 @@ async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
     try:
         print(f"listening on {address}", flush=True)  # noqa: T201 - for people and tests
         print(f"enrolment on {enrolment_address}", flush=True)  # noqa: T201
-        log.event("listening", address=address, enrolment=enrolment_address, data=control.config.data)
+        online = control.trust.online_key.keyid
+        log.event(
+            "listening",
+            address=address,
+            enrolment=enrolment_address,
+            data=control.config.data,
+            online_key=online,
+        )
         for name, bound in files.items():
             write_atomic(control.config.data / name, bound.encode())
         notify("READY=1")

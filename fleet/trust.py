@@ -179,9 +179,7 @@ def _online_signer(directory: Path) -> Signer:
     with os_errors("creating", directory):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
-        key = new_key(ONLINE_KEY, None)
-        key.write(path)
-        log.event("online_key_made", key=key.public.keyid, file=path)
+        new_key(ONLINE_KEY, None).write(path)
     key = read_key_file(path)
     return KeyFile(key.name, key.public, key.signing).signer(_no_passphrase)
 

@@ -58,6 +58,8 @@ def fill(message: Any) -> None:
             setattr(message, field.name, field.enum_type.values[5].number)
         elif field.type == FieldDescriptor.TYPE_STRING:
             setattr(message, field.name, field.name)
+        elif field.type == FieldDescriptor.TYPE_BYTES:
+            setattr(message, field.name, b"1")
         else:
             setattr(message, field.name, 1)
 
