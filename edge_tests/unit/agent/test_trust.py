@@ -15,7 +15,8 @@ from agent.state import DesiredModel, State
 from agent.trust import Gate
 from edge_tests.harness.local_control import LocalControl
 from edge_tests.harness.operator import manifest
-from edge_tests.harness.trust import OperatorTrust
+from edge_tests.harness.signing import OperatorTrust
+from edge_tests.harness.trust import BoxChannels, channel, device
 from fleet import tables
 from fleet.client import ControlClient
 from sluice.api.v1 import sync_pb2, sync_pb2_grpc
@@ -53,17 +54,15 @@ class Setting:
 
     def gate(self) -> Gate:
         """A box's gate, as after a restart of its agent."""
-        made = Gate(self.config, self.state)
+        made = Gate(self.config, self.state, BoxChannels(self.config.device_id))
         self.gates.append(made)
         return made
 
-    def sent(self, device: str = DEVICE) -> sync_pb2.DesiredState:
+    def sent(self, name: str = DEVICE) -> sync_pb2.DesiredState:
         """What the control plane sends a device."""
-        import grpc
-
-        with grpc.insecure_channel(self.control.address) as channel:
-            hello = sync_pb2.Hello(device_id=device, desired_generation=4)
-            answer = sync_pb2_grpc.SyncStub(channel).Poll(sync_pb2.PollRequest(hello=hello), timeout=30)
+        with channel(self.control.address, device(name)) as link:
+            hello = sync_pb2.Hello(device_id=name, desired_generation=4)
+            answer = sync_pb2_grpc.SyncStub(link).Poll(sync_pb2.PollRequest(hello=hello), timeout=30)
         return answer.desired
 
 
@@ -203,11 +202,11 @@ def test_a_control_plane_that_lost_its_metadata_installs_nothing(setting: Settin
 def test_without_a_pinned_root_everything_passes_and_a_broken_one_is_told(
     setting: Setting, tmp_path: Path
 ) -> None:
-    open_gate = Gate(replace(setting.config, trust_root=None), setting.state)
+    open_gate = Gate(replace(setting.config, trust_root=None), setting.state, BoxChannels())
     open_gate.check(desired(version(9)), Held())
     assert open_gate.admit(sync_pb2.DesiredState(generation=3)).generation == 3
     open_gate.close()
     absent = replace(setting.config, trust_root=tmp_path / "none.json")
-    assert refused(lambda: Gate(absent, setting.state)) == "CONFIG_INVALID"
+    assert refused(lambda: Gate(absent, setting.state, BoxChannels())) == "CONFIG_INVALID"
     (tmp_path / "none.json").write_text("{}")
-    assert refused(lambda: Gate(absent, setting.state)) == "METADATA_INVALID"
+    assert refused(lambda: Gate(absent, setting.state, BoxChannels())) == "METADATA_INVALID"

@@ -10,7 +10,6 @@ import pytest
 from edge_tests.harness.command import Ran, sluice
 from edge_tests.harness.local_control import LocalControl
 from edge_tests.harness.operator import Operator, failing, manifest, onnx_model
-from edge_tests.harness.trust import install
 from fleet.client import ControlClient
 from fleet.signing import Signing
 from fleet.trust_directory import TrustDirectory
