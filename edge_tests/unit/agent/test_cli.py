@@ -17,6 +17,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from agent import cli, documents
 from agent.doctor import ABSENT, FAULT, OK, Finding
+from edge_tests.harness import trust
 from edge_tests.harness.command import SLUICE
 from fleet.cli import documents as operators
 from sluice.api.v1 import admin_pb2, devices_pb2, errors_pb2, sync_pb2
@@ -254,6 +255,7 @@ def test_a_taken_port_is_the_configurations_fault_and_grpc_says_nothing(tmp_path
             timeout=60,
             check=False,
         )
+        trust.install(tmp_path / "c")
         served = subprocess.run(
             [str(SLUICE), "control", "serve", "--data", str(tmp_path / "c"), "--listen", address],
             env=environment,
