@@ -148,14 +148,12 @@ class Control:
             ),
         )
 
-    def get_metadata(self, role: str, version: int | None) -> bytes:
+    def get_metadata(self, role: str, version: int | None, timeout_s: float) -> bytes:
         """One role's signed metadata, not verified; empty where there is none."""
         request = trust_pb2.GetMetadataRequest(role=role, version=version or 0)
         return self._call(
             f"asking for the {role} metadata",
-            lambda channel: trust_pb2_grpc.TrustStub(channel).GetMetadata(
-                request, timeout=limits.METADATA_TIMEOUT_S
-            ),
+            lambda channel: trust_pb2_grpc.TrustStub(channel).GetMetadata(request, timeout=timeout_s),
         ).metadata
 
     def plan(self, request: diff_pb2.PlanRequest) -> diff_pb2.PlanResponse:

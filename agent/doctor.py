@@ -23,7 +23,7 @@ from agent.config import AgentConfig
 from agent.control import Control
 from agent.identity import BoxIdentity
 from agent.status_table import size
-from agent.trust import open_client
+from agent.trust import Source, open_client
 from runtimes import survey
 from updater.digests import digest_file
 from updater.errors import SluiceError
@@ -216,7 +216,9 @@ def _signatures(config: AgentConfig) -> Finding:
     control = Control(config.control_address, BoxIdentity(config))
     try:
         with tempfile.TemporaryDirectory() as directory:
-            client = open_client(config.trust_root, Path(directory), control)
+            source = Source(control)
+            client = open_client(config.trust_root, Path(directory), source)
+            source.begin()
             client.refresh()
     finally:
         control.close()

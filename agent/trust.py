@@ -15,11 +15,13 @@ later: a box without a battery starts in 1970.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent import update_limits as limits
 from agent.config import AgentConfig
 from agent.control import Channels, Control
 from agent.state import DesiredModel, State
@@ -50,12 +52,13 @@ class Gate:
         self._device_id = config.device_id
         self._state = state
         self._control = Control(config.control_address, identity)
+        self._source = Source(self._control)
         self._lock = threading.RLock()
         self._issued = datetime.fromtimestamp(0, timezone.utc)
         self._client: TrustClient | None = None
         if config.trust_root is not None:
             self._client = open_client(
-                config.trust_root, config.state_dir / "trust", self._control, clock=self._now
+                config.trust_root, config.state_dir / "trust", self._source, clock=self._now
             )
 
     def close(self) -> None:
@@ -87,6 +90,7 @@ class Gate:
     def _refresh_for_new_key(self, refused: SluiceError) -> None:
         assert self._client is not None
         before = self._client.root.version
+        self._source.begin()
         try:
             self._client.refresh()
         except SluiceError as error:
@@ -109,6 +113,7 @@ class Gate:
             entry = f"{desired.manifest_digest} {desired.rollout_id}"
             if self._state.accepted(desired.model) == entry:
                 return
+            self._source.begin()
             self._client.refresh()
             named = self._client.version(desired.model, desired.version)
             decide(held, desired.model, desired.version, desired.manifest_digest, named)
@@ -119,10 +124,39 @@ class Gate:
         return max(datetime.now(timezone.utc), self._issued)
 
 
+class Source:
+    """Brings metadata from a control plane, in so much time altogether for each refresh.
+
+    Args:
+        control: that is called.
+    """
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._until = 0.0
+
+    def begin(self) -> None:
+        """A refresh begins: its time runs from now."""
+        self._until = time.monotonic() + limits.REFRESH_TIMEOUT_S
+
+    def __call__(self, role: str, version: int | None) -> Iterable[bytes] | None:
+        """As `client.Fetch`. Raises SluiceError(CONTROL_UNREACHABLE) when the time is over."""
+        left_s = self._until - time.monotonic()
+        if left_s <= 0:
+            raise SluiceError(
+                errors_pb2.CONTROL_UNREACHABLE,
+                f"{self._control.address} did not bring signed metadata in {limits.REFRESH_TIMEOUT_S:g} s",
+                hint="new roots that came are kept; the next attempt goes on behind them",
+                obj=self._control.address,
+            )
+        data = self._control.get_metadata(role, version, min(left_s, limits.METADATA_TIMEOUT_S))
+        return (data,) if data else None
+
+
 def open_client(
     root_path: Path,
     directory: Path,
-    control: Control,
+    source: Source,
     clock: Callable[[Root], datetime] | None = None,
 ) -> TrustClient:
     """The verified copy of the signed metadata of a box.
@@ -130,7 +164,7 @@ def open_client(
     Args:
         root_path: of the pinned root.
         directory: for the copy.
-        control: that brings metadata.
+        source: of metadata.
         clock: as `TrustClient` takes it.
 
     Raises SluiceError(CONFIG_INVALID) when the root cannot be read, and as `TrustClient`.
@@ -147,9 +181,4 @@ def open_client(
             hint="put the file of `sluice trust root` there, or correct trust.root",
             obj=str(root_path),
         ) from error
-
-    def fetch(role: str, version: int | None) -> Iterable[bytes] | None:
-        data = control.get_metadata(role, version)
-        return (data,) if data else None
-
-    return TrustClient(directory, pinned, fetch, clock)
+    return TrustClient(directory, pinned, source, clock)

@@ -18,7 +18,10 @@ KEEPALIVE_TIME_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 20_000
 
 # Signed metadata (trust.py).
-METADATA_TIMEOUT_S = 20.0  # of one document; a refresh fetches some four
+METADATA_TIMEOUT_S = 20.0  # of one document
+REFRESH_TIMEOUT_S = (
+    120.0  # of all that one refresh fetches: some four documents, and a root for each rotation
+)
 
 # The stream (sync.py).
 HEARTBEAT_DEFAULT_S = 30.0  # until the control plane's Welcome says otherwise

@@ -10,6 +10,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from sqlalchemy import delete
 
+from agent import update_limits as limits
 from agent.config import AgentConfig
 from agent.state import DesiredModel, State
 from agent.trust import Gate
@@ -210,3 +211,14 @@ def test_without_a_pinned_root_everything_passes_and_a_broken_one_is_told(
     assert refused(lambda: Gate(absent, setting.state, BoxChannels())) == "CONFIG_INVALID"
     (tmp_path / "none.json").write_text("{}")
     assert refused(lambda: Gate(absent, setting.state, BoxChannels())) == "METADATA_INVALID"
+
+
+def test_a_refresh_ends_in_time_however_slowly_it_is_fed(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting.trust.sign(version(1))
+    gate = setting.gate()
+    monkeypatch.setattr(limits, "REFRESH_TIMEOUT_S", 0.0)
+    assert refused(lambda: gate.check(desired(version(1)), Held())) == "CONTROL_UNREACHABLE"
+    monkeypatch.undo()
+    gate.check(desired(version(1)), Held())
