@@ -69,13 +69,17 @@ class WorkerSpec:
 
 
 class WorkerDied(SluiceError):
-    """WORKER_DIED. `delivered`: the request may have reached the process; if not, another may take it."""
+    """WORKER_DIED. `delivered`: the request may have reached the process; if not, another may take it.
 
-    def __init__(self, message: str, *, obj: str, delivered: bool) -> None:
+    `killed`: the process was killed by someone or by the kernel, so the model need not be at fault.
+    """
+
+    def __init__(self, message: str, *, obj: str, delivered: bool, killed: bool = False) -> None:
         super().__init__(
             errors_pb2.WORKER_DIED, message, hint="the agent starts it again; repeat the request", obj=obj
         )
         self.delivered = delivered
+        self.killed = killed
 
 
 class Worker:
@@ -125,8 +129,9 @@ class Worker:
 
         Raises:
             SluiceError: MODEL_LOAD_FAILED (the runtime refused the model, or the process died while loading
-                it), RUNTIME_UNAVAILABLE, WORKER_TIMEOUT, WORKER_DIED (it died before it began to load) or
-                IO_FAILED (no process could be started). No process is left behind.
+                it), OUT_OF_MEMORY (it was killed), RUNTIME_UNAVAILABLE, WORKER_TIMEOUT, WORKER_DIED (it died
+                before it began to load) or IO_FAILED (no process could be started). No process is left
+                behind.
         """
         worker = cls(spec)
         try:
@@ -324,11 +329,18 @@ class Worker:
 
     def _died_while_starting(self, loading: bool, error: Exception) -> SluiceError:
         self._settle_end(error)
+        if self._child.was_killed:
+            return SluiceError(
+                errors_pb2.OUT_OF_MEMORY,
+                f"loading {self.spec} ended its worker: it {self._child.last_words()}",
+                hint="it is tried again; if the box is short of memory, ship a smaller variant",
+                obj=str(self.spec),
+            )
         if loading:
             return SluiceError(
                 errors_pb2.MODEL_LOAD_FAILED,
                 f"loading {self.spec} ended its worker: it {self._child.last_words()}",
-                hint="the model crashes its runtime on this box, or the box is short of memory",
+                hint="the model crashes its runtime on this box",
                 obj=str(self.spec),
             )
         message = f"the worker for {self.spec} did not start: it {self._child.last_words()}"
@@ -441,7 +453,8 @@ class Worker:
         else:
             text = f"{name} {self._child.last_words()};"
         where = "it was running this request" if delivered else "it had not taken this request"
-        return WorkerDied(f"{text} {where}", obj=str(self.spec), delivered=delivered)
+        killed = self._child.was_killed
+        return WorkerDied(f"{text} {where}", obj=str(self.spec), delivered=delivered, killed=killed)
 
     def timeout(
         self, why: str, hint: str = "allow more time, or send fewer requests at a time"
