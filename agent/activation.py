@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from agent import golden, options
+from agent import golden, options, placement
 from agent import slots as moves
 from agent.batch_proof import batches_are_safe
 from agent.installer import Installer, Prepared
@@ -222,7 +222,7 @@ class Activator:
         step(sync_pb2.UPDATE_STEP_VERIFYING)
         digests = verify(prepared.directory, model, installed.version, variant, self._store)
         step(sync_pb2.UPDATE_STEP_WARMING_UP)
-        wanted = options.read(variant.options, self._threads)
+        wanted = options.read(variant.options, self._threads, variant.accelerator)
         for fault in wanted.faults:
             log.warning("%s@%d: %s", model, installed.version, fault)
         spec = WorkerSpec(
@@ -232,9 +232,12 @@ class Activator:
             format=variant.format,
             runtime_preference=installed.runtime,
             threads=wanted.threads,
+            accelerators=wanted.accelerators,
+            optimization=wanted.optimization,
+            xnnpack=wanted.xnnpack,
             loaded_digests=digests,
         )
-        worker = Worker.start(spec, self._load_deadline_s)
+        worker = placement.start(spec, self._load_deadline_s)
         try:
             golden.warm_up(worker, self._load_deadline_s)
             examples = None

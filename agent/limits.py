@@ -45,6 +45,9 @@ LEAST_RETRY_S, MOST_RETRY_S = 0.010, 5.0  # of the hint when to try again
 BREAKER_ANSWERS = 20  # the latest that the breaker looks at
 BREAKER_FIRST_S, BREAKER_MOST_S = 1.0, 30.0  # how long it stays open
 
+# Options of a variant (options.py).
+MAX_PROVIDERS = 8  # accelerators in one list; each may be tried while a worker starts
+
 # Restarts (supervisor.py).
 CRASH_LOOP_DEATHS = 3
 CRASH_LOOP_WINDOW_S = 60.0

@@ -3,6 +3,9 @@
 | option | what | default |
 |---|---|---|
 | threads | that one inference may use | the agent's inference.threads |
+| providers | what to run on, best first, e.g. "tensorrt,cuda,cpu" | the variant's accelerator, then cpu |
+| graph_optimization | of an ONNX graph: off, basic, extended or all | all |
+| xnnpack | "off": TensorFlow Lite runs without XNNPACK | on |
 | batch | most samples in a batch made of several requests; "off" forbids batches | 64 |
 | batch_preferred | batch sizes sent without waiting for more, e.g. "4,8" | none |
 | batch_window_ms | longest wait for a fuller batch while the worker is free, where that pays | 0 |
@@ -17,16 +20,19 @@ published must not fail on a box for the way it is served.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.limits import BATCH_TARGET_S, MAX_BATCH, MAX_QUEUE, MAX_REQUEST_S
+from agent.limits import BATCH_TARGET_S, MAX_BATCH, MAX_PROVIDERS, MAX_QUEUE, MAX_REQUEST_S
 from agent.scheduling import Policy
+from runtimes.interface import CPU, OPTIMIZATIONS
 
 MAX_THREADS = 256
 MAX_CACHE_TTL_S = 86_400
 _MOST_MS = int(MAX_REQUEST_S * 1000)
-_OFF = "off"
+_OFF, _ON = "off", "on"
+_PROVIDER = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 @dataclass(frozen=True)
@@ -37,17 +43,29 @@ class Options:
         threads: of one inference.
         policy: for the queue; its max_batch only holds for a model that takes batches.
         cache_s: lifetime of cached answers, seconds; 0: none are kept.
+        accelerators: what to run on, best first.
+        optimization: of an ONNX graph, one of OPTIMIZATIONS.
+        xnnpack: whether TensorFlow Lite may use XNNPACK.
         faults: what was not understood, as sentences.
     """
 
     threads: int
     policy: Policy
     cache_s: float = 0.0
+    accelerators: tuple[str, ...] = (CPU,)
+    optimization: str = OPTIMIZATIONS[-1]
+    xnnpack: bool = True
     faults: tuple[str, ...] = ()
 
 
-def read(options: Mapping[str, str], threads: int) -> Options:
-    """The options of a variant; `threads` is the agent's default."""
+def read(options: Mapping[str, str], threads: int, accelerator: str = CPU) -> Options:
+    """The options of a variant.
+
+    Args:
+        options: as the manifest has them.
+        threads: the agent's default.
+        accelerator: the variant's.
+    """
     faults: list[str] = []
 
     def number(name: str, default: int, least: int, most: int) -> int:
@@ -57,6 +75,13 @@ def read(options: Mapping[str, str], threads: int) -> Options:
         if text.isascii() and text.isdigit() and least <= int(text) <= most:
             return int(text)
         faults.append(f"option {name} is {text[:40]!r}, not a number from {least} to {most}")
+        return default
+
+    def choice(name: str, choices: Sequence[str], default: str) -> str:
+        text = options.get(name, default)
+        if text in choices:
+            return text
+        faults.append(f"option {name} is {text[:40]!r}, not one of {', '.join(choices)}")
         return default
 
     batch = 1 if options.get("batch") == _OFF else number("batch", MAX_BATCH, 1, MAX_BATCH)
@@ -76,4 +101,19 @@ def read(options: Mapping[str, str], threads: int) -> Options:
     )
     most_threads = number("threads", threads, 1, MAX_THREADS)
     cache_s = float(number("cache_ttl_s", 0, 1, MAX_CACHE_TTL_S))
-    return Options(most_threads, policy, cache_s, tuple(faults))
+    accelerators = _accelerators(options.get("providers"), accelerator, faults)
+    optimization = choice("graph_optimization", OPTIMIZATIONS, OPTIMIZATIONS[-1])
+    xnnpack = choice("xnnpack", (_ON, _OFF), _ON) == _ON
+    return Options(most_threads, policy, cache_s, accelerators, optimization, xnnpack, tuple(faults))
+
+
+def _accelerators(text: str | None, accelerator: str, faults: list[str]) -> tuple[str, ...]:
+    """The list in order, each once; the CPU is last where nothing else is said."""
+    default = (CPU,) if accelerator == CPU else (accelerator, CPU)
+    if text is None:
+        return default
+    names = [name.strip().lower() for name in text.split(",")]
+    if len(names) > MAX_PROVIDERS or not all(_PROVIDER.fullmatch(name) for name in names):
+        faults.append(f"option providers is {text[:40]!r}, not 1 to {MAX_PROVIDERS} names such as cuda,cpu")
+        return default
+    return tuple(dict.fromkeys(names))

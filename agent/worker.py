@@ -33,7 +33,7 @@ from agent.figures import Figures, Timing
 from agent.limits import EXIT_S, HANG_S
 from agent.transport import ChannelBroken, ChannelClosed, Message, MessageTooLarge
 from runtimes.inputs import check_inputs, splits_by_sample
-from runtimes.interface import InputInvalid, TensorSpec
+from runtimes.interface import CPU, OPTIMIZATIONS, InputInvalid, TensorSpec
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
@@ -51,6 +51,9 @@ class WorkerSpec:
         format: "onnx" or "tflite".
         runtime_preference: the runtime to take if several read the format; empty for any.
         threads: that one inference may use.
+        accelerators: what to run on, best first; the first that works is taken.
+        optimization: of an ONNX graph, see runtimes.interface.
+        xnnpack: whether TensorFlow Lite may use XNNPACK.
         loaded_digests: of the files that this worker has loaded, for reports.
         hang_s: a request that runs longer gets the process killed, seconds.
     """
@@ -61,6 +64,9 @@ class WorkerSpec:
     format: str
     runtime_preference: str = ""
     threads: int = 1
+    accelerators: tuple[str, ...] = (CPU,)
+    optimization: str = OPTIMIZATIONS[-1]
+    xnnpack: bool = True
     loaded_digests: tuple[str, ...] = field(default=())
     hang_s: float = HANG_S
 
@@ -82,12 +88,17 @@ class WorkerDied(SluiceError):
         self.killed = killed
 
 
+class LoadCrashed(SluiceError):
+    """MODEL_LOAD_FAILED: the process ended by itself while it loaded the model."""
+
+
 class Worker:
     """A running worker process; made by `start`.
 
     Attributes:
         spec: what it was started with.
         runtime: the name of the runtime that loaded the model.
+        accelerator: what it runs on, the first of the spec's that works.
         inputs: what the model wants.
         outputs: what it answers.
         ready_at: when it became ready (time.monotonic).
@@ -99,7 +110,7 @@ class Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         """Starts the process; `start` is the way to a worker that is ready."""
         self.spec = spec
-        self.runtime = ""
+        self.runtime = self.accelerator = ""
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.ready_at = 0.0
@@ -307,6 +318,9 @@ class Worker:
                     "format": self.spec.format,
                     "preferred": self.spec.runtime_preference,
                     "threads": self.spec.threads,
+                    "accelerators": list(self.spec.accelerators),
+                    "optimization": self.spec.optimization,
+                    "xnnpack": self.spec.xnnpack,
                 }
             )
             answer = self._child.channel.receive(deadline - time.monotonic())
@@ -318,6 +332,9 @@ class Worker:
         if answer.header.get("op") != "ready":
             raise self._load_error(answer)
         self.runtime = answer.header["runtime"]
+        self.accelerator = answer.header["accelerator"]
+        for reason in answer.header["passed_over"]:
+            log.warning("%s runs on %s: %s", self.spec, self.accelerator, reason)
         self.inputs = tuple(
             TensorSpec(name, kind, tuple(shape)) for name, kind, shape in answer.header["inputs"]
         )
@@ -337,7 +354,7 @@ class Worker:
                 obj=str(self.spec),
             )
         if loading:
-            return SluiceError(
+            return LoadCrashed(
                 errors_pb2.MODEL_LOAD_FAILED,
                 f"loading {self.spec} ended its worker: it {self._child.last_words()}",
                 hint="the model crashes its runtime on this box",
