@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from agent import golden, options, placement
+from agent import cascading, golden, options, placement
 from agent import slots as moves
 from agent.batch_proof import batches_are_safe
 from agent.installer import Installer, Prepared
@@ -182,10 +182,16 @@ class Activator:
             step: told about each step.
 
         Raises SluiceError(STORE_CORRUPT | MODEL_LOAD_FAILED | RUNTIME_UNAVAILABLE | WARM_UP_FAILED |
-        GOLDEN_MISMATCH | WORKER_DIED | WORKER_TIMEOUT | ...); what serves is then untouched.
+        GOLDEN_MISMATCH | CASCADE_INVALID | CASCADE_INCOMPLETE | WORKER_DIED | WORKER_TIMEOUT | ...); what
+        serves is then untouched.
         """
         with self._lock(model):
             worker = self._bring_up(model, prepared, step)
+            try:
+                cascading.check(worker, self._router)
+            except SluiceError:
+                worker.close(0)
+                raise
             step(sync_pb2.UPDATE_STEP_ACTIVATING)
             before = self._state.slots(model)
             after = moves.commit(moves.stage(before, prepared.installed))
@@ -245,7 +251,7 @@ class Activator:
                 path = prepared.directory / variant.golden_file.path
                 golden.check_golden(worker, path, variant.tolerance, self._load_deadline_s)
                 examples = golden.convert_inputs(worker, golden.read_golden(path)[0])
-            worker.cache_s = wanted.cache_s
+            worker.cache_s, worker.cascade = wanted.cache_s, wanted.cascade
             worker.queue.policy = self._policy(worker, wanted.policy, examples)
         except BaseException:
             worker.close(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from agent.figures import Parts, Sum
+from agent.figures import CascadeCounts, Parts, Sum
 from agent.scheduling import Policy, Priority
 from agent.worker import Worker
 from inference import model_config_pb2 as config_pb
@@ -107,7 +107,21 @@ def _statistics(worker: Worker) -> pb.ModelStatistics:
         ),
         batch_stats=[_batch(size, parts) for size, parts in found.batches],
         memory_usage=[pb.MemoryUsage(type="CPU", id=0, byte_size=worker.resident_bytes())],
+        response_stats=_cascade(found.cascade),
     )
+
+
+def _cascade(counts: CascadeCounts | None) -> dict[str, pb.InferResponseStatistics]:
+    """Samples by what became of them."""
+    if counts is None:
+        return {}
+    return {
+        "kept": pb.InferResponseStatistics(success=pb.StatisticDuration(count=counts.kept)),
+        "escalated": pb.InferResponseStatistics(
+            success=pb.StatisticDuration(count=counts.escalated),
+            fail=pb.StatisticDuration(count=counts.failed),
+        ),
+    }
 
 
 def _batch(size: int, parts: Parts) -> pb.InferBatchStatistics:

@@ -48,6 +48,10 @@ BREAKER_FIRST_S, BREAKER_MOST_S = 1.0, 30.0  # how long it stays open
 # Options of a variant (options.py).
 MAX_PROVIDERS = 8  # accelerators in one list; each may be tried while a worker starts
 
+# Cascades (cascade.py, cascading.py).
+MAX_CASCADE_STEPS = 4  # models in one cascade
+CASCADE_SPARE = 0.1  # share of the time left that models after the first leave for the first one's own answer
+
 # Restarts (supervisor.py).
 CRASH_LOOP_DEATHS = 3
 CRASH_LOOP_WINDOW_S = 60.0

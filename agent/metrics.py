@@ -62,6 +62,14 @@ def render(models: Iterable[Serving]) -> str:
     name = "sluice_inference_batch_samples"
     sizes = [line for at, found in figures for line in _batches(name, at, found)]
     family(name, "histogram", "Samples in a batch that a worker ran.", sizes)
+    name = "sluice_inference_cascade_samples_total"
+    cascades = [
+        _sample(name, (*labels, ("outcome", outcome)), getattr(found.cascade, outcome))
+        for labels, found in figures
+        if found.cascade is not None
+        for outcome in ("kept", "escalated", "failed")
+    ]
+    family(name, "counter", "Samples of cascades, by which model answered.", cascades)
     name = "sluice_worker_up"
     family(
         name, "gauge", "1 if the worker can answer.", (_sample(name, at, int(w.alive)) for at, w in loaded)

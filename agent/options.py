@@ -13,6 +13,11 @@
 | queue | requests that may wait | 48 |
 | breaker_ms | from arrival to answer; slower answers open the latency breaker | no breaker |
 | cache_ttl_s | for how long an answer may be given again to the same inputs | never |
+| cascade_to | the model (or model@version) that answers what this one is unsure of | none |
+| cascade_threshold | of the score, 0 to 1; what is under it is handed on | 0.7 |
+| cascade_weights | of confidence and of 1 - normalised entropy | 0.6,0.4 |
+| cascade_output | the output that is scored | the first of floating-point numbers |
+| cascade_scores | what it holds: logits or probabilities | logits |
 
 An option that is not understood is left at its default and reported: a model that worked where it was
 published must not fail on a box for the way it is served.
@@ -24,6 +29,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from agent.cascade import LOGITS, PROBABILITIES, Cascade
 from agent.limits import BATCH_TARGET_S, MAX_BATCH, MAX_PROVIDERS, MAX_QUEUE, MAX_REQUEST_S
 from agent.scheduling import Policy
 from runtimes.interface import CPU, OPTIMIZATIONS
@@ -32,6 +38,7 @@ MAX_THREADS = 256
 MAX_CACHE_TTL_S = 86_400
 _MOST_MS = int(MAX_REQUEST_S * 1000)
 _OFF, _ON = "off", "on"
+_SHARE = re.compile(r"[01](\.[0-9]{1,9})?")
 _PROVIDER = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
@@ -46,6 +53,7 @@ class Options:
         accelerators: what to run on, best first.
         optimization: of an ONNX graph, one of OPTIMIZATIONS.
         xnnpack: whether TensorFlow Lite may use XNNPACK.
+        cascade: whom it hands samples on to; whether that works is checked where the models are known.
         faults: what was not understood, as sentences.
     """
 
@@ -55,6 +63,7 @@ class Options:
     accelerators: tuple[str, ...] = (CPU,)
     optimization: str = OPTIMIZATIONS[-1]
     xnnpack: bool = True
+    cascade: Cascade | None = None
     faults: tuple[str, ...] = ()
 
 
@@ -104,7 +113,32 @@ def read(options: Mapping[str, str], threads: int, accelerator: str = CPU) -> Op
     accelerators = _accelerators(options.get("providers"), accelerator, faults)
     optimization = choice("graph_optimization", OPTIMIZATIONS, OPTIMIZATIONS[-1])
     xnnpack = choice("xnnpack", (_ON, _OFF), _ON) == _ON
-    return Options(most_threads, policy, cache_s, accelerators, optimization, xnnpack, tuple(faults))
+    scores = choice("cascade_scores", (LOGITS, PROBABILITIES), LOGITS)
+    cascade = _cascade(options, scores, faults)
+    return Options(most_threads, policy, cache_s, accelerators, optimization, xnnpack, cascade, tuple(faults))
+
+
+def _cascade(options: Mapping[str, str], scores: str, faults: list[str]) -> Cascade | None:
+    to = options.get("cascade_to")
+    if to is None:
+        given = sorted(name for name in options if name.startswith("cascade_"))
+        faults += [f"option {name} has no effect without cascade_to" for name in given]
+        return None
+
+    def shares(name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        text = options.get(name)
+        if text is None:
+            return default
+        parts = [part.strip() for part in text.split(",")]
+        if len(parts) == len(default) and all(_SHARE.fullmatch(part) and float(part) <= 1 for part in parts):
+            return tuple(map(float, parts))
+        wanted = "a number" if len(default) == 1 else f"{len(default)} numbers"
+        faults.append(f"option {name} is {text[:40]!r}, not {wanted} from 0 to 1")
+        return default
+
+    (threshold,) = shares("cascade_threshold", (Cascade.threshold,))
+    confidence, entropy = shares("cascade_weights", (Cascade.confidence_weight, Cascade.entropy_weight))
+    return Cascade(to, threshold, confidence, entropy, options.get("cascade_output", ""), scores)
 
 
 def _accelerators(text: str | None, accelerator: str, faults: list[str]) -> tuple[str, ...]:

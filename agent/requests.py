@@ -1,10 +1,11 @@
 """One inference request, from its message to its answer.
 
 In order: the deadline (the call's own, at most MAX_REQUEST_S) -> the worker, from the router -> the inputs,
-from the message or from shared memory -> the answer, from the cache for a version that wants that, else from
-the worker's queue -> the outputs, into the response or into shared
-memory. If the worker died before it had the request, the request is given once more to the worker that is
-active then; one that was running when its worker died is not repeated, because it may be what killed it.
+from the message or from shared memory -> the answer, from the cache for a version that wants that, else
+from the worker's queue, and for a cascade from the models after it (cascading.py) -> the outputs, into the
+response or into shared memory. If the worker died before it had the request, the request is given once more
+to the worker that is active then; one that was running when its worker died is not repeated, because it may
+be what killed it.
 
 Rules: every wait ends at the deadline; a client that has gone away is not computed for.
 """
@@ -22,6 +23,7 @@ import grpc
 
 from agent.batching import Overloaded
 from agent.cache import Arrays, Cache, key_of
+from agent.cascading import Answered, Cascading, Step
 from agent.figures import Timing
 from agent.limits import (
     LEAST_RETRY_S,
@@ -43,6 +45,8 @@ from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
 log = logging.getLogger(__name__)
+# Parameters of a cascade's answers: how many of its samples another model gave, and which ("model@version").
+ESCALATED, ESCALATED_TO = "cascade_escalated", "cascade_to"
 
 
 class Inference:
@@ -77,13 +81,14 @@ class Inference:
             MAX_REQUEST_S, MAX_REQUEST_S if remaining_s is None else remaining_s
         )
         on_end = on_end or context.add_callback
+        steps: list[Step] = []
         try:
-            return self._once(request, context, deadline, on_end)
+            return self._once(request, context, deadline, on_end, steps)
         except WorkerDied as error:
             if error.delivered:
                 raise
             log.info("a request is given to another worker: %s", error)
-            return self._once(request, context, deadline, on_end)
+            return self._once(request, context, deadline, on_end, steps)
 
     def _once(
         self,
@@ -91,6 +96,7 @@ class Inference:
         context: grpc.ServicerContext,
         deadline: float,
         on_end: Callable[[Callable[[], None]], bool],
+        steps: list[Step],
     ) -> Response:
         message = request.message
         wait_s = min(RESTART_WAIT_S, deadline - time.monotonic())
@@ -107,33 +113,39 @@ class Inference:
                 priority, patience_s = _handling(message)
                 inputs = worker.check(decode_inputs(request, worker.inputs, find, reserve))
                 wanted = requested_outputs(message, worker.outputs, find)
-                outputs, timing = self._cached(
-                    worker,
-                    inputs,
-                    lambda: worker.queue.infer(
-                        inputs,
-                        deadline,
-                        priority=priority,
-                        queue_until=began + patience_s,
-                        still_wanted=context.is_active,
-                        on_end=on_end,
-                    ),
-                )
+
+                def ask(asked: Worker, given: Arrays, until: float) -> tuple[Arrays, Timing]:
+                    return self._cached(
+                        asked,
+                        given,
+                        lambda: asked.queue.infer(
+                            given,
+                            until,
+                            priority=priority,
+                            queue_until=began + patience_s,
+                            still_wanted=context.is_active,
+                            on_end=on_end,
+                        ),
+                    )
+
+                answered = Cascading(self._router, ask, deadline, steps).answer(worker, inputs)
                 ran = time.monotonic()
                 response = encode_outputs(
                     pb.ModelInferResponse(
                         model_name=worker.model, model_version=str(worker.version), id=message.id
                     ),
-                    outputs,
+                    answered.outputs,
                     wanted,
                     raw=is_raw(request),
                 )
+                if worker.cascade is not None:
+                    _attribute(response, answered)
                 _check_size(response, worker)
             except SluiceError:
                 worker.figures.failed(time.monotonic() - began)
                 raise
-            timing.output_s += time.monotonic() - ran
-            worker.figures.answered(worker.samples(inputs), timing)
+            answered.timing.output_s += time.monotonic() - ran
+            worker.figures.answered(worker.samples(inputs), answered.timing)
         return response
 
     @contextlib.contextmanager
@@ -178,6 +190,13 @@ class Inference:
         with self._lock:
             self._cache.put(key, outputs, worker.cache_s, time.monotonic())
         return outputs, timing
+
+
+def _attribute(response: Response, answered: Answered) -> None:
+    """Says of a cascade's answer how many samples another model gave, and which."""
+    response.message.parameters[ESCALATED].int64_param = answered.escalated
+    if answered.by:
+        response.message.parameters[ESCALATED_TO].string_param = answered.by
 
 
 def _handling(message: pb.ModelInferRequest) -> tuple[Priority, float]:

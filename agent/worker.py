@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from agent import worker_process
 from agent.batching import Batcher
+from agent.cascade import Cascade
 from agent.child import Child
 from agent.figures import Figures, Timing
 from agent.limits import EXIT_S, HANG_S
@@ -105,6 +106,7 @@ class Worker:
         figures: of its version's inferences.
         queue: where clients' requests wait for it.
         cache_s: for how long its answers may be given again to the same inputs, seconds; 0: never.
+        cascade: whom it hands samples on to that it is unsure of; None: nobody.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -117,6 +119,7 @@ class Worker:
         self.figures = Figures()
         self.queue = Batcher(self, str(spec))
         self.cache_s = 0.0
+        self.cascade: Cascade | None = None
         self._any_batch = False
         self._turn = threading.Lock()  # held by the one caller who may use the channel
         self._unanswered = False  # under _turn: a request was sent and its answer not yet taken
@@ -183,7 +186,7 @@ class Worker:
 
     def succeed(self, dead: Worker) -> None:
         """Goes on with figures, policy and learned batch sizes of a worker of the same version."""
-        self.figures, self.cache_s = dead.figures, dead.cache_s
+        self.figures, self.cache_s, self.cascade = dead.figures, dead.cache_s, dead.cascade
         self.queue.inherit(dead.queue)
 
     def checked(self) -> None:
