@@ -40,7 +40,8 @@ class Key:
     Attributes:
         name: with its table: "update.soak_s".
         field: of AgentConfig.
-        kind: text, path, address, listen, number, integer, flag, texts (a table of texts) or runtimes.
+        kind: text, path, address, endpoint (address or https://address), listen, number, integer, flag, texts
+            (a table of texts) or runtimes.
         least: smallest number allowed, in the unit that the name ends with.
         most: largest number allowed.
     """
@@ -65,6 +66,9 @@ KEYS = (
     Key("inference.model_control", "model_control", "flag"),
     Key("admin.socket", "admin_socket", "path"),
     Key("metrics.address", "metrics_address", "listen"),
+    Key("tracing.endpoint", "tracing_endpoint", "endpoint"),
+    Key("tracing.sample_ratio", "tracing_sample_ratio", "number", 0, 1),
+    Key("tracing.attributes", "tracing_attributes", "texts"),
     Key("telemetry.interval_s", "telemetry_interval_s", "number", 0.2, 86_400),
     Key("telemetry.outbox_max_bytes", "outbox_max_bytes", "integer", 65_536, 1 << 30),
     Key("update.keep_versions", "keep_versions", "integer", 0, 64),
@@ -91,6 +95,9 @@ class AgentConfig:
         runtimes: names of the runtimes that may be used; empty for all that work.
         model_control: whether inference clients may load and unload models.
         metrics_address: host:port that serves Prometheus metrics; empty: none are served.
+        tracing_endpoint: of an OTLP collector, see tracing.py; empty: no traces.
+        tracing_sample_ratio: share of requests traced whose clients did not decide.
+        tracing_attributes: of the resource, with every span.
         admin_socket: path of the unix socket for `sluice-agent status` and the like.
         telemetry_interval_s: between samples.
         outbox_max_bytes: telemetry kept while the control plane is away; the oldest goes first.
@@ -111,6 +118,9 @@ class AgentConfig:
     runtimes: tuple[str, ...] = ()
     model_control: bool = False
     metrics_address: str = ""
+    tracing_endpoint: str = ""
+    tracing_sample_ratio: float = 1.0
+    tracing_attributes: Mapping[str, str] = field(default_factory=dict)
     admin_socket: Path = Path()
     telemetry_interval_s: float = 60.0
     outbox_max_bytes: int = 16 << 20
@@ -229,15 +239,16 @@ def _check(path: Path, key: Key, value: Any) -> Any:
         if not Path(value).is_absolute():
             raise _invalid(path, key.name, f"must be an absolute path, not {value[:80]!r}")
         return Path(value)
-    if key.kind in ("address", "listen"):
-        _check_address(path, key.name, value, least_port=0 if key.kind == "listen" else 1)
+    if key.kind in ("address", "listen", "endpoint"):
+        address = value.removeprefix("https://") if key.kind == "endpoint" else value
+        _check_address(path, key.name, address, least_port=0 if key.kind == "listen" else 1)
     return value
 
 
 def _check_address(path: Path, name: str, value: str, *, least_port: int) -> None:
     host, colon, port = value.rpartition(":")
     plain = port.isascii() and port.isdigit() and len(port) <= 5
-    if not host or not colon or not plain or not least_port <= int(port) <= 65_535:
+    if not host or "/" in host or not colon or not plain or not least_port <= int(port) <= 65_535:
         raise _invalid(
             path, name, f"must be host:port with a port from {least_port} to 65535, not {value[:80]!r}"
         )

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from agent import update_limits as limits
 from agent.activation import Activator
@@ -45,10 +46,13 @@ from agent.supervisor import Supervisor
 from agent.sync import Sync
 from agent.telemetry import Telemetry, WorkerFigures
 from agent.version_directory import sweep
-from sluice.api.v1 import admin_pb2, sync_pb2
+from sluice.api.v1 import admin_pb2, errors_pb2, sync_pb2
 from updater.atomic import write_atomic
 from updater.errors import SluiceError, os_errors
 from updater.store import Store
+
+if TYPE_CHECKING:
+    from agent.tracing import Tracing
 
 log = logging.getLogger(__name__)
 INFERENCE_ADDRESS_FILE = "inference-address"
@@ -146,10 +150,12 @@ class Daemon:
             poll_interval_s=config.poll_interval_s,
             reconnect_max_s=config.reconnect_max_s,
         )
+        self._tracing = _tracing(config)
         self._inference = InferenceServer(
             self._router,
             config.inference_address,
             repository=Repository(self._router, self._activator, control=config.model_control),
+            tracing=self._tracing,
         )
         self._metrics = MetricsServer(self._router, config.metrics_address)
         self._admin = AdminServer(
@@ -240,6 +246,8 @@ class Daemon:
         self._inference.stop(min(left_s(), 5.0))
         self._metrics.stop()
         self._activator.close(left_s())
+        if self._tracing is not None:
+            self._tracing.close()
         self._admin.stop(0.5)
 
     def _changed(self) -> None:
@@ -336,6 +344,27 @@ class Daemon:
         )
         link = "connected" if self._sync.connected else "control plane away"
         return f"serving {served or 'nothing yet'}; {link}"
+
+
+def _tracing(config: AgentConfig) -> Tracing | None:
+    """Only with an endpoint: what it imports takes memory that a box without it keeps."""
+    if not config.tracing_endpoint:
+        return None
+    try:
+        from agent.tracing import Tracing
+    except ImportError as error:
+        raise SluiceError(
+            errors_pb2.CONFIG_INVALID,
+            f"tracing.endpoint is set and OpenTelemetry cannot be imported: {error}",
+            hint="pip install 'sluice[tracing]', or take tracing.endpoint out",
+            obj="tracing.endpoint",
+        ) from error
+    return Tracing(
+        config.tracing_endpoint,
+        device_id=config.device_id,
+        sample_ratio=config.tracing_sample_ratio,
+        attributes=config.tracing_attributes,
+    )
 
 
 @contextmanager

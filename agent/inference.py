@@ -16,7 +16,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -28,6 +28,9 @@ from agent.router import Router
 from inference import open_inference_pb2 as pb
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
+
+if TYPE_CHECKING:
+    from agent.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class InferenceServer:
     Args:
         router: where requests find their workers.
         repository: what the repository calls see; None: what the router has loaded, which no client changes.
+        tracing: where traces of requests go; None: there are none.
         addresses: to listen on: "127.0.0.1:8500" (port 0 takes a free one) or
         "unix:/run/sluice/inference.sock". threads: that answer requests. concurrent_rpcs: calls running and
         waiting; more get RESOURCE_EXHAUSTED. message_bytes: largest request and response.
@@ -52,6 +56,7 @@ class InferenceServer:
         addresses: str | Sequence[str],
         *,
         repository: Repository | None = None,
+        tracing: Tracing | None = None,
         threads: int = SERVING_THREADS,
         concurrent_rpcs: int = MAX_CONCURRENT_RPCS,
         message_bytes: int = MAX_MESSAGE_BYTES,
@@ -68,7 +73,7 @@ class InferenceServer:
             ),
         )
         self._streams_pool = futures.ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
-        service = InferenceService(router, repository or Repository(router))
+        service = InferenceService(router, repository or Repository(router), tracing)
         self._server.add_registered_method_handlers(
             _SERVICE.full_name, _handlers(service, self._streams_pool)
         )

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import grpc
 
@@ -31,6 +31,9 @@ from inference import open_inference_pb2 as pb
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 from updater.wire import to_status
+
+if TYPE_CHECKING:
+    from agent.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +55,12 @@ class _Status(grpc.Status):
 class InferenceService:
     """The calls over a router and a repository; the methods are named as the protocol names them."""
 
-    def __init__(self, router: Router, repository: Repository) -> None:
+    def __init__(self, router: Router, repository: Repository, tracing: Tracing | None = None) -> None:
         self._router = router
         self._repository = repository
         self._regions = Regions()
         self._peers = Peers()
-        self._inference = Inference(router, self._regions, self._peers)
+        self._inference = Inference(router, self._regions, self._peers, tracing)
         self._streams = Streams(self._inference)
 
     # Health.

@@ -87,6 +87,14 @@ MAX_CACHE_COUNTS = 10_000  # keys whose look-ups are counted
 CACHE_HALVE_AFTER = 10_000  # look-ups after which the counts are halved
 METRICS_CONNECTION_S = 5.0  # for one scrape to come in and be answered (metrics.py)
 
+# Traces (tracing.py).
+TRACE_QUEUE = 2048  # spans that wait for the collector; the oldest go first
+TRACE_BATCH = 256  # spans in one message to it
+TRACE_DELAY_S = 2.0  # that a span waits for others to go with it
+TRACE_EXPORT_S = 5.0  # for one message to be taken, repetitions included
+TRACE_CLOSE_S = 1.5  # for what waits when the agent stops
+TRACE_LOG_S = 60.0  # between two lines in the log about the collector
+
 # System shared memory (shared_memory.py, peer.py).
 MAX_REGIONS = 64  # registered at once; each holds a descriptor
 MAX_READ_BYTES = 256 << 20  # of inputs read from regions for requests under way, all together

@@ -18,6 +18,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -44,16 +45,22 @@ from runtimes.interface import InputInvalid
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
+if TYPE_CHECKING:  # it is imported only where it is configured
+    from agent.tracing import Tracing
+
 log = logging.getLogger(__name__)
 # Parameters of a cascade's answers: how many of its samples another model gave, and which ("model@version").
 ESCALATED, ESCALATED_TO = "cascade_escalated", "cascade_to"
 
 
 class Inference:
-    """Answers requests. Args: where workers, shared memory and callers' users are found."""
+    """Answers requests. Args: where workers, shared memory and callers' users are found; None: no traces."""
 
-    def __init__(self, router: Router, regions: Regions, peers: Peers) -> None:
+    def __init__(
+        self, router: Router, regions: Regions, peers: Peers, tracing: Tracing | None = None
+    ) -> None:
         self._router = router
+        self._tracing = tracing
         self._regions = regions
         self._peers = peers
         self._lock = threading.Lock()  # of the cache
@@ -65,6 +72,7 @@ class Inference:
         request: Request,
         context: grpc.ServicerContext,
         on_end: Callable[[Callable[[], None]], bool] | None = None,
+        method: str = "ModelInfer",
     ) -> Response:
         """One inference.
 
@@ -73,21 +81,42 @@ class Inference:
             context: of the call.
             on_end: see `Batcher.infer`; None: the call's own, which keeps every callback until the call ends.
 
+            method: of the protocol, for traces.
+
         Raises:
             SluiceError: with the reasons of `Worker.infer`, `Router.acquire` and tensors.py.
         """
+        began = time.monotonic()
         remaining_s = context.time_remaining()
-        deadline = time.monotonic() + min(
-            MAX_REQUEST_S, MAX_REQUEST_S if remaining_s is None else remaining_s
-        )
+        deadline = began + min(MAX_REQUEST_S, MAX_REQUEST_S if remaining_s is None else remaining_s)
         on_end = on_end or context.add_callback
         steps: list[Step] = []
+        failure = None
+        try:
+            return self._twice(request, context, deadline, on_end, steps)
+        except SluiceError as error:
+            failure = error
+            raise
+        finally:
+            if self._tracing is not None:
+                name = request.message.model_name
+                self._tracing.record(context.invocation_metadata(), method, name, began, steps, failure)
+
+    def _twice(
+        self,
+        request: Request,
+        context: grpc.ServicerContext,
+        deadline: float,
+        on_end: Callable[[Callable[[], None]], bool],
+        steps: list[Step],
+    ) -> Response:
         try:
             return self._once(request, context, deadline, on_end, steps)
         except WorkerDied as error:
             if error.delivered:
                 raise
             log.info("a request is given to another worker: %s", error)
+            steps.clear()
             return self._once(request, context, deadline, on_end, steps)
 
     def _once(
