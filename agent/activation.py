@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from agent import cascading, golden, options, placement
 from agent import slots as moves
 from agent.batch_proof import batches_are_safe
+from agent.batching import Gate
 from agent.installer import Installer, Prepared
 from agent.limits import DRAIN_S, MAX_NAME_CHARACTERS
 from agent.reporter import Loaded
@@ -61,6 +62,7 @@ class Activator:
         threads: of a model's runtime unless its variant says otherwise.
         soak_s: see AgentConfig.
         load_deadline_s: see AgentConfig.
+        gate: what low-priority requests wait for; None: nothing.
         changed: called when the reported state changed.
     """
 
@@ -75,6 +77,7 @@ class Activator:
         soak_s: float,
         load_deadline_s: float,
         changed: Callable[[], None],
+        gate: Gate | None = None,
     ) -> None:
         self._state = state
         self._store = store
@@ -84,6 +87,7 @@ class Activator:
         self._soak_s = soak_s
         self._load_deadline_s = load_deadline_s
         self._changed = changed
+        self._gate = gate
         self._guard = threading.Lock()
         self._locks: dict[str, threading.RLock] = {}
         self._loaded: dict[str, Installed] = {}
@@ -253,6 +257,7 @@ class Activator:
                 examples = golden.convert_inputs(worker, golden.read_golden(path)[0])
             worker.cache_s, worker.cascade = wanted.cache_s, wanted.cascade
             worker.queue.policy = self._policy(worker, wanted.policy, examples)
+            worker.queue.gate, worker.queue.threads = self._gate, wanted.threads
         except BaseException:
             worker.close(0)
             raise

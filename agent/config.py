@@ -17,6 +17,7 @@ from typing import Any
 
 import tomli
 
+from agent.limits import HOLD_LOAD, SPARE_LOAD
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
@@ -62,6 +63,8 @@ KEYS = (
     Key("control.reconnect_max_s", "reconnect_max_s", "number", 0.1, 3_600),
     Key("inference.address", "inference_address", "listen"),
     Key("inference.threads", "threads", "integer", 1, 256),
+    Key("inference.low_hold_load", "low_hold_load", "number", 0, 1),
+    Key("inference.low_spare_load", "low_spare_load", "number", 0, 1),
     Key("inference.runtimes", "runtimes", "runtimes"),
     Key("inference.model_control", "model_control", "flag"),
     Key("admin.socket", "admin_socket", "path"),
@@ -92,6 +95,8 @@ class AgentConfig:
         reconnect_max_s: upper end of the reconnection backoff.
         inference_address: host:port that serves the Open Inference Protocol; port 0 takes a free one.
         threads: of one model's runtime, unless its variant says otherwise.
+        low_hold_load: of all cores, over which low-priority requests wait.
+        low_spare_load: under which they may use the spare cores; see host_gate.py.
         runtimes: names of the runtimes that may be used; empty for all that work.
         model_control: whether inference clients may load and unload models.
         metrics_address: host:port that serves Prometheus metrics; empty: none are served.
@@ -115,6 +120,8 @@ class AgentConfig:
     reconnect_max_s: float = 300.0
     inference_address: str = "127.0.0.1:8500"
     threads: int = 1
+    low_hold_load: float = HOLD_LOAD
+    low_spare_load: float = SPARE_LOAD
     runtimes: tuple[str, ...] = ()
     model_control: bool = False
     metrics_address: str = ""
@@ -177,6 +184,11 @@ def parse(value: Mapping[str, Any], path: Path) -> AgentConfig:
         raise _invalid(path, "control.address", 'is required, e.g. "control.example:8400"')
     if "device_id" not in fields:
         fields["device_id"] = default_device_id()
+    hold, spare = (
+        fields.get(name, getattr(AgentConfig, name)) for name in ("low_hold_load", "low_spare_load")
+    )
+    if spare > hold:
+        raise _invalid(path, "inference.low_spare_load", f"must not be over low_hold_load, which is {hold:g}")
     state_dir = fields.get("state_dir", AgentConfig.state_dir)
     if "admin_socket" not in fields:
         fields["admin_socket"] = default_admin_socket(state_dir)

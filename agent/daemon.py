@@ -29,6 +29,7 @@ from agent.capabilities import agent_version, hello, probe_box
 from agent.chooser import Box
 from agent.config import AgentConfig
 from agent.control import Control
+from agent.host_load import HostLoad
 from agent.inference import InferenceServer
 from agent.installer import Installer
 from agent.lock import StateLock
@@ -111,6 +112,7 @@ class Daemon:
             reserve_bytes=config.reserve_bytes,
             make_room=lambda: self._collect(spare=False),
         )
+        self._load = HostLoad(config.low_hold_load, config.low_spare_load)
         self._activator = Activator(
             self._state,
             self._store,
@@ -120,6 +122,7 @@ class Daemon:
             soak_s=config.soak_s,
             load_deadline_s=config.load_deadline_s,
             changed=self._changed,
+            gate=self._load,
         )
         self._reconciler = Reconciler(
             self._state,
@@ -213,6 +216,7 @@ class Daemon:
         fed_s = 0.0
         told = ""
         while not self._stopping.wait(limits.WATCHDOG_TICK_S):
+            self._load.tick()
             summary = self._summary()
             if summary != told:
                 notify(f"STATUS={summary}")

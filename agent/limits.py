@@ -45,6 +45,14 @@ LEAST_RETRY_S, MOST_RETRY_S = 0.010, 5.0  # of the hint when to try again
 BREAKER_ANSWERS = 20  # the latest that the breaker looks at
 BREAKER_FIRST_S, BREAKER_MOST_S = 1.0, 30.0  # how long it stays open
 
+# The gate of low-priority work (host_gate.py, host_load.py).
+HOLD_LOAD, SPARE_LOAD = 0.85, 0.30  # of all cores: over the one it waits, under the other it is not held back
+GATE_MARGIN = 0.10  # past its bound the load must be for a level to be left
+GATE_HALF_LIFE_S = 2.0  # over which the load is averaged
+GATE_STALE_S = 10.0  # without a reading for so long, nothing is held
+GATE_LOOK_S = 0.1  # between two looks of a queue in which only low-priority requests wait
+LOW_HOLD_S = 10.0  # a request that the gate held for so long runs all the same
+
 # Options of a variant (options.py).
 MAX_PROVIDERS = 8  # accelerators in one list; each may be tried while a worker starts
 

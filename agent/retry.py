@@ -26,7 +26,7 @@ class Cause(enum.Enum):
     DAMAGED = "damaged"  # the delta's bytes are wrong: fetch again, then ask for a full copy
     BASE = "base"  # the base on disk is wrong: drop it and plan again
     DISK = "disk"  # no room
-    MEMORY = "memory"  # killed while it loaded: there may be more memory later
+    KILLED = "killed"  # killed while it loaded: there may be more memory later
     MEMBER = "member"  # another model must be there first
     OTHER = "other"  # unexpected: a few tries
 
@@ -52,7 +52,7 @@ POLICIES = {
     Cause.DAMAGED: Policy(0.5, 60, 6),
     Cause.BASE: Policy(0.5, 60, 6),
     Cause.DISK: Policy(5, 900, 0),
-    Cause.MEMORY: Policy(5, 900, 8),
+    Cause.KILLED: Policy(5, 900, 8),
     Cause.MEMBER: Policy(2, 300, 12),
     Cause.OTHER: Policy(1, 300, 6),
 }
@@ -90,7 +90,7 @@ _CAUSES: dict[int, Cause] = {
     ),
     **dict.fromkeys((errors_pb2.DELTA_WRONG_BASE, errors_pb2.STORE_CORRUPT), Cause.BASE),
     errors_pb2.DISK_FULL: Cause.DISK,
-    errors_pb2.OUT_OF_MEMORY: Cause.MEMORY,
+    errors_pb2.OUT_OF_MEMORY: Cause.KILLED,
     errors_pb2.CASCADE_INCOMPLETE: Cause.MEMBER,
 }
 

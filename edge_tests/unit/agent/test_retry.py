@@ -29,7 +29,7 @@ def test_causes() -> None:
     assert cause_of(errors_pb2.DELTA_WRONG_BASE) is Cause.BASE
     assert cause_of(errors_pb2.DISK_FULL) is Cause.DISK
     assert cause_of(errors_pb2.INTERNAL) is Cause.OTHER
-    assert cause_of(errors_pb2.OUT_OF_MEMORY) is Cause.MEMORY
+    assert cause_of(errors_pb2.OUT_OF_MEMORY) is Cause.KILLED
     assert cause_of(errors_pb2.CASCADE_INCOMPLETE) is Cause.MEMBER
 
 
