@@ -256,6 +256,7 @@ class Activator:
                 golden.check_golden(worker, path, variant.tolerance, self._load_deadline_s)
                 examples = golden.convert_inputs(worker, golden.read_golden(path)[0])
             worker.cache_s, worker.cascade = wanted.cache_s, wanted.cascade
+            worker.versions = wanted.versions
             worker.queue.policy = self._policy(worker, wanted.policy, examples)
             worker.queue.gate, worker.queue.threads = self._gate, wanted.threads
         except BaseException:
@@ -374,7 +375,7 @@ class Activator:
             serving = self._router.serving(model)
             warm = serving.previous if serving is not None else None
             ready = warm is not None and warm.alive and warm.version == taking.version
-            worker = warm if ready and warm is not None else self._revive(model, taking)
+            worker = warm if ready and warm is not None else self.bring_up(model, taking)
             update = Update(
                 model,
                 leaving.version,
@@ -396,7 +397,8 @@ class Activator:
         self._changed()
         return leaving.version, taking.version
 
-    def _revive(self, model: str, installed: Installed) -> Worker:
+    def bring_up(self, model: str, installed: Installed) -> Worker:
+        """A worker of a version on disk, loaded and checked. Raises SluiceError as `activate`."""
         prepared = self._installer.prepare(installed, model)
         return self._bring_up(model, prepared, lambda _step: None)
 

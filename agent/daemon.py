@@ -29,6 +29,7 @@ from agent.capabilities import agent_version, hello, probe_box
 from agent.chooser import Box
 from agent.config import AgentConfig
 from agent.control import Control
+from agent.held_versions import HeldVersions
 from agent.host_load import HostLoad
 from agent.inference import InferenceServer
 from agent.installer import Installer
@@ -40,13 +41,13 @@ from agent.reconciler import Reconciler
 from agent.recovery import recover
 from agent.reporter import Progress, compose
 from agent.repository import Repository
-from agent.retention import collect
+from agent.retention import collect, versions_on_disk
 from agent.router import Router
 from agent.state import State
 from agent.supervisor import Supervisor
 from agent.sync import Sync
 from agent.telemetry import Telemetry, WorkerFigures
-from agent.version_directory import sweep
+from agent.version_directory import installed_in, sweep
 from sluice.api.v1 import admin_pb2, errors_pb2, sync_pb2
 from updater.atomic import write_atomic
 from updater.errors import SluiceError, os_errors
@@ -124,6 +125,12 @@ class Daemon:
             changed=self._changed,
             gate=self._load,
         )
+        self._held = HeldVersions(
+            self._router,
+            on_disk=lambda: versions_on_disk(slots_dir),
+            installed=lambda model, version: installed_in(slots_dir, model, version),
+            bring_up=self._activator.bring_up,
+        )
         self._reconciler = Reconciler(
             self._state,
             self._installer,
@@ -197,6 +204,7 @@ class Daemon:
             return  # a worker that is still loading ends with this process
         notify("READY=1", f"STATUS={self._summary()}")
         self._box = probe_box(self._config.runtimes)
+        self._held.start()
         self._reconciler.start()
         self._sync.start()
         self._telemetry.start()
@@ -243,7 +251,7 @@ class Daemon:
         def left_s() -> float:
             return max(0.5, until - time.monotonic())
 
-        for part in (self._reconciler, self._sync, self._telemetry):
+        for part in (self._reconciler, self._held, self._sync, self._telemetry):
             part.stop(min(left_s(), 5.0))
         if hasattr(self, "_supervisor"):
             self._supervisor.stop(1.0)
@@ -256,6 +264,7 @@ class Daemon:
 
     def _changed(self) -> None:
         if hasattr(self, "_sync"):
+            self._held.changed()
             self._sync.changed()
 
     def _connected(self) -> None:
@@ -266,7 +275,8 @@ class Daemon:
         """Removes what no slot and no desired version needs, with `spare` keeping a few versions more."""
         desired = [item.manifest_digest for item in self._reconciler.desired.models.values()]
         keep = self._config.keep_versions if spare else 0
-        freed = collect(self._store, self._slots_dir, self._state.models(), desired, keep)
+        pinned = self._held.pinned()
+        freed = collect(self._store, self._slots_dir, self._state.models(), desired, keep, pinned)
         if freed:
             log.info("freed %d bytes in the store", freed)
 
@@ -286,7 +296,7 @@ class Daemon:
             WorkerFigures(
                 model=serving.model,
                 version=worker.version,
-                role="active" if worker is serving.active else "previous",
+                role=serving.place(worker),
                 process_id=worker.pid,
                 runtime=worker.runtime,
                 resident_bytes=worker.resident_bytes(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -196,10 +196,10 @@ class InferenceService:
     def _user(self, context: grpc.ServicerContext) -> int | None:
         return self._peers.user(context.peer())
 
-    def _describe(self, name: str, version: str, how: Callable[[Worker, list[Worker]], Answer]) -> Answer:
+    def _describe(self, name: str, version: str, how: Callable[[Worker, Sequence[Worker]], Answer]) -> Answer:
         with self._router.acquire(name, version) as worker:
             serving = self._router.serving(name)
-            return how(worker, [worker] if serving is None else list(serving.workers))
+            return how(worker, (worker,) if serving is None else serving.workers)
 
     def _loaded(self, name: str, version: str) -> list[Worker]:
         """The workers meant, by name and version."""

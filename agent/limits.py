@@ -45,6 +45,11 @@ LEAST_RETRY_S, MOST_RETRY_S = 0.010, 5.0  # of the hint when to try again
 BREAKER_ANSWERS = 20  # the latest that the breaker looks at
 BREAKER_FIRST_S, BREAKER_MOST_S = 1.0, 30.0  # how long it stays open
 
+# Versions beside the active one (version_policy.py, held_versions.py).
+MAX_VERSIONS_LOADED = 8  # of one model; each is a process
+HELD_LOOK_S = 60.0  # between two looks though nothing was said to have changed
+HELD_MEMORY_RESERVE_BYTES = 32 << 20  # of memory that such a version must leave free
+
 # The gate of low-priority work (host_gate.py, host_load.py).
 HOLD_LOAD, SPARE_LOAD = 0.85, 0.30  # of all cores: over the one it waits, under the other it is not held back
 GATE_MARGIN = 0.10  # past its bound the load must be for a level to be left

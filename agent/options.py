@@ -13,6 +13,7 @@
 | queue | requests that may wait | 48 |
 | breaker_ms | from arrival to answer; slower answers open the latency breaker | no breaker |
 | cache_ttl_s | for how long an answer may be given again to the same inputs | never |
+| versions | which others are loaded beside it: "latest:3", "all", or numbers | none |
 | cascade_to | the model (or model@version) that answers what this one is unsure of | none |
 | cascade_threshold | of the score, 0 to 1; what is under it is handed on | 0.7 |
 | cascade_weights | of confidence and of 1 - normalised entropy | 0.6,0.4 |
@@ -32,6 +33,8 @@ from dataclasses import dataclass
 from agent.cascade import LOGITS, PROBABILITIES, Cascade
 from agent.limits import BATCH_TARGET_S, MAX_BATCH, MAX_PROVIDERS, MAX_QUEUE, MAX_REQUEST_S
 from agent.scheduling import Policy
+from agent.version_policy import VersionPolicy
+from agent.version_policy import parse as parse_versions
 from runtimes.interface import CPU, OPTIMIZATIONS
 
 MAX_THREADS = 256
@@ -53,6 +56,7 @@ class Options:
         accelerators: what to run on, best first.
         optimization: of an ONNX graph, one of OPTIMIZATIONS.
         xnnpack: whether TensorFlow Lite may use XNNPACK.
+        versions: which other versions are loaded beside it; None: none are.
         cascade: whom it hands samples on to; whether that works is checked where the models are known.
         faults: what was not understood, as sentences.
     """
@@ -64,6 +68,7 @@ class Options:
     optimization: str = OPTIMIZATIONS[-1]
     xnnpack: bool = True
     cascade: Cascade | None = None
+    versions: VersionPolicy | None = None
     faults: tuple[str, ...] = ()
 
 
@@ -115,7 +120,25 @@ def read(options: Mapping[str, str], threads: int, accelerator: str = CPU) -> Op
     xnnpack = choice("xnnpack", (_ON, _OFF), _ON) == _ON
     scores = choice("cascade_scores", (LOGITS, PROBABILITIES), LOGITS)
     cascade = _cascade(options, scores, faults)
-    return Options(most_threads, policy, cache_s, accelerators, optimization, xnnpack, cascade, tuple(faults))
+    versions = _versions(options.get("versions"), faults)
+    return Options(
+        most_threads,
+        policy,
+        cache_s,
+        accelerators,
+        optimization,
+        xnnpack,
+        cascade,
+        versions,
+        tuple(faults),
+    )
+
+
+def _versions(text: str | None, faults: list[str]) -> VersionPolicy | None:
+    policy = None if text is None else parse_versions(text.strip())
+    if text is not None and policy is None:
+        faults.append(f"option versions is {text[:40]!r}, not latest:N, all, or numbers such as 1,4")
+    return policy
 
 
 def _cascade(options: Mapping[str, str], scores: str, faults: list[str]) -> Cascade | None:

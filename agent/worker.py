@@ -33,6 +33,7 @@ from agent.child import Child
 from agent.figures import Figures, Timing
 from agent.limits import EXIT_S, HANG_S
 from agent.transport import ChannelBroken, ChannelClosed, Message, MessageTooLarge
+from agent.version_policy import VersionPolicy
 from runtimes.inputs import check_inputs, splits_by_sample
 from runtimes.interface import CPU, OPTIMIZATIONS, InputInvalid, TensorSpec
 from sluice.api.v1 import errors_pb2
@@ -106,6 +107,7 @@ class Worker:
         figures: of its version's inferences.
         queue: where clients' requests wait for it.
         cache_s: for how long its answers may be given again to the same inputs, seconds; 0: never.
+        versions: which others of its model are loaded beside it while it is active; None: none.
         cascade: whom it hands samples on to that it is unsure of; None: nobody.
     """
 
@@ -120,6 +122,7 @@ class Worker:
         self.queue = Batcher(self, str(spec))
         self.cache_s = 0.0
         self.cascade: Cascade | None = None
+        self.versions: VersionPolicy | None = None
         self._any_batch = False
         self._turn = threading.Lock()  # held by the one caller who may use the channel
         self._unanswered = False  # under _turn: a request was sent and its answer not yet taken
@@ -187,6 +190,7 @@ class Worker:
     def succeed(self, dead: Worker) -> None:
         """Goes on with figures, policy and learned batch sizes of a worker of the same version."""
         self.figures, self.cache_s, self.cascade = dead.figures, dead.cache_s, dead.cascade
+        self.versions = dead.versions
         self.queue.inherit(dead.queue)
 
     def checked(self) -> None:
