@@ -4,8 +4,9 @@ clients on the box.
 This file is the server: addresses, threads and limits. inference_service.py holds the calls, requests.py the
 way of one inference, streams.py the streams.
 
-Rules: a message over its limit, or a call over the number that may wait, is refused by gRPC before it takes a
-thread; streams have threads of their own, so that they hold up nothing else.
+Rules: a message over its limit, or a call over the number that may wait, is refused by gRPC; a call whose
+request does not come in is cut off (slow_requests.py); streams have threads of their own, so that they hold
+up nothing else.
 
 There is no authentication: listen on loopback or a unix socket.
 """
@@ -25,6 +26,7 @@ from agent.limits import MAX_CONCURRENT_RPCS, MAX_MESSAGE_BYTES, MAX_STREAMS, SE
 from agent.messages import parse_request, serialize_response
 from agent.repository import Repository
 from agent.router import Router
+from agent.slow_requests import Reading
 from inference import open_inference_pb2 as pb
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
@@ -73,9 +75,10 @@ class InferenceServer:
             ),
         )
         self._streams_pool = futures.ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
+        self._reading = Reading()
         service = InferenceService(router, repository or Repository(router), tracing)
         self._server.add_registered_method_handlers(
-            _SERVICE.full_name, _handlers(service, self._streams_pool)
+            _SERVICE.full_name, _handlers(service, self._streams_pool, self._reading)
         )
         self.addresses: tuple[str, ...] = ()
 
@@ -87,11 +90,13 @@ class InferenceServer:
         """
         self.addresses = tuple(self._bind(address) for address in self._wanted)
         self._server.start()
+        self._reading.start()
         log.info("inference is served on %s", ", ".join(self.addresses))
 
     def stop(self, grace_s: float) -> None:
         """Takes no new calls, lets those running end within `grace_s`, then cancels them."""
         self._server.stop(grace_s).wait(grace_s + 5)
+        self._reading.stop()
         self._pool.shutdown(wait=False)
         self._streams_pool.shutdown(wait=False)
 
@@ -111,7 +116,7 @@ class InferenceServer:
 
 
 def _handlers(
-    service: InferenceService, streams: futures.ThreadPoolExecutor
+    service: InferenceService, streams: futures.ThreadPoolExecutor, reading: Reading
 ) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """The service's methods, with the (de)serialisers of the protocol's messages."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -121,9 +126,11 @@ def _handlers(
         serialize: Callable[[Any], bytes] = getattr(pb, method.output_type.name).SerializeToString
         if method.name == _INFER:
             parse, serialize = parse_request, serialize_response
-        make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = grpc.unary_unary_rpc_method_handler
+        make: Callable[..., grpc.RpcMethodHandler[Any, Any]]
         if method.client_streaming:
             make, behavior = grpc.stream_stream_rpc_method_handler, _OnThreads(behavior, streams)
+        else:
+            make, behavior = grpc.stream_unary_rpc_method_handler, reading.whole(behavior)
         handlers[method.name] = make(behavior, parse, serialize)
     return handlers
 

@@ -82,6 +82,10 @@ SERVING_THREADS = 64  # each holds one request, waiting or running; more than on
 MAX_CONCURRENT_RPCS = 128  # running, waiting for a thread, and streams; more get RESOURCE_EXHAUSTED
 MAX_MESSAGE_BYTES = 64 << 20  # of one request or response
 MAX_REQUEST_S = 30.0  # for a request without a deadline, or with a later one
+READ_S = 30.0  # for a request to come in whole (slow_requests.py)
+READING_MOST = 32  # requests that may take their time to come in; with more, the slow ones are cut off
+READ_CROWDED_S = 1.0  # what is slow then
+READ_LOOK_S = 0.5  # between two looks at them
 MAX_DIMENSION = (1 << 31) - 1
 MAX_NAME_CHARACTERS = 128  # of a client's text when it is repeated in a message
 
