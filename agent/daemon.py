@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from agent import placement
 from agent import update_limits as limits
 from agent.activation import Activator
 from agent.admin import AdminServer
@@ -188,7 +189,7 @@ class Daemon:
 
     def _start(self) -> None:
         self._admin.start()
-        self._supervisor = Supervisor(self._router, self._activator.crash_looped)
+        self._supervisor = Supervisor(self._router, self._activator.crash_looped, start=placement.start)
         boot = threading.Thread(target=self._boot, name="boot", daemon=True)
         boot.start()
         boot.join(limits.BOOT_BEFORE_SERVING_S)
