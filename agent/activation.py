@@ -21,9 +21,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from agent import golden, options
+from agent import cascading, golden, options, placement
 from agent import slots as moves
 from agent.batch_proof import batches_are_safe
+from agent.batching import Gate
 from agent.installer import Installer, Prepared
 from agent.limits import DRAIN_S, MAX_NAME_CHARACTERS
 from agent.reporter import Loaded
@@ -61,6 +62,7 @@ class Activator:
         threads: of a model's runtime unless its variant says otherwise.
         soak_s: see AgentConfig.
         load_deadline_s: see AgentConfig.
+        gate: what low-priority requests wait for; None: nothing.
         changed: called when the reported state changed.
     """
 
@@ -75,6 +77,7 @@ class Activator:
         soak_s: float,
         load_deadline_s: float,
         changed: Callable[[], None],
+        gate: Gate | None = None,
     ) -> None:
         self._state = state
         self._store = store
@@ -84,6 +87,7 @@ class Activator:
         self._soak_s = soak_s
         self._load_deadline_s = load_deadline_s
         self._changed = changed
+        self._gate = gate
         self._guard = threading.Lock()
         self._locks: dict[str, threading.RLock] = {}
         self._loaded: dict[str, Installed] = {}
@@ -182,10 +186,16 @@ class Activator:
             step: told about each step.
 
         Raises SluiceError(STORE_CORRUPT | MODEL_LOAD_FAILED | RUNTIME_UNAVAILABLE | WARM_UP_FAILED |
-        GOLDEN_MISMATCH | WORKER_DIED | WORKER_TIMEOUT | ...); what serves is then untouched.
+        GOLDEN_MISMATCH | CASCADE_INVALID | CASCADE_INCOMPLETE | WORKER_DIED | WORKER_TIMEOUT | ...); what
+        serves is then untouched.
         """
         with self._lock(model):
             worker = self._bring_up(model, prepared, step)
+            try:
+                cascading.check(worker, self._router)
+            except SluiceError:
+                worker.close(0)
+                raise
             step(sync_pb2.UPDATE_STEP_ACTIVATING)
             before = self._state.slots(model)
             after = moves.commit(moves.stage(before, prepared.installed))
@@ -222,7 +232,7 @@ class Activator:
         step(sync_pb2.UPDATE_STEP_VERIFYING)
         digests = verify(prepared.directory, model, installed.version, variant, self._store)
         step(sync_pb2.UPDATE_STEP_WARMING_UP)
-        wanted = options.read(variant.options, self._threads)
+        wanted = options.read(variant.options, self._threads, variant.accelerator)
         for fault in wanted.faults:
             log.warning("%s@%d: %s", model, installed.version, fault)
         spec = WorkerSpec(
@@ -232,9 +242,12 @@ class Activator:
             format=variant.format,
             runtime_preference=installed.runtime,
             threads=wanted.threads,
+            accelerators=wanted.accelerators,
+            optimization=wanted.optimization,
+            xnnpack=wanted.xnnpack,
             loaded_digests=digests,
         )
-        worker = Worker.start(spec, self._load_deadline_s)
+        worker = placement.start(spec, self._load_deadline_s)
         try:
             golden.warm_up(worker, self._load_deadline_s)
             examples = None
@@ -242,8 +255,10 @@ class Activator:
                 path = prepared.directory / variant.golden_file.path
                 golden.check_golden(worker, path, variant.tolerance, self._load_deadline_s)
                 examples = golden.convert_inputs(worker, golden.read_golden(path)[0])
-            worker.cache_s = wanted.cache_s
+            worker.cache_s, worker.cascade = wanted.cache_s, wanted.cascade
+            worker.versions = wanted.versions
             worker.queue.policy = self._policy(worker, wanted.policy, examples)
+            worker.queue.gate, worker.queue.threads = self._gate, wanted.threads
         except BaseException:
             worker.close(0)
             raise
@@ -360,7 +375,7 @@ class Activator:
             serving = self._router.serving(model)
             warm = serving.previous if serving is not None else None
             ready = warm is not None and warm.alive and warm.version == taking.version
-            worker = warm if ready and warm is not None else self._revive(model, taking)
+            worker = warm if ready and warm is not None else self.bring_up(model, taking)
             update = Update(
                 model,
                 leaving.version,
@@ -382,7 +397,8 @@ class Activator:
         self._changed()
         return leaving.version, taking.version
 
-    def _revive(self, model: str, installed: Installed) -> Worker:
+    def bring_up(self, model: str, installed: Installed) -> Worker:
+        """A worker of a version on disk, loaded and checked. Raises SluiceError as `activate`."""
         prepared = self._installer.prepare(installed, model)
         return self._bring_up(model, prepared, lambda _step: None)
 

@@ -20,6 +20,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -76,8 +77,22 @@ class _Pending:
     error: Exception | None = None
 
 
+class Gate(Protocol):
+    """What low-priority work waits for: host_load.HostLoad."""
+
+    def admits(self) -> bool:
+        """Whether it may begin."""
+
+    def low_work(self, threads: int) -> AbstractContextManager[None]:
+        """Around a run of it with so many threads."""
+
+
 class Batcher:
     """The queue before one worker; safe to use from any thread.
+
+    Attributes:
+        gate: what low-priority requests wait for; None: nothing.
+        threads: that one run uses, for the gate.
 
     Args:
         runner: the worker.
@@ -93,6 +108,8 @@ class Batcher:
         self._scheduler = Scheduler(Policy())
         self._pending: dict[int, _Pending] = {}
         self._led = False
+        self.gate: Gate | None = None
+        self.threads = 1
 
     @property
     def policy(self) -> Policy:
@@ -107,6 +124,7 @@ class Batcher:
         """Goes on with another's policy and what it learned: this worker takes that one's place."""
         with self._lock:
             self._scheduler.inherit(other._scheduler)
+            self.gate, self.threads = other.gate, other.threads
 
     def infer(
         self,
@@ -212,7 +230,8 @@ class Batcher:
                 members = [self._pending[item.number] for item in batch.items]
             ran = False
             try:
-                ran = self._run(members, batch)
+                with self._noted(batch):
+                    ran = self._run(members, batch)
             except Exception as error:
                 log.exception("a defect while running a batch of %s", self._name)
                 for member in members:
@@ -239,11 +258,19 @@ class Batcher:
                 heir.leads = True
                 heir.wake.release()
                 return None
+            if self.gate is not None:
+                self._scheduler.hold_low = self._scheduler.low_waits and not self.gate.admits()
             batch = self._scheduler.take(now)
             if batch is not None:
                 return batch
             until = self._scheduler.wake_at(now)
             self._arrived.wait(max(0.0, (now if until is None else until) - now))
+
+    def _noted(self, batch: Batch) -> AbstractContextManager[None]:
+        """Tells the gate of a run of low-priority requests alone."""
+        if self.gate is None or any(item.priority is not Priority.LOW for item in batch.items):
+            return nullcontext()
+        return self.gate.low_work(self.threads)
 
     def _run(self, members: Sequence[_Pending], batch: Batch) -> bool:
         """Gives every member its part of the answer, or an error; whether the batch ran as one."""

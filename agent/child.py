@@ -58,6 +58,7 @@ class Child:
         self._ended = threading.Event()
         self._wake_lock = threading.Lock()  # a descriptor's number may be another file's once it is closed
         self._alarm: tuple[float, Callable[[], bool]] | None = None
+        self._we_killed = False
         with os_errors("starting a worker process for", label), contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
@@ -108,16 +109,23 @@ class Child:
         """Whether the process ended and was reaped."""
         return self._ended.is_set()
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether it was killed and not by us: by someone, or by the kernel for want of memory."""
+        return self._process.returncode == -signal.SIGKILL and not self._we_killed
+
     def wait(self, timeout_s: float) -> bool:
         """Whether the process ended within `timeout_s`."""
         return self._ended.wait(timeout_s)
 
     def kill(self) -> None:
         """Ends the process at once; no effect when it has ended."""
+        self._we_killed = True
         self._process.kill()
 
     def end(self) -> None:
         """Lets the process end by itself, then terminates it, then kills it; returns once it is reaped."""
+        self._we_killed = True
         self.channel.shutdown()
         for harder in (self._process.terminate, self._process.kill):
             if self._ended.wait(EXIT_S):

@@ -17,6 +17,7 @@ from typing import Any
 
 import tomli
 
+from agent.limits import HOLD_LOAD, SPARE_LOAD
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
@@ -40,7 +41,8 @@ class Key:
     Attributes:
         name: with its table: "update.soak_s".
         field: of AgentConfig.
-        kind: text, path, address, listen, number, integer, flag, texts (a table of texts) or runtimes.
+        kind: text, path, address, endpoint (address or https://address), listen, number, integer, flag, texts
+            (a table of texts) or runtimes.
         least: smallest number allowed, in the unit that the name ends with.
         most: largest number allowed.
     """
@@ -69,11 +71,16 @@ KEYS = (
     Key("inference.socket", "inference_socket", "path"),
     Key("inference.group", "inference_group", "text"),
     Key("inference.threads", "threads", "integer", 1, 256),
+    Key("inference.low_hold_load", "low_hold_load", "number", 0, 1),
+    Key("inference.low_spare_load", "low_spare_load", "number", 0, 1),
     Key("inference.runtimes", "runtimes", "runtimes"),
     Key("inference.model_control", "model_control", "flag"),
     Key("admin.socket", "admin_socket", "path"),
     Key("admin.group", "admin_group", "text"),
     Key("metrics.address", "metrics_address", "listen"),
+    Key("tracing.endpoint", "tracing_endpoint", "endpoint"),
+    Key("tracing.sample_ratio", "tracing_sample_ratio", "number", 0, 1),
+    Key("tracing.attributes", "tracing_attributes", "texts"),
     Key("telemetry.interval_s", "telemetry_interval_s", "number", 0.2, 86_400),
     Key("telemetry.outbox_max_bytes", "outbox_max_bytes", "integer", 65_536, 1 << 30),
     Key("trust.root", "trust_root", "path"),
@@ -108,9 +115,14 @@ class AgentConfig:
         inference_socket: path of a unix socket that serves it too; empty: none does.
         inference_group: name or number of the group whose members may use that socket; empty: the agent's.
         threads: of one model's runtime, unless its variant says otherwise.
+        low_hold_load: of all cores, over which low-priority requests wait.
+        low_spare_load: under which they may use the spare cores; see host_gate.py.
         runtimes: names of the runtimes that may be used; empty for all that work.
         model_control: whether inference clients may load and unload models.
         metrics_address: host:port that serves Prometheus metrics; empty: none are served.
+        tracing_endpoint: of an OTLP collector, see tracing.py; empty: no traces.
+        tracing_sample_ratio: share of requests traced whose clients did not decide.
+        tracing_attributes: of the resource, with every span.
         admin_socket: path of the unix socket for `sluice-agent status` and the like.
         admin_group: name or number of the group whose members may administer the agent; empty: no group's.
         telemetry_interval_s: between samples.
@@ -138,9 +150,14 @@ class AgentConfig:
     inference_socket: Path | None = None
     inference_group: str = ""
     threads: int = 1
+    low_hold_load: float = HOLD_LOAD
+    low_spare_load: float = SPARE_LOAD
     runtimes: tuple[str, ...] = ()
     model_control: bool = False
     metrics_address: str = ""
+    tracing_endpoint: str = ""
+    tracing_sample_ratio: float = 1.0
+    tracing_attributes: Mapping[str, str] = field(default_factory=dict)
     admin_socket: Path = Path()
     admin_group: str = ""
     telemetry_interval_s: float = 60.0
@@ -201,6 +218,11 @@ def parse(value: Mapping[str, Any], path: Path) -> AgentConfig:
         fields["device_id"] = default_device_id()
     _default_trust(path, fields)
     _default_sockets(path, fields)
+    hold, spare = (
+        fields.get(name, getattr(AgentConfig, name)) for name in ("low_hold_load", "low_spare_load")
+    )
+    if spare > hold:
+        raise _invalid(path, "inference.low_spare_load", f"must not be over low_hold_load, which is {hold:g}")
     return AgentConfig(**fields)
 
 
@@ -288,15 +310,16 @@ def _check(path: Path, key: Key, value: Any) -> Any:
         if not Path(value).is_absolute():
             raise _invalid(path, key.name, f"must be an absolute path, not {value[:80]!r}")
         return Path(value)
-    if key.kind in ("address", "listen"):
-        _check_address(path, key.name, value, least_port=0 if key.kind == "listen" else 1)
+    if key.kind in ("address", "listen", "endpoint"):
+        address = value.removeprefix("https://") if key.kind == "endpoint" else value
+        _check_address(path, key.name, address, least_port=0 if key.kind == "listen" else 1)
     return value
 
 
 def _check_address(path: Path, name: str, value: str, *, least_port: int) -> None:
     host, colon, port = value.rpartition(":")
     plain = port.isascii() and port.isdigit() and len(port) <= 5
-    if not host or not colon or not plain or not least_port <= int(port) <= 65_535:
+    if not host or "/" in host or not colon or not plain or not least_port <= int(port) <= 65_535:
         raise _invalid(
             path, name, f"must be host:port with a port from {least_port} to 65535, not {value[:80]!r}"
         )

@@ -21,7 +21,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from agent import placement
 from agent import update_limits as limits
 from agent.activation import Activator
 from agent.admin import AdminServer
@@ -29,6 +31,8 @@ from agent.capabilities import agent_version, hello, probe_box
 from agent.chooser import Box
 from agent.config import AgentConfig
 from agent.control import Control
+from agent.held_versions import HeldVersions
+from agent.host_load import HostLoad
 from agent.identity import BoxIdentity
 from agent.inference import InferenceServer
 from agent.installer import Installer
@@ -43,18 +47,21 @@ from agent.reconciler import Reconciler
 from agent.recovery import recover
 from agent.reporter import Progress, compose
 from agent.repository import Repository
-from agent.retention import collect
+from agent.retention import collect, versions_on_disk
 from agent.router import Router
 from agent.state import State
 from agent.supervisor import Supervisor
 from agent.sync import Sync
 from agent.telemetry import Telemetry, WorkerFigures
 from agent.trust import Gate
-from agent.version_directory import sweep
-from sluice.api.v1 import admin_pb2, sync_pb2
+from agent.version_directory import installed_in, sweep
+from sluice.api.v1 import admin_pb2, errors_pb2, sync_pb2
 from updater.atomic import write_atomic
 from updater.errors import SluiceError, os_errors
 from updater.store import Store
+
+if TYPE_CHECKING:
+    from agent.tracing import Tracing
 
 log = logging.getLogger(__name__)
 INFERENCE_ADDRESS_FILE = "inference-address"
@@ -118,6 +125,7 @@ class Daemon:
             reserve_bytes=config.reserve_bytes,
             make_room=lambda: self._collect(spare=False),
         )
+        self._load = HostLoad(config.low_hold_load, config.low_spare_load)
         self._activator = Activator(
             self._state,
             self._store,
@@ -127,6 +135,13 @@ class Daemon:
             soak_s=config.soak_s,
             load_deadline_s=config.load_deadline_s,
             changed=self._changed,
+            gate=self._load,
+        )
+        self._held = HeldVersions(
+            self._router,
+            on_disk=lambda: versions_on_disk(slots_dir),
+            installed=lambda model, version: installed_in(slots_dir, model, version),
+            bring_up=self._activator.bring_up,
         )
         self._reconciler = Reconciler(
             self._state,
@@ -160,11 +175,13 @@ class Daemon:
         )
         self._identity.on_renewed = self._sync.renewed
         private = state_dir / PRIVATE_DIRECTORY
+        self._tracing = _tracing(config)
         self._inference = InferenceServer(
             self._router,
             [config.inference_address] if config.inference_address else [],
             repository=Repository(self._router, self._activator, control=config.model_control),
             local=inference_socket(config, private),
+            tracing=self._tracing,
         )
         self._metrics = MetricsServer(self._router, config.metrics_address)
         self._admin = AdminServer(
@@ -191,7 +208,7 @@ class Daemon:
 
     def _start(self) -> None:
         self._admin.start()
-        self._supervisor = Supervisor(self._router, self._activator.crash_looped)
+        self._supervisor = Supervisor(self._router, self._activator.crash_looped, start=placement.start)
         boot = threading.Thread(target=self._boot, name="boot", daemon=True)
         boot.start()
         boot.join(limits.BOOT_BEFORE_SERVING_S)
@@ -210,6 +227,7 @@ class Daemon:
             log.warning("no root is pinned (trust.root): versions that nobody signed are taken")
         self._box = probe_box(self._config.runtimes)
         self._identity.start()
+        self._held.start()
         self._reconciler.start()
         self._sync.start()
         self._telemetry.start()
@@ -229,6 +247,7 @@ class Daemon:
         fed_s = 0.0
         told = ""
         while not self._stopping.wait(limits.WATCHDOG_TICK_S):
+            self._load.tick()
             summary = self._summary()
             if summary != told:
                 notify(f"STATUS={summary}")
@@ -256,17 +275,20 @@ class Daemon:
         def left_s() -> float:
             return max(0.5, until - time.monotonic())
 
-        for part in (self._identity, self._reconciler, self._sync, self._telemetry):
+        for part in (self._identity, self._reconciler, self._held, self._sync, self._telemetry):
             part.stop(min(left_s(), 5.0))
         if hasattr(self, "_supervisor"):
             self._supervisor.stop(1.0)
         self._inference.stop(min(left_s(), 5.0))
         self._metrics.stop()
         self._activator.close(left_s())
+        if self._tracing is not None:
+            self._tracing.close()
         self._admin.stop(0.5)
 
     def _changed(self) -> None:
         if hasattr(self, "_sync"):
+            self._held.changed()
             self._sync.changed()
 
     def _desired(self, message: sync_pb2.DesiredState) -> None:
@@ -284,7 +306,8 @@ class Daemon:
         """Removes what no slot and no desired version needs, with `spare` keeping a few versions more."""
         desired = [item.manifest_digest for item in self._reconciler.desired.models.values()]
         keep = self._config.keep_versions if spare else 0
-        freed = collect(self._store, self._slots_dir, self._state.models(), desired, keep)
+        pinned = self._held.pinned()
+        freed = collect(self._store, self._slots_dir, self._state.models(), desired, keep, pinned)
         if freed:
             log.info("freed %d bytes in the store", freed)
 
@@ -304,7 +327,7 @@ class Daemon:
             WorkerFigures(
                 model=serving.model,
                 version=worker.version,
-                role="active" if worker is serving.active else "previous",
+                role=serving.place(worker),
                 process_id=worker.pid,
                 runtime=worker.runtime,
                 resident_bytes=worker.resident_bytes(),
@@ -381,6 +404,27 @@ def inference_socket(config: AgentConfig, private: Path) -> LocalSocket | None:
         group=group,
         allow=lambda caller: caller.may(os.geteuid(), group),
         most=MAX_LOCAL_CONNECTIONS,
+    )
+
+
+def _tracing(config: AgentConfig) -> Tracing | None:
+    """Only with an endpoint: what it imports takes memory that a box without it keeps."""
+    if not config.tracing_endpoint:
+        return None
+    try:
+        from agent.tracing import Tracing
+    except ImportError as error:
+        raise SluiceError(
+            errors_pb2.CONFIG_INVALID,
+            f"tracing.endpoint is set and OpenTelemetry cannot be imported: {error}",
+            hint="pip install 'sluice[tracing]', or take tracing.endpoint out",
+            obj="tracing.endpoint",
+        ) from error
+    return Tracing(
+        config.tracing_endpoint,
+        device_id=config.device_id,
+        sample_ratio=config.tracing_sample_ratio,
+        attributes=config.tracing_attributes,
     )
 
 

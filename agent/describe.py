@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from agent.figures import Parts, Sum
+from agent.figures import CascadeCounts, Parts, Sum
 from agent.scheduling import Policy, Priority
 from agent.worker import Worker
 from inference import model_config_pb2 as config_pb
 from inference import open_inference_pb2 as pb
 from runtimes.datatypes import BYTES
-from runtimes.interface import TensorSpec
+from runtimes.detect import ONNX, TFLITE
+from runtimes.interface import CPU, TensorSpec
 
 _NANOSECONDS = 1_000_000_000
+# Accelerators that are code for the processor.
+_ON_PROCESSORS = (CPU, "xnnpack", "openvino", "dnnl", "acl", "armnn")
+# As Triton's ONNX Runtime backend numbers them.
+_GRAPH_LEVELS = {"all": 0, "extended": 1, "basic": -1, "off": 2}
 
 
 def metadata(worker: Worker, loaded: Iterable[Worker]) -> pb.ModelMetadataResponse:
@@ -26,17 +31,16 @@ def metadata(worker: Worker, loaded: Iterable[Worker]) -> pb.ModelMetadataRespon
     )
 
 
-def config(worker: Worker, loaded: Iterable[Worker]) -> config_pb.ModelConfig:
-    """How `worker` is served, as Triton writes it."""
+def config(worker: Worker, loaded: Sequence[Worker]) -> config_pb.ModelConfig:
+    """How `worker` is served, as Triton writes it; the first of `loaded` is the active version."""
     most = worker.queue.policy.max_batch
     batches = most > 1
     return config_pb.ModelConfig(
         name=worker.model,
         platform=_platform(worker),
         backend=worker.runtime,
-        version_policy=config_pb.ModelVersionPolicy(
-            specific=config_pb.ModelVersionPolicy.Specific(versions=_versions(loaded))
-        ),
+        runtime=worker.runtime,
+        version_policy=_version_policy(loaded),
         max_batch_size=most if batches else 0,
         input=[
             config_pb.ModelInput(
@@ -50,16 +54,81 @@ def config(worker: Worker, loaded: Iterable[Worker]) -> config_pb.ModelConfig:
             )
             for spec in worker.outputs
         ],
+        optimization=_optimization(worker),
         dynamic_batching=_batching(worker.queue.policy) if batches else None,
         instance_group=[
             config_pb.ModelInstanceGroup(
-                name=f"{worker.model}_0", kind=config_pb.ModelInstanceGroup.KIND_CPU, count=1
+                name=f"{worker.model}_0",
+                kind=config_pb.ModelInstanceGroup.KIND_CPU
+                if worker.accelerator in _ON_PROCESSORS
+                else config_pb.ModelInstanceGroup.KIND_GPU,
+                count=1,
             )
         ],
         default_model_filename=worker.spec.path.name,
-        parameters={"threads": config_pb.ModelParameter(string_value=str(worker.spec.threads))},
+        parameters={
+            name: config_pb.ModelParameter(string_value=text) for name, text in _parameters(worker).items()
+        },
+        model_warmup=[_warm_up(worker.inputs, batches=batches)],
         response_cache=config_pb.ModelResponseCache(enable=worker.cache_s > 0),
         model_transaction_policy=config_pb.ModelTransactionPolicy(decoupled=False),
+    )
+
+
+def _version_policy(loaded: Sequence[Worker]) -> config_pb.ModelVersionPolicy:
+    kind = config_pb.ModelVersionPolicy
+    policy = loaded[0].versions
+    if policy is None:
+        return kind(specific=kind.Specific(versions=_versions(loaded)))
+    if policy.every:
+        return kind(all=kind.All())
+    if policy.latest:
+        return kind(latest=kind.Latest(num_versions=policy.latest))
+    return kind(specific=kind.Specific(versions=policy.specific))
+
+
+def _optimization(worker: Worker) -> config_pb.ModelOptimizationPolicy | None:
+    kind = config_pb.ModelOptimizationPolicy
+    level = _GRAPH_LEVELS[worker.spec.optimization]
+    graph = kind.Graph(level=level) if worker.spec.format == ONNX else None
+    name = worker.accelerator
+    if worker.spec.format == TFLITE and worker.spec.xnnpack:
+        name = "xnnpack"
+    accelerators = None
+    if name != CPU:
+        one = [kind.ExecutionAccelerators.Accelerator(name=name)]
+        on_processors = name in _ON_PROCESSORS
+        accelerators = kind.ExecutionAccelerators(
+            cpu_execution_accelerator=one if on_processors else [],
+            gpu_execution_accelerator=[] if on_processors else one,
+        )
+    if graph is None and accelerators is None:
+        return None
+    return kind(graph=graph, execution_accelerators=accelerators)
+
+
+def _parameters(worker: Worker) -> dict[str, str]:
+    found = {"threads": str(worker.spec.threads), "accelerator": worker.accelerator}
+    if worker.cascade is not None:
+        found["cascade_to"] = worker.cascade.to
+        found["cascade_threshold"] = f"{worker.cascade.threshold:g}"
+    return found
+
+
+def _warm_up(inputs: Sequence[TensorSpec], *, batches: bool) -> config_pb.ModelWarmup:
+    """As golden.warm_up does it."""
+    return config_pb.ModelWarmup(
+        name="zeros",
+        batch_size=1,
+        count=1,
+        inputs={
+            spec.name: config_pb.ModelWarmup.Input(
+                data_type=data_type(spec.datatype),
+                dims=[1 if size < 0 else size for size in spec.shape[batches:]],
+                zero_data=True,
+            )
+            for spec in inputs
+        },
     )
 
 
@@ -107,7 +176,21 @@ def _statistics(worker: Worker) -> pb.ModelStatistics:
         ),
         batch_stats=[_batch(size, parts) for size, parts in found.batches],
         memory_usage=[pb.MemoryUsage(type="CPU", id=0, byte_size=worker.resident_bytes())],
+        response_stats=_cascade(found.cascade),
     )
+
+
+def _cascade(counts: CascadeCounts | None) -> dict[str, pb.InferResponseStatistics]:
+    """Samples by what became of them."""
+    if counts is None:
+        return {}
+    return {
+        "kept": pb.InferResponseStatistics(success=pb.StatisticDuration(count=counts.kept)),
+        "escalated": pb.InferResponseStatistics(
+            success=pb.StatisticDuration(count=counts.escalated),
+            fail=pb.StatisticDuration(count=counts.failed),
+        ),
+    }
 
 
 def _batch(size: int, parts: Parts) -> pb.InferBatchStatistics:

@@ -51,6 +51,26 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class CascadeCounts:
+    """Samples of a cascade.
+
+    Attributes:
+        kept: it was sure of and answered.
+        escalated: it was unsure of, answered by the model after it.
+        failed: it was unsure of, and answered because the model after it did not.
+    """
+
+    kept: int = 0
+    escalated: int = 0
+    failed: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of samples that were escalated, 0 to 1."""
+        return self.escalated / max(1, self.kept + self.escalated + self.failed)
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """All figures at one moment.
 
@@ -65,6 +85,7 @@ class Snapshot:
         misses: look-ups in vain, and their time.
         durations: requests answered by the time they took, one number for each class of SECONDS.
         waits: the same by the time that they waited for the worker.
+        cascade: of a cascade, its samples by what became of them; None for other versions.
     """
 
     success: Sum = Sum()
@@ -77,6 +98,7 @@ class Snapshot:
     misses: Sum = Sum()
     durations: tuple[int, ...] = ()
     waits: tuple[int, ...] = ()
+    cascade: CascadeCounts | None = None
 
     @property
     def executions(self) -> int:
@@ -122,6 +144,7 @@ class Figures:
         self._cache = [Sum(), Sum()]  # misses, hits
         self._durations = [0] * (len(SECONDS) + 1)
         self._waits = [0] * (len(SECONDS) + 1)
+        self._cascade: CascadeCounts | None = None
 
     def answered(self, samples: int, timing: Timing) -> None:
         """A request of `samples` samples was answered."""
@@ -153,6 +176,12 @@ class Figures:
             found = self._cache[hit]
             self._cache[hit] = Sum(found.count + 1, found.seconds + seconds)
 
+    def cascaded(self, *, kept: int = 0, escalated: int = 0, failed: int = 0) -> None:
+        """So many samples of a request were kept or handed on, see `CascadeCounts`."""
+        with self._lock:
+            seen = self._cascade or CascadeCounts()
+            self._cascade = CascadeCounts(seen.kept + kept, seen.escalated + escalated, seen.failed + failed)
+
     def snapshot(self) -> Snapshot:
         """The figures now."""
         with self._lock:
@@ -167,4 +196,5 @@ class Figures:
                 misses=self._cache[False],
                 durations=tuple(self._durations),
                 waits=tuple(self._waits),
+                cascade=self._cascade,
             )

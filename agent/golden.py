@@ -36,7 +36,7 @@ from agent.limits import (
     MAX_TENSOR_DIMENSIONS,
     MAX_WARM_UP_BYTES,
 )
-from agent.worker import Worker
+from agent.worker import Worker, WorkerDied
 from runtimes.datatypes import BYTES, bytes_elements, to_dtype
 from runtimes.inputs import splits_by_sample
 from runtimes.interface import TensorSpec
@@ -149,7 +149,7 @@ def warm_up(worker: Worker, timeout_s: float = MAX_REQUEST_S, batch_sizes: Itera
     Batch sizes other than 1 are left out where the model has no varying first dimension.
 
     Raises:
-        SluiceError: WARM_UP_FAILED, for whatever went wrong.
+        SluiceError: OUT_OF_MEMORY when the worker was killed, WARM_UP_FAILED for whatever else went wrong.
     """
     for batch_size in batch_sizes:
         if batch_size != 1 and not _takes_batches(worker):
@@ -157,10 +157,11 @@ def warm_up(worker: Worker, timeout_s: float = MAX_REQUEST_S, batch_sizes: Itera
         try:
             worker.infer(blank_inputs(worker.inputs, batch_size), timeout_s)
         except SluiceError as error:
+            killed = isinstance(error, WorkerDied) and error.killed
             raise SluiceError(
-                errors_pb2.WARM_UP_FAILED,
+                errors_pb2.OUT_OF_MEMORY if killed else errors_pb2.WARM_UP_FAILED,
                 f"{worker.spec} failed its first inference (batch {batch_size}): {error.message}",
-                hint="the model loads but cannot run on this box",
+                hint="it is tried again" if killed else "the model loads but cannot run on this box",
                 obj=str(worker.spec),
             ) from error
 

@@ -4,8 +4,9 @@ clients on the box.
 This file is the server: addresses, threads and limits. inference_service.py holds the calls, requests.py
 the way of one inference, streams.py the streams.
 
-Rules: a message over its limit, or a call over the number that may wait, is refused by gRPC before it takes
-a thread; streams have threads of their own, so that they hold up nothing else.
+Rules: a message over its limit, or a call over the number that may wait, is refused by gRPC; a call whose
+request does not come in is cut off (slow_requests.py); streams have threads of their own, so that they hold
+up nothing else.
 
 Over TCP there is no authentication: listen on loopback. A unix socket lets in root, the agent's own user
 and the members of one group.
@@ -17,7 +18,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -28,9 +29,13 @@ from agent.messages import parse_request, serialize_response
 from agent.peer import Peers
 from agent.repository import Repository
 from agent.router import Router
+from agent.slow_requests import Reading
 from inference import open_inference_pb2 as pb
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
+
+if TYPE_CHECKING:
+    from agent.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +49,7 @@ class InferenceServer:
     Args:
         router: where requests find their workers.
         repository: what the repository calls see; None: what the router has loaded, which no client changes.
+        tracing: where traces of requests go; None: there are none.
         addresses: to listen on: "127.0.0.1:8500" (port 0 takes a free one) or
         "unix:/run/sluice/inference.sock". threads: that answer requests. concurrent_rpcs: calls running and
         waiting; more get RESOURCE_EXHAUSTED. message_bytes: largest request and response.
@@ -56,6 +62,7 @@ class InferenceServer:
         addresses: str | Sequence[str],
         *,
         repository: Repository | None = None,
+        tracing: Tracing | None = None,
         threads: int = SERVING_THREADS,
         concurrent_rpcs: int = MAX_CONCURRENT_RPCS,
         message_bytes: int = MAX_MESSAGE_BYTES,
@@ -76,9 +83,10 @@ class InferenceServer:
             ),
         )
         self._streams_pool = futures.ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
-        service = InferenceService(router, repository or Repository(router), Peers(local=local))
+        self._reading = Reading()
+        service = InferenceService(router, repository or Repository(router), Peers(local=local), tracing)
         self._server.add_registered_method_handlers(
-            _SERVICE.full_name, _handlers(service, self._streams_pool)
+            _SERVICE.full_name, _handlers(service, self._streams_pool, self._reading)
         )
         self.addresses: tuple[str, ...] = ()
 
@@ -93,6 +101,7 @@ class InferenceServer:
         if self._local is not None:
             self._local.start()
             self.addresses = (*self.addresses[:-1], f"unix:{self._local.path}")
+        self._reading.start()
         log.info("inference is served on %s", ", ".join(self.addresses))
 
     def stop(self, grace_s: float) -> None:
@@ -100,6 +109,7 @@ class InferenceServer:
         self._server.stop(grace_s).wait(grace_s + 5)
         if self._local is not None:
             self._local.stop()
+        self._reading.stop()
         self._pool.shutdown(wait=False)
         self._streams_pool.shutdown(wait=False)
 
@@ -119,7 +129,7 @@ class InferenceServer:
 
 
 def _handlers(
-    service: InferenceService, streams: futures.ThreadPoolExecutor
+    service: InferenceService, streams: futures.ThreadPoolExecutor, reading: Reading
 ) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """The service's methods, with the (de)serialisers of the protocol's messages."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -129,9 +139,11 @@ def _handlers(
         serialize: Callable[[Any], bytes] = getattr(pb, method.output_type.name).SerializeToString
         if method.name == _INFER:
             parse, serialize = parse_request, serialize_response
-        make: Callable[..., grpc.RpcMethodHandler[Any, Any]] = grpc.unary_unary_rpc_method_handler
+        make: Callable[..., grpc.RpcMethodHandler[Any, Any]]
         if method.client_streaming:
             make, behavior = grpc.stream_stream_rpc_method_handler, _OnThreads(behavior, streams)
+        else:
+            make, behavior = grpc.stream_unary_rpc_method_handler, reading.whole(behavior)
         handlers[method.name] = make(behavior, parse, serialize)
     return handlers
 

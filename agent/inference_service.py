@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import grpc
 
@@ -31,6 +31,9 @@ from inference import open_inference_pb2 as pb
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 from updater.wire import to_status
+
+if TYPE_CHECKING:
+    from agent.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +55,14 @@ class _Status(grpc.Status):
 class InferenceService:
     """The calls over a router and a repository; the methods are named as the protocol names them."""
 
-    def __init__(self, router: Router, repository: Repository, peers: Peers) -> None:
+    def __init__(
+        self, router: Router, repository: Repository, peers: Peers, tracing: Tracing | None = None
+    ) -> None:
         self._router = router
         self._repository = repository
         self._regions = Regions()
         self._peers = peers
-        self._inference = Inference(router, self._regions, self._peers)
+        self._inference = Inference(router, self._regions, self._peers, tracing)
         self._streams = Streams(self._inference)
 
     # Health.
@@ -193,10 +198,10 @@ class InferenceService:
     def _user(self, context: grpc.ServicerContext) -> int | None:
         return self._peers.user(context.peer())
 
-    def _describe(self, name: str, version: str, how: Callable[[Worker, list[Worker]], Answer]) -> Answer:
+    def _describe(self, name: str, version: str, how: Callable[[Worker, Sequence[Worker]], Answer]) -> Answer:
         with self._router.acquire(name, version) as worker:
             serving = self._router.serving(name)
-            return how(worker, [worker] if serving is None else list(serving.workers))
+            return how(worker, (worker,) if serving is None else serving.workers)
 
     def _loaded(self, name: str, version: str) -> list[Worker]:
         """The workers meant, by name and version."""

@@ -45,6 +45,26 @@ LEAST_RETRY_S, MOST_RETRY_S = 0.010, 5.0  # of the hint when to try again
 BREAKER_ANSWERS = 20  # the latest that the breaker looks at
 BREAKER_FIRST_S, BREAKER_MOST_S = 1.0, 30.0  # how long it stays open
 
+# Versions beside the active one (version_policy.py, held_versions.py).
+MAX_VERSIONS_LOADED = 8  # of one model; each is a process
+HELD_LOOK_S = 60.0  # between two looks though nothing was said to have changed
+HELD_MEMORY_RESERVE_BYTES = 32 << 20  # of memory that such a version must leave free
+
+# The gate of low-priority work (host_gate.py, host_load.py).
+HOLD_LOAD, SPARE_LOAD = 0.85, 0.30  # of all cores: over the one it waits, under the other it is not held back
+GATE_MARGIN = 0.10  # past its bound the load must be for a level to be left
+GATE_HALF_LIFE_S = 2.0  # over which the load is averaged
+GATE_STALE_S = 10.0  # without a reading for so long, nothing is held
+GATE_LOOK_S = 0.1  # between two looks of a queue in which only low-priority requests wait
+LOW_HOLD_S = 10.0  # a request that the gate held for so long runs all the same
+
+# Options of a variant (options.py).
+MAX_PROVIDERS = 8  # accelerators in one list; each may be tried while a worker starts
+
+# Cascades (cascade.py, cascading.py).
+MAX_CASCADE_STEPS = 4  # models in one cascade
+CASCADE_SPARE = 0.1  # share of the time left that models after the first leave for the first one's own answer
+
 # Restarts (supervisor.py).
 CRASH_LOOP_DEATHS = 3
 CRASH_LOOP_WINDOW_S = 60.0
@@ -62,6 +82,10 @@ SERVING_THREADS = 64  # each holds one request, waiting or running; more than on
 MAX_CONCURRENT_RPCS = 128  # running, waiting for a thread, and streams; more get RESOURCE_EXHAUSTED
 MAX_MESSAGE_BYTES = 64 << 20  # of one request or response
 MAX_REQUEST_S = 30.0  # for a request without a deadline, or with a later one
+READ_S = 30.0  # for a request to come in whole (slow_requests.py)
+READING_MOST = 32  # requests that may take their time to come in; with more, the slow ones are cut off
+READ_CROWDED_S = 1.0  # what is slow then
+READ_LOOK_S = 0.5  # between two looks at them
 MAX_DIMENSION = (1 << 31) - 1
 MAX_NAME_CHARACTERS = 128  # of a client's text when it is repeated in a message
 
@@ -79,6 +103,14 @@ CACHE_ENTRY_BYTES = 1 << 10  # that an entry counts for beside its outputs
 MAX_CACHE_COUNTS = 10_000  # keys whose look-ups are counted
 CACHE_HALVE_AFTER = 10_000  # look-ups after which the counts are halved
 METRICS_CONNECTION_S = 5.0  # for one scrape to come in and be answered (metrics.py)
+
+# Traces (tracing.py).
+TRACE_QUEUE = 2048  # spans that wait for the collector; the oldest go first
+TRACE_BATCH = 256  # spans in one message to it
+TRACE_DELAY_S = 2.0  # that a span waits for others to go with it
+TRACE_EXPORT_S = 5.0  # for one message to be taken, repetitions included
+TRACE_CLOSE_S = 1.5  # for what waits when the agent stops
+TRACE_LOG_S = 60.0  # between two lines in the log about the collector
 
 # System shared memory (shared_memory.py, peer.py).
 MAX_REGIONS = 64  # registered at once; each holds a descriptor

@@ -30,7 +30,9 @@ Labels = tuple[tuple[str, str], ...]
 
 def render(models: Iterable[Serving]) -> str:
     """The figures of every version that is loaded."""
-    loaded = [(_labels(serving, place), worker) for serving in models for place, worker in _workers(serving)]
+    loaded = [
+        (_labels(serving, place, worker), worker) for serving in models for place, worker in _workers(serving)
+    ]
     figures = [(labels, worker.figures.snapshot()) for labels, worker in loaded]
     lines: list[str] = []
 
@@ -62,6 +64,14 @@ def render(models: Iterable[Serving]) -> str:
     name = "sluice_inference_batch_samples"
     sizes = [line for at, found in figures for line in _batches(name, at, found)]
     family(name, "histogram", "Samples in a batch that a worker ran.", sizes)
+    name = "sluice_inference_cascade_samples_total"
+    cascades = [
+        _sample(name, (*labels, ("outcome", outcome)), getattr(found.cascade, outcome))
+        for labels, found in figures
+        if found.cascade is not None
+        for outcome in ("kept", "escalated", "failed")
+    ]
+    family(name, "counter", "Samples of cascades, by which model answered.", cascades)
     name = "sluice_worker_up"
     family(
         name, "gauge", "1 if the worker can answer.", (_sample(name, at, int(w.alive)) for at, w in loaded)
@@ -106,13 +116,11 @@ class MetricsServer:
 
 
 def _workers(serving: Serving) -> Iterator[tuple[str, Worker]]:
-    yield "active", serving.active
-    if serving.previous is not None:
-        yield "previous", serving.previous
+    for worker in serving.workers:
+        yield serving.place(worker), worker
 
 
-def _labels(serving: Serving, place: str) -> Labels:
-    worker = serving.active if place == "active" or serving.previous is None else serving.previous
+def _labels(serving: Serving, place: str, worker: Worker) -> Labels:
     return (("model", serving.model), ("version", str(worker.version)), ("slot", place))
 
 

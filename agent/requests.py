@@ -1,10 +1,11 @@
 """One inference request, from its message to its answer.
 
 In order: the deadline (the call's own, at most MAX_REQUEST_S) -> the worker, from the router -> the inputs,
-from the message or from shared memory -> the answer, from the cache for a version that wants that, else from
-the worker's queue -> the outputs, into the response or into shared
-memory. If the worker died before it had the request, the request is given once more to the worker that is
-active then; one that was running when its worker died is not repeated, because it may be what killed it.
+from the message or from shared memory -> the answer, from the cache for a version that wants that, else
+from the worker's queue, and for a cascade from the models after it (cascading.py) -> the outputs, into the
+response or into shared memory. If the worker died before it had the request, the request is given once more
+to the worker that is active then; one that was running when its worker died is not repeated, because it may
+be what killed it.
 
 Rules: every wait ends at the deadline; a client that has gone away is not computed for.
 """
@@ -17,11 +18,13 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import grpc
 
 from agent.batching import Overloaded
 from agent.cache import Arrays, Cache, key_of
+from agent.cascading import Answered, Cascading, Step
 from agent.figures import Timing
 from agent.limits import (
     LEAST_RETRY_S,
@@ -42,14 +45,22 @@ from runtimes.interface import InputInvalid
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
+if TYPE_CHECKING:  # it is imported only where it is configured
+    from agent.tracing import Tracing
+
 log = logging.getLogger(__name__)
+# Parameters of a cascade's answers: how many of its samples another model gave, and which ("model@version").
+ESCALATED, ESCALATED_TO = "cascade_escalated", "cascade_to"
 
 
 class Inference:
-    """Answers requests. Args: where workers, shared memory and callers' users are found."""
+    """Answers requests. Args: where workers, shared memory and callers' users are found; None: no traces."""
 
-    def __init__(self, router: Router, regions: Regions, peers: Peers) -> None:
+    def __init__(
+        self, router: Router, regions: Regions, peers: Peers, tracing: Tracing | None = None
+    ) -> None:
         self._router = router
+        self._tracing = tracing
         self._regions = regions
         self._peers = peers
         self._lock = threading.Lock()  # of the cache
@@ -61,6 +72,7 @@ class Inference:
         request: Request,
         context: grpc.ServicerContext,
         on_end: Callable[[Callable[[], None]], bool] | None = None,
+        method: str = "ModelInfer",
     ) -> Response:
         """One inference.
 
@@ -69,21 +81,43 @@ class Inference:
             context: of the call.
             on_end: see `Batcher.infer`; None: the call's own, which keeps every callback until the call ends.
 
+            method: of the protocol, for traces.
+
         Raises:
             SluiceError: with the reasons of `Worker.infer`, `Router.acquire` and tensors.py.
         """
+        began = time.monotonic()
         remaining_s = context.time_remaining()
-        deadline = time.monotonic() + min(
-            MAX_REQUEST_S, MAX_REQUEST_S if remaining_s is None else remaining_s
-        )
+        deadline = began + min(MAX_REQUEST_S, MAX_REQUEST_S if remaining_s is None else remaining_s)
         on_end = on_end or context.add_callback
+        steps: list[Step] = []
+        failure = None
         try:
-            return self._once(request, context, deadline, on_end)
+            return self._twice(request, context, deadline, on_end, steps)
+        except SluiceError as error:
+            failure = error
+            raise
+        finally:
+            if self._tracing is not None:
+                name = request.message.model_name
+                self._tracing.record(context.invocation_metadata(), method, name, began, steps, failure)
+
+    def _twice(
+        self,
+        request: Request,
+        context: grpc.ServicerContext,
+        deadline: float,
+        on_end: Callable[[Callable[[], None]], bool],
+        steps: list[Step],
+    ) -> Response:
+        try:
+            return self._once(request, context, deadline, on_end, steps)
         except WorkerDied as error:
             if error.delivered:
                 raise
             log.info("a request is given to another worker: %s", error)
-            return self._once(request, context, deadline, on_end)
+            steps.clear()
+            return self._once(request, context, deadline, on_end, steps)
 
     def _once(
         self,
@@ -91,6 +125,7 @@ class Inference:
         context: grpc.ServicerContext,
         deadline: float,
         on_end: Callable[[Callable[[], None]], bool],
+        steps: list[Step],
     ) -> Response:
         message = request.message
         wait_s = min(RESTART_WAIT_S, deadline - time.monotonic())
@@ -107,33 +142,39 @@ class Inference:
                 priority, patience_s = _handling(message)
                 inputs = worker.check(decode_inputs(request, worker.inputs, find, reserve))
                 wanted = requested_outputs(message, worker.outputs, find)
-                outputs, timing = self._cached(
-                    worker,
-                    inputs,
-                    lambda: worker.queue.infer(
-                        inputs,
-                        deadline,
-                        priority=priority,
-                        queue_until=began + patience_s,
-                        still_wanted=context.is_active,
-                        on_end=on_end,
-                    ),
-                )
+
+                def ask(asked: Worker, given: Arrays, until: float) -> tuple[Arrays, Timing]:
+                    return self._cached(
+                        asked,
+                        given,
+                        lambda: asked.queue.infer(
+                            given,
+                            until,
+                            priority=priority,
+                            queue_until=began + patience_s,
+                            still_wanted=context.is_active,
+                            on_end=on_end,
+                        ),
+                    )
+
+                answered = Cascading(self._router, ask, deadline, steps).answer(worker, inputs)
                 ran = time.monotonic()
                 response = encode_outputs(
                     pb.ModelInferResponse(
                         model_name=worker.model, model_version=str(worker.version), id=message.id
                     ),
-                    outputs,
+                    answered.outputs,
                     wanted,
                     raw=is_raw(request),
                 )
+                if worker.cascade is not None:
+                    _attribute(response, answered)
                 _check_size(response, worker)
             except SluiceError:
                 worker.figures.failed(time.monotonic() - began)
                 raise
-            timing.output_s += time.monotonic() - ran
-            worker.figures.answered(worker.samples(inputs), timing)
+            answered.timing.output_s += time.monotonic() - ran
+            worker.figures.answered(worker.samples(inputs), answered.timing)
         return response
 
     @contextlib.contextmanager
@@ -178,6 +219,13 @@ class Inference:
         with self._lock:
             self._cache.put(key, outputs, worker.cache_s, time.monotonic())
         return outputs, timing
+
+
+def _attribute(response: Response, answered: Answered) -> None:
+    """Says of a cascade's answer how many samples another model gave, and which."""
+    response.message.parameters[ESCALATED].int64_param = answered.escalated
+    if answered.by:
+        response.message.parameters[ESCALATED_TO].string_param = answered.by
 
 
 def _handling(message: pb.ModelInferRequest) -> tuple[Priority, float]:

@@ -9,8 +9,9 @@ installation does, so the two never meet.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from agent.installer import PARTIAL_PREFIX
 from agent.slots import Slots
@@ -25,12 +26,18 @@ log = logging.getLogger(__name__)
 
 
 def surplus(
-    models: Mapping[str, Slots], on_disk: Mapping[str, Iterable[int]], keep_versions: int
+    models: Mapping[str, Slots],
+    on_disk: Mapping[str, Iterable[int]],
+    keep_versions: int,
+    pinned: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> list[tuple[str, int]]:
-    """Which version directories may go: all that no slot holds, but for the newest `keep_versions`. Pure."""
+    """Which version directories may go. Pure.
+
+    All may that no slot holds and that are not `pinned`, but for the newest `keep_versions`.
+    """
     doomed = []
     for model, versions in on_disk.items():
-        held = {item.version for item in models.get(model, Slots(model)).held}
+        held = {item.version for item in models.get(model, Slots(model)).held} | set(pinned.get(model, ()))
         spare = sorted((version for version in versions if version not in held), reverse=True)
         doomed += [(model, version) for version in spare[keep_versions:]]
     return sorted(doomed)
@@ -47,7 +54,12 @@ def versions_on_disk(slots_dir: Path) -> dict[str, list[int]]:
 
 
 def collect(
-    store: Store, slots_dir: Path, models: Mapping[str, Slots], desired: Iterable[str], keep_versions: int
+    store: Store,
+    slots_dir: Path,
+    models: Mapping[str, Slots],
+    desired: Iterable[str],
+    keep_versions: int,
+    pinned: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> int:
     """Removes what nothing needs; returns the bytes freed in the store.
 
@@ -57,10 +69,11 @@ def collect(
         models: the slots of every model.
         desired: manifest digests of the desired versions, whose files are kept too.
         keep_versions: versions beside the slots to keep, a model.
+        pinned: versions to keep besides, a model.
 
     Raises SluiceError(IO_FAILED).
     """
-    for model, version in surplus(models, versions_on_disk(slots_dir), keep_versions):
+    for model, version in surplus(models, versions_on_disk(slots_dir), keep_versions, pinned):
         log.info("removing %s@%d: no slot needs it", model, version)
         remove(slots_dir, model, version)
     wanted = _wanted(store, models, desired)

@@ -27,6 +27,8 @@ class Cause(enum.Enum):
     BASE = "base"  # the base on disk is wrong: drop it and plan again
     DISK = "disk"  # no room
     TRUST = "trust"  # signed metadata is missing, old or broken: whoever signs it has to mend it
+    KILLED = "killed"  # killed while it loaded: there may be more memory later
+    MEMBER = "member"  # another model must be there first
     OTHER = "other"  # unexpected: a few tries
 
 
@@ -52,6 +54,8 @@ POLICIES = {
     Cause.BASE: Policy(0.5, 60, 6),
     Cause.DISK: Policy(5, 900, 0),
     Cause.TRUST: Policy(5, 900, 0),
+    Cause.KILLED: Policy(5, 900, 8),
+    Cause.MEMBER: Policy(2, 300, 12),
     Cause.OTHER: Policy(1, 300, 6),
 }
 
@@ -71,6 +75,7 @@ _CAUSES: dict[int, Cause] = {
             errors_pb2.WARM_UP_FAILED,
             errors_pb2.VERSION_NOT_SIGNED,
             errors_pb2.VERSION_BELOW_FLOOR,
+            errors_pb2.CASCADE_INVALID,
         ),
         Cause.FINAL,
     ),
@@ -114,6 +119,8 @@ _CAUSES: dict[int, Cause] = {
         ),
         Cause.TRUST,
     ),
+    errors_pb2.OUT_OF_MEMORY: Cause.KILLED,
+    errors_pb2.CASCADE_INCOMPLETE: Cause.MEMBER,
 }
 
 

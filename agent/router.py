@@ -1,6 +1,7 @@
 """Which worker answers for which model: the table that the inference front looks into, and its turn.
 
-A model has an *active* worker and possibly a *previous* one that is kept warm. `activate` turns the model to
+A model has an *active* worker and possibly a *previous* one that is kept warm; others are *held* beside them
+where the active version's policy asks for that (version_policy.py). `activate` turns the model to
 another worker in one step under one lock: a request sees the old table or the new one. `acquire` counts its
 user on the worker under the same lock, so that a worker taken out of the table, then closed, still answers
 every request that was given it.
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from agent.limits import DRAIN_S, MAX_NAME_CHARACTERS, MAX_WAITING_ON_RESTART
+from agent.version_policy import chosen
 from agent.worker import Worker
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
@@ -34,11 +36,13 @@ class Serving:
         model: its name.
         active: answers requests without a version.
         previous: kept warm; answers requests that name its version.
+        held: answer requests that name theirs, newest first.
     """
 
     model: str
     active: Worker
     previous: Worker | None
+    held: tuple[Worker, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -47,8 +51,14 @@ class Serving:
 
     @property
     def workers(self) -> tuple[Worker, ...]:
-        """The active worker and, if there is one, the previous."""
-        return (self.active,) if self.previous is None else (self.active, self.previous)
+        """The active worker, the previous if there is one, and those held."""
+        return (self.active, *(() if self.previous is None else (self.previous,)), *self.held)
+
+    def place(self, worker: Worker) -> str:
+        """What one of `workers` is: "active", "previous" or "held"."""
+        if worker is self.active:
+            return "active"
+        return "previous" if worker is self.previous else "held"
 
 
 class _Entry:
@@ -57,8 +67,24 @@ class _Entry:
     def __init__(self, active: Worker) -> None:
         self.active = active
         self.previous: Worker | None = None
+        self.held: dict[int, Worker] = {}
         self.soon = True  # should the active worker die, another can be expected soon
         self.waiting = 0  # requests that wait for that
+
+    def serving(self, model: str) -> Serving:
+        """As others see it."""
+        held = sorted(self.held.values(), key=lambda worker: -worker.version)
+        return Serving(model, self.active, self.previous, tuple(held))
+
+    def keeps(self, worker: Worker) -> bool:
+        """Holds a worker that leaves its place, if the active version's policy asks for it."""
+        previous = [] if self.previous is None else [self.previous.version]
+        versions = [self.active.version, worker.version, *previous, *self.held]
+        wanted = chosen(self.active.versions, self.active.version, versions)
+        if not worker.alive or worker.version not in wanted or worker.version in self.held:
+            return False
+        self.held[worker.version] = worker
+        return True
 
 
 class Router:
@@ -101,12 +127,17 @@ class Router:
                 displaced = entry.active
                 pushed_out = entry.previous if entry.previous is not worker else None
                 entry.active, entry.previous, entry.soon = worker, displaced, True
+            # Loaded twice for a moment: the one that was held has no more to do.
+            doubled = entry.held.pop(version, None)
+            if pushed_out is not None and entry.keeps(pushed_out):
+                pushed_out = None
             self._turned.notify_all()
-        if pushed_out is not None:
-            log.info("worker %s is no longer kept warm", pushed_out.spec)
-            threading.Thread(
-                target=pushed_out.close, args=(DRAIN_S,), name=f"drain-{pushed_out.spec}", daemon=True
-            ).start()
+        for leaving in (pushed_out, doubled):
+            if leaving is not None and leaving is not worker:
+                log.info("worker %s is no longer kept warm", leaving.spec)
+                threading.Thread(
+                    target=leaving.close, args=(DRAIN_S,), name=f"drain-{leaving.spec}", daemon=True
+                ).start()
         worker.on_death(self._worker_died)
         return displaced
 
@@ -123,13 +154,36 @@ class Router:
         return True
 
     def drop_previous(self, model: str) -> Worker | None:
-        """Takes the previous worker out of the table, for the caller to close; None if there is none."""
+        """Takes the previous worker out of the table, for the caller to close.
+
+        None if there is none, or it is held on because the active version's policy asks for it.
+        """
         with self._turned:
             entry = self._entries.get(model)
             if entry is None:
                 return None
             previous, entry.previous = entry.previous, None
-            return previous
+            return None if previous is not None and entry.keeps(previous) else previous
+
+    def hold(self, worker: Worker) -> bool:
+        """Makes a version addressable beside the active one; false if it is there, or the model is not."""
+        with self._turned:
+            entry = self._entries.get(worker.model)
+            if entry is None or worker.version in {
+                item.version for item in entry.serving(worker.model).workers
+            }:
+                return False
+            entry.held[worker.version] = worker
+            return True
+
+    def let_go(self, worker: Worker) -> bool:
+        """Takes a held worker out of the table, for the caller to close; false if it is not there."""
+        with self._turned:
+            entry = self._entries.get(worker.model)
+            if entry is None or entry.held.get(worker.version) is not worker:
+                return False
+            del entry.held[worker.version]
+            return True
 
     def remove(self, model: str) -> tuple[Worker, ...]:
         """Takes the model out of the table; its workers are the caller's to close."""
@@ -138,20 +192,18 @@ class Router:
             self._turned.notify_all()
         if entry is None:
             return ()
-        return tuple(worker for worker in (entry.active, entry.previous) if worker is not None)
+        return entry.serving(model).workers
 
     def serving(self, model: str) -> Serving | None:
         """The model's part of the table; None if it is not there."""
         with self._turned:
             entry = self._entries.get(model)
-            return None if entry is None else Serving(model, entry.active, entry.previous)
+            return None if entry is None else entry.serving(model)
 
     def models(self) -> tuple[Serving, ...]:
         """The whole table, by name."""
         with self._turned:
-            return tuple(
-                Serving(model, entry.active, entry.previous) for model, entry in sorted(self._entries.items())
-            )
+            return tuple(entry.serving(model) for model, entry in sorted(self._entries.items()))
 
     def expect_restart(self, worker: Worker, expected: bool) -> bool:
         """Says whether requests may wait for a restart of this dead worker; false when it is not active."""
@@ -169,7 +221,7 @@ class Router:
 
         Args:
             model: its name.
-            version: empty for the active one, or the number of the active or previous version.
+            version: empty for the active one, or the number of a version that is loaded.
             wait_s: how long to wait for a restart of the active worker that is under way, seconds.
 
         Raises:
@@ -231,7 +283,7 @@ def _pick(entry: _Entry, model: str, version: str) -> Worker:
     """The worker for a version as the protocol writes it; raises VERSION_UNKNOWN."""
     if not version:
         return entry.active
-    loaded = [entry.active] if entry.previous is None else [entry.active, entry.previous]
+    loaded = entry.serving(model).workers
     for worker in loaded:
         if version == str(worker.version):
             return worker

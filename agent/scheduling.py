@@ -15,6 +15,9 @@ that a fuller batch pays, and by the rate of arrivals at least one more request 
 then the batch waits, 5 ms from its first request's arrival when the worker is busy for more than 0.8 of the
 time, up to 20 ms below that, never beyond the policy's window, and never so long that a deadline is missed.
 
+Holding. While `hold_low` is set, requests of low priority stay in the queue, for LOW_HOLD_S at most, and the
+others go past them; the caller sets it anew before it takes (host_gate.py says when).
+
 Turning away. The queue is bounded; over its bound the lowest priority goes first, of that the latest. The
 breaker (breaker.py) turns away everything but a probe while latencies are over its bound.
 """
@@ -30,9 +33,11 @@ from agent.curve import Curves
 from agent.limits import (
     BATCH_TARGET_S,
     BUSY_LOAD,
+    GATE_LOOK_S,
     HANDICAP_S,
     LEAST_RETRY_S,
     LOAD_HALF_LIFE_S,
+    LOW_HOLD_S,
     MAX_QUEUE,
     MOST_RETRY_S,
     WINDOW_BUSY_S,
@@ -124,6 +129,7 @@ class Scheduler:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.curves = Curves()
+        self.hold_low = False
         self.load = 0.0  # share of the time that the worker was busy lately, 0 to 1
         self._breaker = Breaker()
         self._waiting: list[Item] = []  # by rank
@@ -136,6 +142,11 @@ class Scheduler:
     def waiting(self) -> tuple[Item, ...]:
         """Those that wait, by rank."""
         return tuple(self._waiting)
+
+    @property
+    def low_waits(self) -> bool:
+        """Whether a request of low priority waits."""
+        return any(item.priority is Priority.LOW for item in self._waiting)
 
     @property
     def running(self) -> Batch | None:
@@ -186,8 +197,8 @@ class Scheduler:
         """The next batch; None while one runs, nothing waits, or the batch waits for more (see `wake_at`)."""
         if self._running is not None or not self._waiting:
             return None
-        items = self._next()
-        if self._window_end(items, now) is not None:
+        items = self._next(now)
+        if not items or self._window_end(items, now) is not None:
             return None
         if len(items) == len(self._waiting):
             self._waiting.clear()
@@ -201,7 +212,8 @@ class Scheduler:
         """When `take` is to be called again though nothing happens; None: only when something does."""
         if self._running is not None or not self._waiting:
             return None
-        return self._window_end(self._next(), now)
+        items = self._next(now)
+        return self._window_end(items, now) if items else now + GATE_LOOK_S
 
     def finished(self, now: float, *, ran: bool) -> None:
         """The running batch is done; `ran`: the worker answered, so that its time means something."""
@@ -228,14 +240,23 @@ class Scheduler:
             at -= 1
         self._waiting.insert(at, item)
 
-    def _next(self) -> list[Item]:
-        """The head and those of its key that go with it."""
-        head = self._waiting[0]
-        if len(self._waiting) == 1 or self.policy.max_batch == 1:
+    def _next(self, now: float) -> list[Item]:
+        """The head and those of its key that go with it; nothing while all that wait are held."""
+        waiting = self._waiting
+        if self.hold_low:
+            waiting = [
+                item
+                for item in waiting
+                if item.priority is not Priority.LOW or now - item.arrived >= LOW_HOLD_S
+            ]
+            if not waiting:
+                return []
+        head = waiting[0]
+        if len(waiting) == 1 or self.policy.max_batch == 1:
             return [head]
         room = self.curves.batch_size(head.elements, self.policy)
         items, samples = [head], head.samples
-        for item in self._waiting[1:]:
+        for item in waiting[1:]:
             if item.key == head.key:
                 if samples + item.samples > room:
                     break

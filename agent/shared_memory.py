@@ -116,7 +116,7 @@ class Regions:
             user: the caller, see `peer.Peers`.
 
         Raises:
-            SluiceError: REQUEST_INVALID, LIMIT_EXCEEDED.
+            SluiceError: REGION_EXISTS, REQUEST_INVALID, LIMIT_EXCEEDED.
         """
         if not 0 < len(name) <= MAX_NAME_CHARACTERS:
             raise _refused(name, f"a region's name has 1 to {MAX_NAME_CHARACTERS} characters")
@@ -142,26 +142,31 @@ class Regions:
                     del self._regions[found.name]
 
     def status(self, name: str, user: int | None) -> list[Status]:
-        """A user's region of that name, or all of the user's. Raises SluiceError(REQUEST_INVALID)."""
+        """A user's region of that name, or all of the user's. Raises SluiceError(REGION_UNKNOWN)."""
         with self._lock:
             mine = [region for region in self._regions.values() if region.user == user]
         found = [region for region in mine if name in ("", region.name)]
         if name and not found:
-            raise _refused(name, "no such region is registered")
+            raise _unknown(name)
         return [Status(region.name, region.key, region.offset, region.size) for region in found]
 
     def find(self, name: str, user: int | None) -> Region:
-        """A user's region, for reading and writing. Raises SluiceError(INPUT_INVALID)."""
+        """A user's region, for reading and writing. Raises SluiceError(REGION_UNKNOWN)."""
         with self._lock:
             region = self._regions.get(name)
         if region is None or region.user != user:
-            raise _unusable(name, "is not registered")
+            raise _unknown(name)
         return region
 
     def _make_room(self, name: str) -> None:
         """Under the lock."""
         if name in self._regions:
-            raise _refused(name, "the name is in use; unregister that region first")
+            raise SluiceError(
+                errors_pb2.REGION_EXISTS,
+                f"shared memory region {_short(name)!r}: the name is in use",
+                hint="unregister that region first",
+                obj=_short(name),
+            )
         if len(self._regions) >= MAX_REGIONS:
             raise SluiceError(
                 errors_pb2.LIMIT_EXCEEDED,
@@ -209,6 +214,14 @@ def _refused(name: str, why: str, hint: str = "") -> SluiceError:
         errors_pb2.REQUEST_INVALID,
         f"shared memory region {_short(name)!r}: {why}",
         hint=hint,
+        obj=_short(name),
+    )
+
+
+def _unknown(name: str) -> SluiceError:
+    return SluiceError(
+        errors_pb2.REGION_UNKNOWN,
+        f"shared memory region {_short(name)!r} is not registered",
         obj=_short(name),
     )
 

@@ -24,6 +24,7 @@ from inference import open_inference_pb2 as pb
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
+_METHOD = "ModelStreamInfer"
 _WANTS_STATUS = ("triton_grpc_error", "true")
 _WANTS_FINAL, _FINAL = "triton_enable_empty_final_response", "triton_final_response"
 
@@ -49,7 +50,9 @@ class Streams:
             for message in requests:
                 self._mark(context, None)
                 try:
-                    yield _answer(message, self._inference.answer(of_message(message), context, end.tell))
+                    yield _answer(
+                        message, self._inference.answer(of_message(message), context, end.tell, _METHOD)
+                    )
                 except SluiceError as error:
                     if wants_status:
                         raise

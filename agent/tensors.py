@@ -61,7 +61,7 @@ _REGION, _REGION_BYTES, _REGION_OFFSET = (
     "shared_memory_offset",
 )
 
-FindRegion = Callable[[str], Region]  # by name; raises SluiceError(INPUT_INVALID)
+FindRegion = Callable[[str], Region]  # by name; raises SluiceError(REGION_UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,11 @@ def _buffer(array: NDArray[Any], datatype: str) -> Buffer:
 
 def _place(name: str, parameters: Mapping[str, Any], find: FindRegion, what: str) -> Place:
     try:
-        region = find(_text(parameters[_REGION]))
+        key = _text(parameters[_REGION])
+    except InputInvalid as error:
+        raise _invalid(name, error.message, what) from error
+    region = find(key)
+    try:
         size = whole_number(parameters, _REGION_BYTES)
         place = Place(region, whole_number(parameters, _REGION_OFFSET), size)
         if _REGION_BYTES not in parameters:

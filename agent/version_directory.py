@@ -74,6 +74,20 @@ def materialise(store: Store, root: Path, model: str, installed: Installed, vari
     return directory
 
 
+def installed_in(root: Path, model: str, version: int) -> Installed:
+    """What a version's directory says it is. Raises SluiceError(STORE_CORRUPT)."""
+    directory = version_directory(root, model, version)
+    try:
+        marker = json.loads((directory / MARKER).read_bytes())
+        return Installed(version, str(marker["manifest"]), str(marker["variant"]), str(marker["runtime"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SluiceError(
+            errors_pb2.STORE_CORRUPT,
+            f"{directory} does not say what it holds: {error}",
+            obj=str(directory),
+        ) from error
+
+
 def _swap_in(building: Path, directory: Path) -> None:
     """Gives the new directory its name; one of other content there makes way first."""
     if directory.exists():

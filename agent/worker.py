@@ -28,12 +28,14 @@ from numpy.typing import NDArray
 
 from agent import worker_process
 from agent.batching import Batcher
+from agent.cascade import Cascade
 from agent.child import Child
 from agent.figures import Figures, Timing
 from agent.limits import EXIT_S, HANG_S
 from agent.transport import ChannelBroken, ChannelClosed, Message, MessageTooLarge
+from agent.version_policy import VersionPolicy
 from runtimes.inputs import check_inputs, splits_by_sample
-from runtimes.interface import InputInvalid, TensorSpec
+from runtimes.interface import CPU, OPTIMIZATIONS, InputInvalid, TensorSpec
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
@@ -51,6 +53,9 @@ class WorkerSpec:
         format: "onnx" or "tflite".
         runtime_preference: the runtime to take if several read the format; empty for any.
         threads: that one inference may use.
+        accelerators: what to run on, best first; the first that works is taken.
+        optimization: of an ONNX graph, see runtimes.interface.
+        xnnpack: whether TensorFlow Lite may use XNNPACK.
         loaded_digests: of the files that this worker has loaded, for reports.
         hang_s: a request that runs longer gets the process killed, seconds.
     """
@@ -61,6 +66,9 @@ class WorkerSpec:
     format: str
     runtime_preference: str = ""
     threads: int = 1
+    accelerators: tuple[str, ...] = (CPU,)
+    optimization: str = OPTIMIZATIONS[-1]
+    xnnpack: bool = True
     loaded_digests: tuple[str, ...] = field(default=())
     hang_s: float = HANG_S
 
@@ -69,13 +77,21 @@ class WorkerSpec:
 
 
 class WorkerDied(SluiceError):
-    """WORKER_DIED. `delivered`: the request may have reached the process; if not, another may take it."""
+    """WORKER_DIED. `delivered`: the request may have reached the process; if not, another may take it.
 
-    def __init__(self, message: str, *, obj: str, delivered: bool) -> None:
+    `killed`: the process was killed by someone or by the kernel, so the model need not be at fault.
+    """
+
+    def __init__(self, message: str, *, obj: str, delivered: bool, killed: bool = False) -> None:
         super().__init__(
             errors_pb2.WORKER_DIED, message, hint="the agent starts it again; repeat the request", obj=obj
         )
         self.delivered = delivered
+        self.killed = killed
+
+
+class LoadCrashed(SluiceError):
+    """MODEL_LOAD_FAILED: the process ended by itself while it loaded the model."""
 
 
 class Worker:
@@ -84,24 +100,29 @@ class Worker:
     Attributes:
         spec: what it was started with.
         runtime: the name of the runtime that loaded the model.
+        accelerator: what it runs on, the first of the spec's that works.
         inputs: what the model wants.
         outputs: what it answers.
         ready_at: when it became ready (time.monotonic).
         figures: of its version's inferences.
         queue: where clients' requests wait for it.
         cache_s: for how long its answers may be given again to the same inputs, seconds; 0: never.
+        versions: which others of its model are loaded beside it while it is active; None: none.
+        cascade: whom it hands samples on to that it is unsure of; None: nobody.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
         """Starts the process; `start` is the way to a worker that is ready."""
         self.spec = spec
-        self.runtime = ""
+        self.runtime = self.accelerator = ""
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.ready_at = 0.0
         self.figures = Figures()
         self.queue = Batcher(self, str(spec))
         self.cache_s = 0.0
+        self.cascade: Cascade | None = None
+        self.versions: VersionPolicy | None = None
         self._any_batch = False
         self._turn = threading.Lock()  # held by the one caller who may use the channel
         self._unanswered = False  # under _turn: a request was sent and its answer not yet taken
@@ -125,8 +146,9 @@ class Worker:
 
         Raises:
             SluiceError: MODEL_LOAD_FAILED (the runtime refused the model, or the process died while loading
-                it), RUNTIME_UNAVAILABLE, WORKER_TIMEOUT, WORKER_DIED (it died before it began to load) or
-                IO_FAILED (no process could be started). No process is left behind.
+                it), OUT_OF_MEMORY (it was killed), RUNTIME_UNAVAILABLE, WORKER_TIMEOUT, WORKER_DIED (it died
+                before it began to load) or IO_FAILED (no process could be started). No process is left
+                behind.
         """
         worker = cls(spec)
         try:
@@ -167,7 +189,8 @@ class Worker:
 
     def succeed(self, dead: Worker) -> None:
         """Goes on with figures, policy and learned batch sizes of a worker of the same version."""
-        self.figures, self.cache_s = dead.figures, dead.cache_s
+        self.figures, self.cache_s, self.cascade = dead.figures, dead.cache_s, dead.cascade
+        self.versions = dead.versions
         self.queue.inherit(dead.queue)
 
     def checked(self) -> None:
@@ -302,6 +325,9 @@ class Worker:
                     "format": self.spec.format,
                     "preferred": self.spec.runtime_preference,
                     "threads": self.spec.threads,
+                    "accelerators": list(self.spec.accelerators),
+                    "optimization": self.spec.optimization,
+                    "xnnpack": self.spec.xnnpack,
                 }
             )
             answer = self._child.channel.receive(deadline - time.monotonic())
@@ -313,6 +339,9 @@ class Worker:
         if answer.header.get("op") != "ready":
             raise self._load_error(answer)
         self.runtime = answer.header["runtime"]
+        self.accelerator = answer.header["accelerator"]
+        for reason in answer.header["passed_over"]:
+            log.warning("%s runs on %s: %s", self.spec, self.accelerator, reason)
         self.inputs = tuple(
             TensorSpec(name, kind, tuple(shape)) for name, kind, shape in answer.header["inputs"]
         )
@@ -324,11 +353,18 @@ class Worker:
 
     def _died_while_starting(self, loading: bool, error: Exception) -> SluiceError:
         self._settle_end(error)
-        if loading:
+        if self._child.was_killed:
             return SluiceError(
+                errors_pb2.OUT_OF_MEMORY,
+                f"loading {self.spec} ended its worker: it {self._child.last_words()}",
+                hint="it is tried again; if the box is short of memory, ship a smaller variant",
+                obj=str(self.spec),
+            )
+        if loading:
+            return LoadCrashed(
                 errors_pb2.MODEL_LOAD_FAILED,
                 f"loading {self.spec} ended its worker: it {self._child.last_words()}",
-                hint="the model crashes its runtime on this box, or the box is short of memory",
+                hint="the model crashes its runtime on this box",
                 obj=str(self.spec),
             )
         message = f"the worker for {self.spec} did not start: it {self._child.last_words()}"
@@ -441,7 +477,8 @@ class Worker:
         else:
             text = f"{name} {self._child.last_words()};"
         where = "it was running this request" if delivered else "it had not taken this request"
-        return WorkerDied(f"{text} {where}", obj=str(self.spec), delivered=delivered)
+        killed = self._child.was_killed
+        return WorkerDied(f"{text} {where}", obj=str(self.spec), delivered=delivered, killed=killed)
 
     def timeout(
         self, why: str, hint: str = "allow more time, or send fewer requests at a time"

@@ -34,7 +34,7 @@ from runtimes.interface import (
     RuntimeUnavailable,
     TensorSpec,
 )
-from runtimes.registry import load
+from runtimes.placement import load
 
 # Kinds of an "error" answer.
 UNAVAILABLE = "runtime-unavailable"  # no runtime for the format
@@ -86,11 +86,16 @@ def _load(channel: Channel, request: Message) -> Model | None:
     """Loads the model that the message names and answers; None when that failed."""
     header = request.header
     try:
-        model = load(
+        placed = load(
             Path(header["path"]),
             format=header["format"],
             preferred=header["preferred"],
-            options=LoadOptions(threads=header["threads"]),
+            options=LoadOptions(
+                threads=header["threads"],
+                accelerators=tuple(header["accelerators"]),
+                optimization=header["optimization"],
+                xnnpack=header["xnnpack"],
+            ),
         )
     except RuntimeUnavailable as error:
         _refuse(channel, UNAVAILABLE, error)
@@ -98,10 +103,13 @@ def _load(channel: Channel, request: Message) -> Model | None:
     except Exception as error:  # noqa: BLE001 - whatever the runtime raises is the answer
         _refuse(channel, REFUSED, error)
         return None
+    model = placed.model
     channel.send(
         {
             "op": "ready",
             "runtime": model.runtime,
+            "accelerator": placed.accelerator,
+            "passed_over": [reason[:MAX_ERROR_CHARACTERS] for reason in placed.passed_over],
             "inputs": [_spec(item) for item in model.inputs],
             "outputs": [_spec(item) for item in model.outputs],
         }

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 MAX_THREADS = 256  # threads of one model; more than any supported board has cores
 
 CPU = "cpu"
+# What the runtime may do to an ONNX graph before it runs it, from nothing to everything.
+OPTIMIZATIONS = ("off", "basic", "extended", "all")
 
 
 class RuntimeFailure(Exception):
@@ -82,6 +84,8 @@ class LoadOptions:
         threads: threads that one inference may use, 1 to MAX_THREADS.
         accelerators: what to run on, best first, in the words of `Probe.accelerators`. The first must be in
             use after loading, or loading fails: a library must not fall back to the CPU in silence.
+        optimization: one of OPTIMIZATIONS; TensorFlow Lite files are optimised when they are converted.
+        xnnpack: whether TensorFlow Lite hands what it can to XNNPACK, its delegate for processors.
 
     Raises:
         ValueError: a value outside these bounds.
@@ -89,12 +93,16 @@ class LoadOptions:
 
     threads: int = 1
     accelerators: tuple[str, ...] = (CPU,)
+    optimization: str = OPTIMIZATIONS[-1]
+    xnnpack: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
             raise ValueError(f"threads must be 1 to {MAX_THREADS}, not {self.threads}")
         if not self.accelerators:
             raise ValueError("accelerators must name at least one, for example 'cpu'")
+        if self.optimization not in OPTIMIZATIONS:
+            raise ValueError(f"optimization must be one of {OPTIMIZATIONS}, not {self.optimization!r}")
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,14 @@ class Runtime(ABC):
 
         Raises:
             RuntimeUnavailable: the library is missing, cannot be imported, or answers wrongly.
+        """
+
+    @abstractmethod
+    def check_accelerator(self, accelerator: str) -> None:
+        """Runs the tiny model on this accelerator, all of it.
+
+        Raises:
+            RuntimeUnavailable: this build has no code for it, or the answer is missing or wrong.
         """
 
     @abstractmethod

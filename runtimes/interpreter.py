@@ -72,18 +72,25 @@ class InterpreterRuntime(Runtime):
             probing.check(model)
         return Probe(self.name, self.version(), self.formats, (CPU,))
 
+    def check_accelerator(self, accelerator: str) -> None:
+        if accelerator != CPU:
+            raise RuntimeUnavailable(
+                f"{self.name} has no accelerator {accelerator!r}", hint="it has cpu", obj=accelerator
+            )
+        self.probe()
+
     def load(self, path: Path, options: LoadOptions) -> Model:
         interpreter_class = self._interpreter_class()
         if options.accelerators[0] != CPU:
-            raise RuntimeUnavailable(
-                f"{self.name} has no accelerator {options.accelerators[0]!r}",
-                hint="it has cpu",
-                obj=options.accelerators[0],
-            )
+            self.check_accelerator(options.accelerators[0])
         tflite_file.verify(path)
+        settings: dict[str, Any] = {}
+        if not options.xnnpack:
+            resolvers = importlib.import_module(self.module).OpResolverType
+            settings["experimental_op_resolver_type"] = resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES
 
         def create() -> Any:
-            interpreter = interpreter_class(model_path=str(path), num_threads=options.threads)
+            interpreter = interpreter_class(model_path=str(path), num_threads=options.threads, **settings)
             interpreter.allocate_tensors()
             return interpreter
 

@@ -44,6 +44,13 @@ _LOG_ERRORS, _LOG_FATAL = 3, 4
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _TENSOR_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
+_LEVELS = {
+    "off": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
 _DATATYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -73,12 +80,17 @@ class OnnxRuntime(Runtime):
         working = [CPU]
         self._check(LoadOptions())
         for accelerator in _accelerators(library):
-            if accelerator not in (CPU, _REMOTE) and self._works_on(accelerator):
+            if accelerator != CPU and self._works_on(accelerator):
                 working.insert(0, accelerator)
         return Probe(self.name, str(library.__version__), self.formats, tuple(working))
 
     def load(self, path: Path, options: LoadOptions) -> Model:
         return OnnxModel(_open_session(path, options, strict=False))
+
+    def check_accelerator(self, accelerator: str) -> None:
+        if accelerator == _REMOTE:
+            raise RuntimeUnavailable(f"{_REMOTE} is a server, not an accelerator of this box", obj=_REMOTE)
+        self._check(LoadOptions(accelerators=(accelerator,)), strict=accelerator != CPU)
 
     def _check(self, options: LoadOptions, *, strict: bool = False) -> None:
         try:
@@ -93,7 +105,7 @@ class OnnxRuntime(Runtime):
     def _works_on(self, accelerator: str) -> bool:
         """Whether all of the tiny model runs there, nothing of it on the CPU."""
         try:
-            self._check(LoadOptions(accelerators=(accelerator,)), strict=True)
+            self.check_accelerator(accelerator)
         except RuntimeFailure:
             return False
         return True
@@ -174,14 +186,13 @@ def _accelerators(library: Any) -> list[str]:
 
 def _providers(library: Any, accelerators: Sequence[str]) -> list[str]:
     known = dict(zip(_accelerators(library), library.get_available_providers()))
-    for accelerator in accelerators:
-        if accelerator not in known:
-            raise RuntimeUnavailable(
-                f"this build of {NAME} has no accelerator {accelerator!r}",
-                hint=f"it has {', '.join(known)}",
-                obj=accelerator,
-            )
-    return [known[accelerator] for accelerator in accelerators]
+    if accelerators[0] not in known:
+        raise RuntimeUnavailable(
+            f"this build of {NAME} has no accelerator {accelerators[0]!r}",
+            hint=f"it has {', '.join(known)}",
+            obj=accelerators[0],
+        )
+    return [known[accelerator] for accelerator in accelerators if accelerator in known]
 
 
 def _open_session(path: Path, options: LoadOptions, *, strict: bool) -> Any:
@@ -198,6 +209,8 @@ def _open_session(path: Path, options: LoadOptions, *, strict: bool) -> Any:
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.execution_mode = library.ExecutionMode.ORT_SEQUENTIAL
+    level = _LEVELS[options.optimization]
+    settings.graph_optimization_level = getattr(library.GraphOptimizationLevel, level)
     settings.log_severity_level = _LOG_FATAL if options.accelerators == (CPU,) else _LOG_ERRORS
     settings.add_session_config_entry("session.load_model_format", "ONNX")  # whatever the file is called
     if strict:

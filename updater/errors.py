@@ -51,6 +51,7 @@ _STATUS = {
         errors_pb2.ALIAS_UNKNOWN,
         errors_pb2.DEVICE_UNKNOWN,
         errors_pb2.ROLLOUT_UNKNOWN,
+        errors_pb2.REGION_UNKNOWN,
     ),
     grpc.StatusCode.FAILED_PRECONDITION: (
         errors_pb2.VERSION_NOT_NEXT,
@@ -67,11 +68,16 @@ _STATUS = {
         errors_pb2.METADATA_ROLLED_BACK,
         errors_pb2.KEY_UNAVAILABLE,
     ),
-    grpc.StatusCode.ALREADY_EXISTS: (errors_pb2.VERSION_CONFLICT, errors_pb2.IDENTITY_CONFLICT),
+    grpc.StatusCode.ALREADY_EXISTS: (
+        errors_pb2.VERSION_CONFLICT,
+        errors_pb2.IDENTITY_CONFLICT,
+        errors_pb2.REGION_EXISTS,
+    ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
         errors_pb2.DISK_FULL,
         errors_pb2.LIMIT_EXCEEDED,
         errors_pb2.DELTA_LIMIT_EXCEEDED,
+        errors_pb2.OUT_OF_MEMORY,
     ),
     grpc.StatusCode.DATA_LOSS: (
         errors_pb2.DELTA_INVALID,
@@ -88,12 +94,14 @@ _STATUS = {
         errors_pb2.WORKER_DIED,
         errors_pb2.CONTROL_UNREACHABLE,
         errors_pb2.AGENT_UNREACHABLE,
+        errors_pb2.CASCADE_INCOMPLETE,
     ),
     grpc.StatusCode.DEADLINE_EXCEEDED: (errors_pb2.WORKER_TIMEOUT, errors_pb2.DEVICE_SILENT),
     grpc.StatusCode.ABORTED: (
         errors_pb2.GOLDEN_MISMATCH,
         errors_pb2.MODEL_LOAD_FAILED,
         errors_pb2.WARM_UP_FAILED,
+        errors_pb2.CASCADE_INVALID,
     ),
     grpc.StatusCode.INTERNAL: (
         errors_pb2.INTERNAL,

@@ -133,6 +133,52 @@ def test_messages_are_named_and_numbered_as_tritons(client: TritonCommands) -> N
     }
 
 
+# Fields of Triton's answers that say nothing here: what each is for that a box does not have.
+LEFT_OUT = {
+    "ModelConfig": {
+        "batch_input": "ragged batches",
+        "batch_output": "ragged batches",
+        "cc_model_filenames": "files by a GPU's generation",
+        "ensemble_scheduling": "graphs of models; a cascade is no such graph",
+        "metric_tags": "labels of Triton's metrics",
+        "model_metrics": "settings of Triton's metrics",
+        "model_operations": "libraries with custom operators",
+        "model_repository_agents": "plugins of the repository",
+        "sequence_batching": "sequences",
+    },
+    "ModelStatistics": {},
+    "InferStatistics": {},
+    "InferBatchStatistics": {},
+    "MemoryUsage": {},
+    "ModelDynamicBatching": {"priority_queue_policy": "every priority has the same queue"},
+    "ModelInput": {
+        "allow_ragged_batch": "ragged batches",
+        "format": "image layouts",
+        "is_non_linear_format_io": "TensorRT",
+        "is_shape_tensor": "TensorRT",
+        "optional": "inputs that may be missing",
+        "reshape": "shapes are the file's own",
+    },
+}
+
+
+def test_every_field_that_means_something_here_is_filled_in(client: TritonCommands) -> None:
+    theirs: dict[str, Any] = {}
+    for file in client.ask(call="descriptors")["files"]:
+        theirs.update(file)
+    for message, left_out in LEFT_OUT.items():
+        module = open_inference_pb2 if hasattr(open_inference_pb2, message) else model_config_pb2
+        ours = {field.name for field in getattr(module, message).DESCRIPTOR.fields}
+        prefix = f"inference.{message}."
+        fields = {
+            name.removeprefix(prefix)
+            for name, value in theirs.items()
+            if name.startswith(prefix) and "." not in name.removeprefix(prefix) and isinstance(value, list)
+        }
+        assert ours | set(left_out) == fields, message
+        assert not ours & set(left_out), message
+
+
 def test_every_datatype_comes_back(client: TritonCommands) -> None:
     outputs: dict[str, Any] = {}
     for model, names in (("every", [name for name in VALUES if name != "BF16"]), ("half", ["BF16"])):
@@ -154,6 +200,11 @@ def test_model_config(client: TritonCommands) -> None:
     assert [item["name"] for item in config["input"]] == ["x"]
     assert config["input"][0]["data_type"] == "TYPE_FP32"
     assert config["instance_group"][0]["kind"] == "KIND_CPU"
+    assert config["optimization"] == {"graph": {}}, "Triton's level 0 is all"
+    assert config["parameters"]["threads"] == {"string_value": "1"}
+    assert config["parameters"]["accelerator"] == {"string_value": "cpu"}
+    (warm_up,) = config["model_warmup"]
+    assert warm_up["inputs"]["x"] == {"data_type": "TYPE_FP32", "dims": ["1", "8"], "zero_data": True}
     every = client.ask(call="config", model="every", version="4")
     assert {item["data_type"] for item in every["input"]} == {
         "TYPE_STRING" if name == "BYTES" else f"TYPE_{name}" for name in VALUES if name != "BF16"
@@ -197,7 +248,7 @@ def test_system_shared_memory(client: TritonCommands) -> None:
     assert client.ask(call="register", name="r", key=key, bytes=1024, offset=0)["ok"]
     try:
         again = client.ask(call="register", name="r", key=key, bytes=1024)
-        assert again["status"] == "StatusCode.INVALID_ARGUMENT"
+        assert again["status"] == "StatusCode.ALREADY_EXISTS"
         assert "in use" in again["error"]
         (region,) = client.ask(call="regions")["regions"].values()
         assert (region["name"], region["key"], region["byte_size"]) == ("r", key, "1024")
@@ -214,11 +265,15 @@ def test_system_shared_memory(client: TritonCommands) -> None:
     finally:
         assert client.ask(call="unregister", name="")["ok"]
     gone = client.ask(call="shared", model="tiny", key=key, name="r", rows=ROW)
+    assert gone["status"] == "StatusCode.NOT_FOUND"
     assert "not registered" in gone["error"]
     absent = client.ask(call="register", name="r", key="/sluice-none-such", bytes=8)
     assert "cannot be opened" in absent["error"]
     assert client.ask(call="regions")["regions"] == {}
-    assert client.ask(call="regions", name="r")["status"] == "StatusCode.INVALID_ARGUMENT"
+    assert client.ask(call="regions", name="r")["status"] == "StatusCode.NOT_FOUND"
+    assert client.ask(call="unregister", name="r")["ok"], (
+        "as with Triton, forgetting what is not known is no error"
+    )
 
 
 def test_a_stream_answers_in_order_and_outlives_a_bad_request(client: TritonCommands, aio: bool) -> None:

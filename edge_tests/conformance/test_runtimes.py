@@ -21,6 +21,7 @@ import pytest
 from edge_tests.conformance.expected import BIAS, CODE_OFFSET, WEIGHTS
 from runtimes import registry
 from runtimes.interface import (
+    OPTIMIZATIONS,
     InferenceFailed,
     InputInvalid,
     LoadOptions,
@@ -416,6 +417,18 @@ def test_the_name_of_a_file_does_not_matter(runtime, tmp_path):
 def test_an_accelerator_that_is_not_there_is_refused(runtime):
     with pytest.raises(RuntimeUnavailable, match=r"'warp'.*cpu"):
         runtime.load(fixture(runtime, "affine"), LoadOptions(accelerators=("warp", "cpu")))
+    with pytest.raises(RuntimeUnavailable, match=r"'warp'.*cpu"):
+        runtime.check_accelerator("warp")
+    runtime.check_accelerator("cpu")
+
+
+def test_options_of_loading_leave_the_answers_as_they_are(load):
+    x = batch_of(3)
+    for options in (*({"optimization": level} for level in OPTIMIZATIONS), {"xnnpack": False}):
+        answer = load("affine", **options).run({"x": x})["y"]
+        np.testing.assert_allclose(answer, affine(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="off"):
+        LoadOptions(optimization="most")
 
 
 # Closing

@@ -1,4 +1,7 @@
-"""A new version whose worker dies while it loads: the version before it serves on, the reason is reported."""
+"""A new version whose worker dies while it loads: the version before it serves on, the reason is reported.
+
+A crash is the model's fault and final. A kill may be the kernel's for want of memory: it is tried again.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,32 @@ pytestmark = pytest.mark.e2e
 LOADING_S = 1.0  # of processor time: importing the libraries takes less than half of it
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_worker_that_dies_while_it_loads_the_new_version(tmp_path: Path, number: signal.Signals) -> None:
-    """As the kernel ends it for want of memory, and as a runtime ends that crashes on the model."""
+def test_worker_that_is_killed_while_it_loads_is_tried_again(tmp_path: Path) -> None:
+    """As the kernel ends it for want of memory."""
+    with (
+        World(tmp_path) as world,
+        AgentProcess(tmp_path / "a", world.address, "box", settings={"update.load_deadline_s": 100}) as agent,
+    ):
+        world.wait_for_devices("box")
+        world.publish_tiny()
+        world.wait_for_end(world.roll_out())
+        (serving,) = agent.workers()
+        world.publish(VariantRecipe(slow_to_load_onnx(tmp_path / "slow.onnx", products=16)))
+        world.roll_out(2)
+        agent.wait_for_model(MODEL, lambda item: item.step == sync_pb2.UPDATE_STEP_WARMING_UP)
+        os.kill(loading_worker(agent, serving).pid, signal.SIGKILL)
+        failure = agent.wait_for_model(MODEL, lambda item: item.HasField("failure")).failure
+        assert failure.reason == errors_pb2.OUT_OF_MEMORY
+        assert not failure.final
+        assert f"loading {MODEL}@2 ended its worker: it was ended by SIGKILL" in failure.message
+        assert agent.model(MODEL).active_version == 1
+        agent.wait_for_version(MODEL, 2)
+        assert not agent.model(MODEL).HasField("failure")
+
+
+def test_worker_that_crashes_while_it_loads_the_new_version(tmp_path: Path) -> None:
+    """As a runtime ends that crashes on the model."""
+    number = signal.SIGSEGV
     with (
         World(tmp_path) as world,
         AgentProcess(tmp_path / "a", world.address, "box", settings={"update.load_deadline_s": 100}) as agent,

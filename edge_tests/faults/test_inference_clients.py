@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import time
@@ -14,8 +15,15 @@ import psutil
 import pytest
 
 from agent.inference import InferenceServer
-from agent.limits import MAX_MESSAGE_BYTES
+from agent.limits import (
+    MAX_CONCURRENT_RPCS,
+    MAX_MESSAGE_BYTES,
+    READ_CROWDED_S,
+    READ_S,
+    READING_MOST,
+)
 from agent.router import Router
+from agent.slow_requests import overdue
 from edge_tests.harness import models, serving
 from inference import open_inference_pb2 as pb
 from inference import open_inference_pb2_grpc as pb_grpc
@@ -42,9 +50,9 @@ def tensor(**fields: object) -> pb.ModelInferRequest.InferInputTensor:
     return pb.ModelInferRequest.InferInputTensor(**given)  # type: ignore[arg-type]
 
 
-def infer(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
+def infer(stub: pb_grpc.GRPCInferenceServiceStub, timeout: float = 20) -> None:
     request = pb.ModelInferRequest(model_name="tiny", inputs=[tensor()], raw_input_contents=[ROW.tobytes()])
-    assert stub.ModelInfer(request, timeout=20).model_version == "1"
+    assert stub.ModelInfer(request, timeout=timeout).model_version == "1"
 
 
 def connected(address: str, count: int) -> list[socket.socket]:
@@ -92,6 +100,57 @@ def test_a_request_that_trickles_in_holds_up_nobody(address: str) -> None:
         for connection in slow:
             connection.close()
     with grpc.insecure_channel(address) as channel:
+        infer(pb_grpc.GRPCInferenceServiceStub(channel))
+
+
+@pytest.mark.parametrize("kind", ["headers alone", "some of the message", "one byte after the other"])
+def test_requests_that_do_not_come_in_hold_up_nobody(address: str, kind: str) -> None:
+    """More of them than there are threads, and than calls may run: with its headers each takes one."""
+    whole = pb.ModelInferRequest(model_name="tiny", inputs=[tensor()], raw_input_contents=[ROW.tobytes()])
+    message = whole.SerializeToString()
+    begun = bytes([0]) + len(message).to_bytes(4, "big") + message[:20]
+    slow = connected(address, MAX_CONCURRENT_RPCS + 20)
+    try:
+        for connection in slow:
+            connection.sendall(PREFACE + SETTINGS + headers_frame())
+            if kind != "headers alone":
+                connection.sendall(data_frame(begun))
+        with grpc.insecure_channel(address) as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+
+            def answered() -> bool:
+                for connection in slow if kind.startswith("one byte") else ():
+                    with contextlib.suppress(OSError):
+                        connection.sendall(data_frame(b"x"))
+                try:
+                    infer(stub, timeout=1)
+                except grpc.RpcError:
+                    return False
+                return True
+
+            for _ in range(20):
+                serving.eventually(answered, "a request among them was answered", within_s=10)
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_which_requests_are_cut_off() -> None:
+    few = [(name, 0.0) for name in range(READING_MOST)]
+    assert overdue(few, READ_S - 0.1) == []
+    assert len(overdue(few, READ_S)) == READING_MOST
+    crowd = [*few, ("late", 0.5), ("new", 2.0)]
+    assert overdue(crowd, READ_CROWDED_S - 0.1) == []
+    assert overdue(crowd, READ_CROWDED_S + 0.1) == [0, 1], "only as many as make room, the oldest first"
+    assert overdue([("a", READ_S), ("b", 0.0)], READ_S) == ["b"]
+
+
+def test_a_call_without_a_request(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        call = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(iter(()), timeout=20)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         infer(pb_grpc.GRPCInferenceServiceStub(channel))
 
 
@@ -178,6 +237,15 @@ def test_foreign_bytes_as_requests_have_a_clear_status(address: str) -> None:
         ({"shape": [8]}, ROW.tobytes(), "rank 1"),
         ({"shape": [1, 7]}, ROW.tobytes(), "28 bytes, not 32"),
         ({"shape": [1 << 62, 1 << 62]}, b"", "a dimension is 0 to"),
+        ({"shape": [1 << 32, 1 << 32]}, b"", "a dimension is 0 to"),
+        ({"shape": [(1 << 31) - 1, (1 << 31) - 1]}, b"", "more than 2147483647 elements"),
+        ({"shape": [(1 << 31) - 1, 8]}, ROW.tobytes(), "more than 2147483647 elements"),
+        ({"shape": [-1, 8]}, ROW.tobytes(), "a dimension is 0 to"),
+        ({"shape": [-(1 << 63), 8]}, b"", "a dimension is 0 to"),
+        ({"shape": [0, (1 << 31) - 1]}, b"", "2147483647"),
+        ({"shape": [1] * 17}, b"", "17 dimensions"),
+        ({"shape": [1] * 100_000}, b"", "100000 dimensions"),
+        ({"datatype": "BYTES", "shape": [(1 << 31) - 1, 8]}, b"", "got datatype 'BYTES'"),
         ({"shape": [0, 8]}, b"", "holds no sample"),
         ({"name": "y"}, ROW.tobytes(), "no such input"),
         ({}, ROW.tobytes() + b"!", "32 bytes, not 33"),

@@ -60,10 +60,10 @@ class World:
             )
         return self.publish(*variants)
 
-    def publish(self, *variants: VariantRecipe) -> Published:
-        """The next version of MODEL."""
+    def publish(self, *variants: VariantRecipe, model: str = MODEL) -> Published:
+        """The next version of a model."""
         published = publish(
-            self.client, prepare(Recipe(model=MODEL, variants=variants)), sign=self.trust.sign
+            self.client, prepare(Recipe(model=model, variants=variants)), sign=self.trust.sign
         )
         self.models[published.manifest.version] = variants[0].file
         return published
@@ -78,11 +78,13 @@ class World:
             assert time.monotonic() < until, f"only {known} registered\n{self.control.log[-4000:]}"
             time.sleep(0.05)
 
-    def roll_out(self, version: int = 0, devices: Sequence[str] = (), deadline_s: int = 600) -> str:
-        """Starts a rollout of MODEL to the devices, or to all; returns its id."""
+    def roll_out(
+        self, version: int = 0, devices: Sequence[str] = (), deadline_s: int = 600, model: str = MODEL
+    ) -> str:
+        """Starts a rollout of a model to the devices, or to all; returns its id."""
         selector = devices_pb2.Selector(device_ids=devices)
         phase = rollouts_pb2.Phase(selector=selector, deadline_s=deadline_s, max_failed_percent=0)
-        return self.client.create_rollout(MODEL, version, [phase]).id
+        return self.client.create_rollout(model, version, [phase]).id
 
     def wait_for_end(self, rollout_id: str, timeout_s: float = ROLLOUT_S) -> rollouts_pb2.Rollout:
         """Waits until a rollout ended."""

@@ -94,6 +94,189 @@ TYPE_BF16: DataType.ValueType  # 14
 """BF16."""
 
 @typing.final
+class ModelOptimizationPolicy(message.Message):
+    """How the runtime prepares and runs the model."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class Graph(message.Message):
+        """What the runtime does to the graph."""
+
+        DESCRIPTOR: descriptor.Descriptor
+
+        LEVEL_FIELD_NUMBER: builtins.int
+        level: builtins.int
+        """As Triton's ONNX Runtime backend numbers them: 0 all, 1 extended, -1 basic, 2 none."""
+        def __init__(
+            self,
+            *,
+            level: builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["level", b"level"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @typing.final
+    class ExecutionAccelerators(message.Message):
+        """What the model runs on beside plain code for the processor."""
+
+        DESCRIPTOR: descriptor.Descriptor
+
+        @typing.final
+        class Accelerator(message.Message):
+            """One of them."""
+
+            DESCRIPTOR: descriptor.Descriptor
+
+            NAME_FIELD_NUMBER: builtins.int
+            name: builtins.str
+            """"cuda", "tensorrt", "xnnpack"."""
+            def __init__(
+                self,
+                *,
+                name: builtins.str = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        GPU_EXECUTION_ACCELERATOR_FIELD_NUMBER: builtins.int
+        CPU_EXECUTION_ACCELERATOR_FIELD_NUMBER: builtins.int
+        @builtins.property
+        def gpu_execution_accelerator(self) -> containers.RepeatedCompositeFieldContainer[ModelOptimizationPolicy.ExecutionAccelerators.Accelerator]:
+            """In use, for accelerators that are no processors."""
+
+        @builtins.property
+        def cpu_execution_accelerator(self) -> containers.RepeatedCompositeFieldContainer[ModelOptimizationPolicy.ExecutionAccelerators.Accelerator]:
+            """In use on the processor."""
+
+        def __init__(
+            self,
+            *,
+            gpu_execution_accelerator: abc.Iterable[ModelOptimizationPolicy.ExecutionAccelerators.Accelerator] | None = ...,
+            cpu_execution_accelerator: abc.Iterable[ModelOptimizationPolicy.ExecutionAccelerators.Accelerator] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["cpu_execution_accelerator", b"cpu_execution_accelerator", "gpu_execution_accelerator", b"gpu_execution_accelerator"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    GRAPH_FIELD_NUMBER: builtins.int
+    EXECUTION_ACCELERATORS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def graph(self) -> ModelOptimizationPolicy.Graph:
+        """Set for ONNX models."""
+
+    @builtins.property
+    def execution_accelerators(self) -> ModelOptimizationPolicy.ExecutionAccelerators:
+        """Set when there are any."""
+
+    def __init__(
+        self,
+        *,
+        graph: ModelOptimizationPolicy.Graph | None = ...,
+        execution_accelerators: ModelOptimizationPolicy.ExecutionAccelerators | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["execution_accelerators", b"execution_accelerators", "graph", b"graph"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["execution_accelerators", b"execution_accelerators", "graph", b"graph"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ModelWarmup(message.Message):
+    """One request that a version answers before its first client's."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class Input(message.Message):
+        """The contents of one input."""
+
+        DESCRIPTOR: descriptor.Descriptor
+
+        DATA_TYPE_FIELD_NUMBER: builtins.int
+        DIMS_FIELD_NUMBER: builtins.int
+        ZERO_DATA_FIELD_NUMBER: builtins.int
+        data_type: DataType.ValueType
+        """Of its elements."""
+        zero_data: builtins.bool
+        """True: zeros, or empty texts."""
+        @builtins.property
+        def dims(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+            """Without the batch dimension when max_batch_size is over 0; what varies is 1."""
+
+        def __init__(
+            self,
+            *,
+            data_type: DataType.ValueType = ...,
+            dims: abc.Iterable[builtins.int] | None = ...,
+            zero_data: builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = typing.Literal["input_data_type", b"input_data_type", "zero_data", b"zero_data"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["data_type", b"data_type", "dims", b"dims", "input_data_type", b"input_data_type", "zero_data", b"zero_data"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_input_data_type: _TypeAlias = typing.Literal["zero_data"]  # noqa: Y015
+        _WhichOneofArgType_input_data_type: _TypeAlias = typing.Literal["input_data_type", b"input_data_type"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_input_data_type) -> _WhichOneofReturnType_input_data_type | None: ...
+
+    @typing.final
+    class InputsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @builtins.property
+        def value(self) -> ModelWarmup.Input: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: ModelWarmup.Input | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: builtins.int
+    BATCH_SIZE_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """"zeros"."""
+    batch_size: builtins.int
+    """Samples: 1."""
+    count: builtins.int
+    """How often: once."""
+    @builtins.property
+    def inputs(self) -> containers.MessageMap[builtins.str, ModelWarmup.Input]:
+        """By the input's name."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        batch_size: builtins.int = ...,
+        inputs: abc.Mapping[builtins.str, ModelWarmup.Input] | None = ...,
+        count: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["batch_size", b"batch_size", "count", b"count", "inputs", b"inputs", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class ModelInstanceGroup(message.Message):
     """The processes that answer for a version."""
 
@@ -108,7 +291,7 @@ class ModelInstanceGroup(message.Message):
         KIND_AUTO: ModelInstanceGroup._Kind.ValueType  # 0
         """Never sent."""
         KIND_GPU: ModelInstanceGroup._Kind.ValueType  # 1
-        """Never sent."""
+        """On an accelerator that is no processor."""
         KIND_CPU: ModelInstanceGroup._Kind.ValueType  # 2
         """On the processor."""
         KIND_MODEL: ModelInstanceGroup._Kind.ValueType  # 3
@@ -120,7 +303,7 @@ class ModelInstanceGroup(message.Message):
     KIND_AUTO: ModelInstanceGroup.Kind.ValueType  # 0
     """Never sent."""
     KIND_GPU: ModelInstanceGroup.Kind.ValueType  # 1
-    """Never sent."""
+    """On an accelerator that is no processor."""
     KIND_CPU: ModelInstanceGroup.Kind.ValueType  # 2
     """On the processor."""
     KIND_MODEL: ModelInstanceGroup.Kind.ValueType  # 3
@@ -132,7 +315,7 @@ class ModelInstanceGroup(message.Message):
     name: builtins.str
     """"<model>_0"."""
     kind: ModelInstanceGroup.Kind.ValueType
-    """KIND_CPU."""
+    """KIND_CPU or KIND_GPU."""
     count: builtins.int
     """Worker processes: 1."""
     def __init__(
@@ -215,6 +398,41 @@ class ModelVersionPolicy(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     @typing.final
+    class Latest(message.Message):
+        """The newest versions up to the active one."""
+
+        DESCRIPTOR: descriptor.Descriptor
+
+        NUM_VERSIONS_FIELD_NUMBER: builtins.int
+        num_versions: builtins.int
+        """How many."""
+        def __init__(
+            self,
+            *,
+            num_versions: builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["num_versions", b"num_versions"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @typing.final
+    class All(message.Message):
+        """Every version that the box holds, up to the active one."""
+
+        DESCRIPTOR: descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @typing.final
     class Specific(message.Message):
         """Versions by number."""
 
@@ -223,7 +441,7 @@ class ModelVersionPolicy(message.Message):
         VERSIONS_FIELD_NUMBER: builtins.int
         @builtins.property
         def versions(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
-            """Those loaded, ascending."""
+            """Those wanted or, without a policy, those loaded; ascending."""
 
         def __init__(
             self,
@@ -236,21 +454,33 @@ class ModelVersionPolicy(message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    LATEST_FIELD_NUMBER: builtins.int
+    ALL_FIELD_NUMBER: builtins.int
     SPECIFIC_FIELD_NUMBER: builtins.int
     @builtins.property
+    def latest(self) -> ModelVersionPolicy.Latest:
+        """As the active version's option "versions" says."""
+
+    @builtins.property
+    def all(self) -> ModelVersionPolicy.All:
+        """As the active version's option "versions" says."""
+
+    @builtins.property
     def specific(self) -> ModelVersionPolicy.Specific:
-        """What a rollout made active, and its predecessor while it is kept warm."""
+        """The same; without the option: the active version, and its predecessor while it is warm."""
 
     def __init__(
         self,
         *,
+        latest: ModelVersionPolicy.Latest | None = ...,
+        all: ModelVersionPolicy.All | None = ...,
         specific: ModelVersionPolicy.Specific | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["policy_choice", b"policy_choice", "specific", b"specific"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["all", b"all", "latest", b"latest", "policy_choice", b"policy_choice", "specific", b"specific"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["policy_choice", b"policy_choice", "specific", b"specific"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["all", b"all", "latest", b"latest", "policy_choice", b"policy_choice", "specific", b"specific"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_policy_choice: _TypeAlias = typing.Literal["specific"]  # noqa: Y015
+    _WhichOneofReturnType_policy_choice: _TypeAlias = typing.Literal["latest", "all", "specific"]  # noqa: Y015
     _WhichOneofArgType_policy_choice: _TypeAlias = typing.Literal["policy_choice", b"policy_choice"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_policy_choice) -> _WhichOneofReturnType_policy_choice | None: ...
 
@@ -439,14 +669,17 @@ class ModelConfig(message.Message):
     NAME_FIELD_NUMBER: builtins.int
     PLATFORM_FIELD_NUMBER: builtins.int
     BACKEND_FIELD_NUMBER: builtins.int
+    RUNTIME_FIELD_NUMBER: builtins.int
     VERSION_POLICY_FIELD_NUMBER: builtins.int
     MAX_BATCH_SIZE_FIELD_NUMBER: builtins.int
     INPUT_FIELD_NUMBER: builtins.int
     OUTPUT_FIELD_NUMBER: builtins.int
+    OPTIMIZATION_FIELD_NUMBER: builtins.int
     DYNAMIC_BATCHING_FIELD_NUMBER: builtins.int
     INSTANCE_GROUP_FIELD_NUMBER: builtins.int
     DEFAULT_MODEL_FILENAME_FIELD_NUMBER: builtins.int
     PARAMETERS_FIELD_NUMBER: builtins.int
+    MODEL_WARMUP_FIELD_NUMBER: builtins.int
     MODEL_TRANSACTION_POLICY_FIELD_NUMBER: builtins.int
     RESPONSE_CACHE_FIELD_NUMBER: builtins.int
     name: builtins.str
@@ -455,6 +688,8 @@ class ModelConfig(message.Message):
     """As in ModelMetadata."""
     backend: builtins.str
     """The runtime's name."""
+    runtime: builtins.str
+    """The same."""
     max_batch_size: builtins.int
     """Most samples in one batch; 0: requests are never put together."""
     default_model_filename: builtins.str
@@ -472,6 +707,10 @@ class ModelConfig(message.Message):
         """In the model's order."""
 
     @builtins.property
+    def optimization(self) -> ModelOptimizationPolicy:
+        """Set for ONNX models, and where an accelerator is in use."""
+
+    @builtins.property
     def dynamic_batching(self) -> ModelDynamicBatching:
         """Set when max_batch_size is over 0."""
 
@@ -481,7 +720,13 @@ class ModelConfig(message.Message):
 
     @builtins.property
     def parameters(self) -> containers.MessageMap[builtins.str, ModelParameter]:
-        """"threads": that one inference may use."""
+        """"threads": that one inference may use; "accelerator": what it runs on; "cascade_to" and "cascade_threshold" of a
+        cascade.
+        """
+
+    @builtins.property
+    def model_warmup(self) -> containers.RepeatedCompositeFieldContainer[ModelWarmup]:
+        """One."""
 
     @builtins.property
     def model_transaction_policy(self) -> ModelTransactionPolicy:
@@ -497,20 +742,23 @@ class ModelConfig(message.Message):
         name: builtins.str = ...,
         platform: builtins.str = ...,
         backend: builtins.str = ...,
+        runtime: builtins.str = ...,
         version_policy: ModelVersionPolicy | None = ...,
         max_batch_size: builtins.int = ...,
         input: abc.Iterable[ModelInput] | None = ...,
         output: abc.Iterable[ModelOutput] | None = ...,
+        optimization: ModelOptimizationPolicy | None = ...,
         dynamic_batching: ModelDynamicBatching | None = ...,
         instance_group: abc.Iterable[ModelInstanceGroup] | None = ...,
         default_model_filename: builtins.str = ...,
         parameters: abc.Mapping[builtins.str, ModelParameter] | None = ...,
+        model_warmup: abc.Iterable[ModelWarmup] | None = ...,
         model_transaction_policy: ModelTransactionPolicy | None = ...,
         response_cache: ModelResponseCache | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["dynamic_batching", b"dynamic_batching", "model_transaction_policy", b"model_transaction_policy", "response_cache", b"response_cache", "scheduling_choice", b"scheduling_choice", "version_policy", b"version_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["dynamic_batching", b"dynamic_batching", "model_transaction_policy", b"model_transaction_policy", "optimization", b"optimization", "response_cache", b"response_cache", "scheduling_choice", b"scheduling_choice", "version_policy", b"version_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["backend", b"backend", "default_model_filename", b"default_model_filename", "dynamic_batching", b"dynamic_batching", "input", b"input", "instance_group", b"instance_group", "max_batch_size", b"max_batch_size", "model_transaction_policy", b"model_transaction_policy", "name", b"name", "output", b"output", "parameters", b"parameters", "platform", b"platform", "response_cache", b"response_cache", "scheduling_choice", b"scheduling_choice", "version_policy", b"version_policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["backend", b"backend", "default_model_filename", b"default_model_filename", "dynamic_batching", b"dynamic_batching", "input", b"input", "instance_group", b"instance_group", "max_batch_size", b"max_batch_size", "model_transaction_policy", b"model_transaction_policy", "model_warmup", b"model_warmup", "name", b"name", "optimization", b"optimization", "output", b"output", "parameters", b"parameters", "platform", b"platform", "response_cache", b"response_cache", "runtime", b"runtime", "scheduling_choice", b"scheduling_choice", "version_policy", b"version_policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_scheduling_choice: _TypeAlias = typing.Literal["dynamic_batching"]  # noqa: Y015
     _WhichOneofArgType_scheduling_choice: _TypeAlias = typing.Literal["scheduling_choice", b"scheduling_choice"]  # noqa: Y015

@@ -927,6 +927,34 @@ class InferBatchStatistics(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class InferResponseStatistics(message.Message):
+    """What became of the samples of a cascade that left it one way."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    SUCCESS_FIELD_NUMBER: builtins.int
+    FAIL_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def success(self) -> StatisticDuration:
+        """Samples answered, by this version or by the model after it; no time is measured."""
+
+    @builtins.property
+    def fail(self) -> StatisticDuration:
+        """Samples that the model after it should have answered and did not."""
+
+    def __init__(
+        self,
+        *,
+        success: StatisticDuration | None = ...,
+        fail: StatisticDuration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["fail", b"fail", "success", b"success"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["fail", b"fail", "success", b"success"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class MemoryUsage(message.Message):
     """Memory of one version."""
 
@@ -960,6 +988,27 @@ class ModelStatistics(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
+    @typing.final
+    class ResponseStatsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @builtins.property
+        def value(self) -> InferResponseStatistics: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: InferResponseStatistics | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     LAST_INFERENCE_FIELD_NUMBER: builtins.int
@@ -968,6 +1017,7 @@ class ModelStatistics(message.Message):
     INFERENCE_STATS_FIELD_NUMBER: builtins.int
     BATCH_STATS_FIELD_NUMBER: builtins.int
     MEMORY_USAGE_FIELD_NUMBER: builtins.int
+    RESPONSE_STATS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The model's."""
     version: builtins.str
@@ -990,6 +1040,10 @@ class ModelStatistics(message.Message):
     def memory_usage(self) -> containers.RepeatedCompositeFieldContainer[MemoryUsage]:
         """One entry."""
 
+    @builtins.property
+    def response_stats(self) -> containers.MessageMap[builtins.str, InferResponseStatistics]:
+        """Only of a cascade: "kept", the samples it answered by itself, and "escalated", those it handed on."""
+
     def __init__(
         self,
         *,
@@ -1001,10 +1055,11 @@ class ModelStatistics(message.Message):
         inference_stats: InferStatistics | None = ...,
         batch_stats: abc.Iterable[InferBatchStatistics] | None = ...,
         memory_usage: abc.Iterable[MemoryUsage] | None = ...,
+        response_stats: abc.Mapping[builtins.str, InferResponseStatistics] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["inference_stats", b"inference_stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["batch_stats", b"batch_stats", "execution_count", b"execution_count", "inference_count", b"inference_count", "inference_stats", b"inference_stats", "last_inference", b"last_inference", "memory_usage", b"memory_usage", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["batch_stats", b"batch_stats", "execution_count", b"execution_count", "inference_count", b"inference_count", "inference_stats", b"inference_stats", "last_inference", b"last_inference", "memory_usage", b"memory_usage", "name", b"name", "response_stats", b"response_stats", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

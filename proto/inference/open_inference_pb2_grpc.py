@@ -210,7 +210,7 @@ class GRPCInferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SystemSharedMemoryStatus(self, request, context):
-        """The caller's regions of system shared memory. Errors: REQUEST_INVALID (no such region).
+        """The caller's regions of system shared memory. Errors: REGION_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -218,8 +218,8 @@ class GRPCInferenceServiceServicer:
 
     def SystemSharedMemoryRegister(self, request, context):
         """Makes a POSIX shared memory object, or a part of it, known under a name, for inputs and outputs. Errors:
-        REQUEST_INVALID (the name is taken, no such object, out of its range, not the caller's, or the caller is not on
-        this box), LIMIT_EXCEEDED (too many regions).
+        REGION_EXISTS, REQUEST_INVALID (no such object, out of its range, not the caller's, or the caller is not on this
+        box), LIMIT_EXCEEDED (too many regions).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

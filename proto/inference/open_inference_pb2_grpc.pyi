@@ -81,11 +81,11 @@ class GRPCInferenceServiceStub:
     Only if the agent's configuration allows it. Errors: MODEL_UNKNOWN, REQUEST_INVALID.
     """
     SystemSharedMemoryStatus: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryStatusRequest, _open_inference_pb2.SystemSharedMemoryStatusResponse]
-    """The caller's regions of system shared memory. Errors: REQUEST_INVALID (no such region)."""
+    """The caller's regions of system shared memory. Errors: REGION_UNKNOWN."""
     SystemSharedMemoryRegister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryRegisterRequest, _open_inference_pb2.SystemSharedMemoryRegisterResponse]
     """Makes a POSIX shared memory object, or a part of it, known under a name, for inputs and outputs. Errors:
-    REQUEST_INVALID (the name is taken, no such object, out of its range, not the caller's, or the caller is not on
-    this box), LIMIT_EXCEEDED (too many regions).
+    REGION_EXISTS, REQUEST_INVALID (no such object, out of its range, not the caller's, or the caller is not on this
+    box), LIMIT_EXCEEDED (too many regions).
     """
     SystemSharedMemoryUnregister: _grpc.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryUnregisterRequest, _open_inference_pb2.SystemSharedMemoryUnregisterResponse]
     """Forgets a region, or all of the caller's; one that is not known is no error."""
@@ -134,11 +134,11 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     Only if the agent's configuration allows it. Errors: MODEL_UNKNOWN, REQUEST_INVALID.
     """
     SystemSharedMemoryStatus: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryStatusRequest, _open_inference_pb2.SystemSharedMemoryStatusResponse]  # type: ignore[assignment]
-    """The caller's regions of system shared memory. Errors: REQUEST_INVALID (no such region)."""
+    """The caller's regions of system shared memory. Errors: REGION_UNKNOWN."""
     SystemSharedMemoryRegister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryRegisterRequest, _open_inference_pb2.SystemSharedMemoryRegisterResponse]  # type: ignore[assignment]
     """Makes a POSIX shared memory object, or a part of it, known under a name, for inputs and outputs. Errors:
-    REQUEST_INVALID (the name is taken, no such object, out of its range, not the caller's, or the caller is not on
-    this box), LIMIT_EXCEEDED (too many regions).
+    REGION_EXISTS, REQUEST_INVALID (no such object, out of its range, not the caller's, or the caller is not on this
+    box), LIMIT_EXCEEDED (too many regions).
     """
     SystemSharedMemoryUnregister: _aio.UnaryUnaryMultiCallable[_open_inference_pb2.SystemSharedMemoryUnregisterRequest, _open_inference_pb2.SystemSharedMemoryUnregisterResponse]  # type: ignore[assignment]
     """Forgets a region, or all of the caller's; one that is not known is no error."""
@@ -262,7 +262,7 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _open_inference_pb2.SystemSharedMemoryStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryStatusResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryStatusResponse]]:
-        """The caller's regions of system shared memory. Errors: REQUEST_INVALID (no such region)."""
+        """The caller's regions of system shared memory. Errors: REGION_UNKNOWN."""
 
     @_abc_1.abstractmethod
     def SystemSharedMemoryRegister(
@@ -271,8 +271,8 @@ class GRPCInferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_open_inference_pb2.SystemSharedMemoryRegisterResponse, _abc.Awaitable[_open_inference_pb2.SystemSharedMemoryRegisterResponse]]:
         """Makes a POSIX shared memory object, or a part of it, known under a name, for inputs and outputs. Errors:
-        REQUEST_INVALID (the name is taken, no such object, out of its range, not the caller's, or the caller is not on
-        this box), LIMIT_EXCEEDED (too many regions).
+        REGION_EXISTS, REQUEST_INVALID (no such object, out of its range, not the caller's, or the caller is not on this
+        box), LIMIT_EXCEEDED (too many regions).
         """
 
     @_abc_1.abstractmethod

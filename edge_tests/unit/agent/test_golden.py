@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -292,7 +295,7 @@ def test_warm_up_that_fails() -> None:
         serving.kill(worker)
         with pytest.raises(SluiceError, match="SIGKILL") as caught:
             warm_up(worker, 10)
-        assert caught.value.reason == errors_pb2.WARM_UP_FAILED
+        assert caught.value.reason == errors_pb2.OUT_OF_MEMORY
     finally:
         worker.close(0)
 
@@ -324,3 +327,16 @@ def test_blank_inputs() -> None:
     with pytest.raises(SluiceError) as caught:
         blank_inputs([TensorSpec("a", "FP64", (-1, 1 << 20, 1 << 20))], 1)
     assert caught.value.reason == errors_pb2.LIMIT_EXCEEDED
+
+
+def test_a_worker_that_is_killed_in_its_warm_up_is_not_the_models_fault(tmp_path: Path) -> None:
+    """As the kernel does for want of memory; one that we end because it hangs is, see above."""
+    worker = serving.start_worker(models.hanging_onnx(tmp_path / "hanging.onnx"))
+    try:
+        killer = threading.Timer(1.0, os.kill, (worker.pid, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(SluiceError, match="ended by SIGKILL") as caught:
+            warm_up(worker, 20)
+        assert caught.value.reason == errors_pb2.OUT_OF_MEMORY
+    finally:
+        worker.close(0)

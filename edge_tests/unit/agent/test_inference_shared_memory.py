@@ -41,10 +41,12 @@ def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def refused(call: object, *arguments: object) -> str:
+def refused(call: object, *arguments: object, reason: int = 0) -> str:
     with pytest.raises(SluiceError) as caught:
         call(*arguments)  # type: ignore[operator]
-    assert caught.value.reason in (errors_pb2.REQUEST_INVALID, errors_pb2.INPUT_INVALID)
+    assert caught.value.reason in (
+        {reason} if reason else {errors_pb2.REQUEST_INVALID, errors_pb2.INPUT_INVALID}
+    )
     return caught.value.message
 
 
@@ -58,8 +60,9 @@ def test_register_status_unregister(shared: shared_memory.SharedMemory) -> None:
         ("rest", shared.name, 2048, 2048),
     ]
     assert [item.name for item in regions.status("rest", ME)] == ["rest"]
-    assert "no such region" in refused(regions.status, "none", ME)
-    assert "in use" in refused(regions.register, "frames", shared.name, 0, 1, ME)
+    assert "not registered" in refused(regions.status, "none", ME, reason=errors_pb2.REGION_UNKNOWN)
+    taken = refused(regions.register, "frames", shared.name, 0, 1, ME, reason=errors_pb2.REGION_EXISTS)
+    assert "in use" in taken
     regions.unregister("none", ME)
     regions.unregister("frames", ME)
     assert [item.name for item in regions.status("", ME)] == ["rest"]
@@ -113,7 +116,7 @@ def test_a_region_is_its_users_alone(shared: shared_memory.SharedMemory) -> None
     other = ME + 1
     assert "another user" in refused(regions.register, "r", shared.name, 0, 8, other)
     regions.register("r", shared.name, 0, 8, ME)
-    assert "not registered" in refused(regions.find, "r", other)
+    assert "not registered" in refused(regions.find, "r", other, reason=errors_pb2.REGION_UNKNOWN)
     assert regions.status("", other) == []
     regions.unregister("", other)
     regions.unregister("r", other)
@@ -188,7 +191,6 @@ def test_inputs_by_region_beside_others(shared: shared_memory.SharedMemory) -> N
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
-        (place("none"), "'none' is not registered"),
         (place(size=7), "takes 8 bytes; shared_memory_byte_size is 7"),
         (place(size=8, offset=4089), "has 4096 bytes"),
         (place(size=-1), "has 4096 bytes"),
@@ -209,6 +211,19 @@ def test_places_that_are_refused(
     found = refused(decode_inputs, of_message(request), SPECS, lambda name: regions.find(name, ME))
     assert says in found
     assert "input 'x'" in found
+
+
+def test_a_region_that_is_not_registered() -> None:
+    tensor = Tensor(name="x", datatype="FP32", shape=[1, 2], parameters=place("none"))
+    request = of_message(pb.ModelInferRequest(inputs=[tensor]))
+    why = refused(
+        decode_inputs,
+        request,
+        SPECS,
+        lambda name: Regions().find(name, ME),
+        reason=errors_pb2.REGION_UNKNOWN,
+    )
+    assert "'none' is not registered" in why
 
 
 def test_outputs_by_region(shared: shared_memory.SharedMemory) -> None:

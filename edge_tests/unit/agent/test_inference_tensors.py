@@ -196,18 +196,6 @@ FLOATS = Tensor(name="x", datatype="FP32", shape=[1, 2], contents=Contents(fp32_
             [],
             "is 2 elements, and fp32_contents has 3",
         ),
-        (
-            [
-                Tensor(
-                    name="x",
-                    datatype="FP32",
-                    shape=[1, 2],
-                    parameters={"shared_memory_region": pb.InferParameter(string_param="r")},
-                )
-            ],
-            [],
-            "shared memory region 'r' is not registered",
-        ),
     ],
 )
 def test_what_is_refused(tensors: list[Tensor], raw: list[bytes], says: str) -> None:

@@ -29,11 +29,20 @@ def test_causes() -> None:
     assert cause_of(errors_pb2.DELTA_WRONG_BASE) is Cause.BASE
     assert cause_of(errors_pb2.DISK_FULL) is Cause.DISK
     assert cause_of(errors_pb2.INTERNAL) is Cause.OTHER
+    assert cause_of(errors_pb2.OUT_OF_MEMORY) is Cause.KILLED
+    assert cause_of(errors_pb2.CASCADE_INCOMPLETE) is Cause.MEMBER
 
 
 def test_network_and_disk_never_give_up() -> None:
     for reason in (errors_pb2.CONTROL_UNREACHABLE, errors_pb2.DISK_FULL):
         assert not decide(reason, 100_000, 0.99).final
+
+
+def test_a_killed_load_is_tried_again_and_given_up_at_last() -> None:
+    decisions = [decide(errors_pb2.OUT_OF_MEMORY, failures, 0.5) for failures in range(1, 9)]
+    assert [decision.final for decision in decisions] == [False] * 7 + [True]
+    assert sum(decision.wait_s for decision in decisions) > 300, "memory may come back within minutes"
+    assert not any(decision.discard_partial for decision in decisions)
 
 
 def test_damaged_bytes_are_fetched_again_then_in_full() -> None:

@@ -140,7 +140,7 @@ class WorkerStatus(message.Message):
     runtime: builtins.str
     """onnxruntime, litert or tflite-runtime."""
     role: builtins.str
-    """active or previous."""
+    """active, previous, or held (loaded beside them by the version policy)."""
     resident_bytes: builtins.int
     """Physical memory in use, bytes; 0 when the process ended."""
     requests: builtins.int

@@ -96,6 +96,8 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """A request, or what waits with it, is over a named limit."""
     STATE_LOCKED: _ErrorReason.ValueType  # 44
     """Another process or stream holds it: a data directory, an upload, a device."""
+    OUT_OF_MEMORY: _ErrorReason.ValueType  # 46
+    """A process was killed, as the kernel does for want of memory."""
     MODEL_LOAD_FAILED: _ErrorReason.ValueType  # 60
     """60-79: running models.
 
@@ -117,6 +119,14 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """The box has no active version of this model, or its worker is down."""
     NO_PREVIOUS_VERSION: _ErrorReason.ValueType  # 68
     """There is nothing to go back to."""
+    REGION_UNKNOWN: _ErrorReason.ValueType  # 72
+    """The caller registered no shared memory region of this name."""
+    REGION_EXISTS: _ErrorReason.ValueType  # 73
+    """A shared memory region of this name is registered already."""
+    CASCADE_INVALID: _ErrorReason.ValueType  # 74
+    """A version hands samples on to a model that does not fit it, or to itself."""
+    CASCADE_INCOMPLETE: _ErrorReason.ValueType  # 75
+    """A version hands samples on to a model that this box does not serve yet."""
     DEVICE_UNKNOWN: _ErrorReason.ValueType  # 80
     """80-99: fleet.
 
@@ -246,6 +256,8 @@ LIMIT_EXCEEDED: ErrorReason.ValueType  # 43
 """A request, or what waits with it, is over a named limit."""
 STATE_LOCKED: ErrorReason.ValueType  # 44
 """Another process or stream holds it: a data directory, an upload, a device."""
+OUT_OF_MEMORY: ErrorReason.ValueType  # 46
+"""A process was killed, as the kernel does for want of memory."""
 MODEL_LOAD_FAILED: ErrorReason.ValueType  # 60
 """60-79: running models.
 
@@ -267,6 +279,14 @@ MODEL_NOT_SERVING: ErrorReason.ValueType  # 67
 """The box has no active version of this model, or its worker is down."""
 NO_PREVIOUS_VERSION: ErrorReason.ValueType  # 68
 """There is nothing to go back to."""
+REGION_UNKNOWN: ErrorReason.ValueType  # 72
+"""The caller registered no shared memory region of this name."""
+REGION_EXISTS: ErrorReason.ValueType  # 73
+"""A shared memory region of this name is registered already."""
+CASCADE_INVALID: ErrorReason.ValueType  # 74
+"""A version hands samples on to a model that does not fit it, or to itself."""
+CASCADE_INCOMPLETE: ErrorReason.ValueType  # 75
+"""A version hands samples on to a model that this box does not serve yet."""
 DEVICE_UNKNOWN: ErrorReason.ValueType  # 80
 """80-99: fleet.
 
