@@ -26,6 +26,7 @@ class Cause(enum.Enum):
     DAMAGED = "damaged"  # the delta's bytes are wrong: fetch again, then ask for a full copy
     BASE = "base"  # the base on disk is wrong: drop it and plan again
     DISK = "disk"  # no room
+    MEMORY = "memory"  # no room for two workers: another model may end, or memory be freed
     OTHER = "other"  # unexpected: a few tries
 
 
@@ -50,6 +51,7 @@ POLICIES = {
     Cause.DAMAGED: Policy(0.5, 60, 6),
     Cause.BASE: Policy(0.5, 60, 6),
     Cause.DISK: Policy(5, 900, 0),
+    Cause.MEMORY: Policy(5, 900, 0),
     Cause.OTHER: Policy(1, 300, 6),
 }
 
@@ -67,6 +69,8 @@ _CAUSES: dict[int, Cause] = {
             errors_pb2.MODEL_LOAD_FAILED,
             errors_pb2.GOLDEN_MISMATCH,
             errors_pb2.WARM_UP_FAILED,
+            errors_pb2.SHADOW_MISMATCH,
+            errors_pb2.SOAK_FAILED,
         ),
         Cause.FINAL,
     ),
@@ -85,6 +89,7 @@ _CAUSES: dict[int, Cause] = {
     ),
     **dict.fromkeys((errors_pb2.DELTA_WRONG_BASE, errors_pb2.STORE_CORRUPT), Cause.BASE),
     errors_pb2.DISK_FULL: Cause.DISK,
+    errors_pb2.MEMORY_SHORT: Cause.MEMORY,
 }
 
 

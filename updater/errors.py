@@ -72,6 +72,7 @@ _STATUS = {
         errors_pb2.DISK_FULL,
         errors_pb2.LIMIT_EXCEEDED,
         errors_pb2.DELTA_LIMIT_EXCEEDED,
+        errors_pb2.MEMORY_SHORT,
     ),
     grpc.StatusCode.DATA_LOSS: (
         errors_pb2.DELTA_INVALID,
@@ -94,6 +95,8 @@ _STATUS = {
         errors_pb2.GOLDEN_MISMATCH,
         errors_pb2.MODEL_LOAD_FAILED,
         errors_pb2.WARM_UP_FAILED,
+        errors_pb2.SHADOW_MISMATCH,
+        errors_pb2.SOAK_FAILED,
     ),
     grpc.StatusCode.INTERNAL: (
         errors_pb2.INTERNAL,

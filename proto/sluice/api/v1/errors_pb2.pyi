@@ -117,6 +117,12 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """The box has no active version of this model, or its worker is down."""
     NO_PREVIOUS_VERSION: _ErrorReason.ValueType  # 68
     """There is nothing to go back to."""
+    MEMORY_SHORT: _ErrorReason.ValueType  # 69
+    """The box has no room for the new version's worker beside the one that serves."""
+    SHADOW_MISMATCH: _ErrorReason.ValueType  # 70
+    """In shadow the new version answered live requests otherwise, slower, or not at all."""
+    SOAK_FAILED: _ErrorReason.ValueType  # 71
+    """After its activation the version failed more requests or took longer than the one before."""
     DEVICE_UNKNOWN: _ErrorReason.ValueType  # 80
     """80-99: fleet.
 
@@ -267,6 +273,12 @@ MODEL_NOT_SERVING: ErrorReason.ValueType  # 67
 """The box has no active version of this model, or its worker is down."""
 NO_PREVIOUS_VERSION: ErrorReason.ValueType  # 68
 """There is nothing to go back to."""
+MEMORY_SHORT: ErrorReason.ValueType  # 69
+"""The box has no room for the new version's worker beside the one that serves."""
+SHADOW_MISMATCH: ErrorReason.ValueType  # 70
+"""In shadow the new version answered live requests otherwise, slower, or not at all."""
+SOAK_FAILED: ErrorReason.ValueType  # 71
+"""After its activation the version failed more requests or took longer than the one before."""
 DEVICE_UNKNOWN: ErrorReason.ValueType  # 80
 """80-99: fleet.
 

@@ -1,0 +1,160 @@
+"""Whether a new version does as well as the one before it: what was seen, and pure verdicts on it.
+
+Two occasions. In *shadow* both versions answer the same live requests, so outputs can be compared one by one
+(`judge_likeness`). In the *soak* the new version answers alone, so its failures and its time are held against
+those of the version before it (`judge_outcomes`).
+
+Rules: a verdict needs a minimum of requests, because a few say nothing; a version is slow only if it is so by
+a ratio and by LATENCY_FLOOR_S, because a ratio of microseconds is noise. Time is that of the worker for a
+request, without its wait in the queue: load makes queues, not versions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from agent.limits import LATENCY_FLOOR_S, UNCOMPARED_ERROR_SHARE
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """How the latest requests to one version ended.
+
+    Attributes:
+        requests: looked at.
+        failures: those of them that failed; ones turned away by a full queue are neither.
+        p95_s: 95th percentile of the worker's time for those answered, seconds; 0 when none was.
+    """
+
+    requests: int = 0
+    failures: int = 0
+    p95_s: float = 0.0
+
+    @property
+    def error_share(self) -> float:
+        return self.failures / self.requests if self.requests else 0.0
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How a version in shadow compares with the one that serves.
+
+    Attributes:
+        compared: requests that both answered.
+        mismatched: those of them with an output outside the tolerance.
+        unanswered: requests that the new version failed and the old one answered.
+        dropped: copies that were not taken, because the queue was full.
+        cosine_min: least cosine similarity of an output; 1 before the first.
+        max_abs_error: largest absolute difference of an output.
+        worst: the output of the last mismatch, for people.
+        p95_s: 95th percentile of the new worker's time, seconds.
+        previous_p95_s: the same of the old worker, for the same requests.
+    """
+
+    compared: int = 0
+    mismatched: int = 0
+    unanswered: int = 0
+    dropped: int = 0
+    cosine_min: float = 1.0
+    max_abs_error: float = 0.0
+    worst: str = ""
+    p95_s: float = 0.0
+    previous_p95_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What a new version must keep to beside the one before it.
+
+    Attributes:
+        min_requests: fewer than so many say nothing.
+        error_share: of its requests that may fail beyond the share that failed before, 0 to 1; 1: any.
+        latency_ratio: of its 95th percentile to the one before; 0: any.
+    """
+
+    min_requests: int = 50
+    error_share: float = 0.05
+    latency_ratio: float = 2.0
+
+
+@dataclass(frozen=True)
+class ShadowTerms:
+    """How long a new version answers beside the old one, and how like it must be.
+
+    Attributes:
+        share: of the live requests that both answer, 0 to 1; 0: no shadow.
+        seconds: longest time.
+        requests: compared requests that suffice.
+        cosine_min: least cosine similarity of each output.
+        max_abs_error: largest absolute difference of each output; None for no bound.
+        mismatch_share: of the compared requests that may be outside of that, 0 to 1.
+    """
+
+    share: float = 0.0
+    seconds: float = 60.0
+    requests: int = 100
+    cosine_min: float = 0.95
+    max_abs_error: float | None = None
+    mismatch_share: float = 0.05
+
+
+def p95(seconds: Iterable[float]) -> float:
+    """The 95th percentile (nearest rank); 0 of nothing."""
+    ordered = sorted(seconds)
+    return ordered[math.ceil(0.95 * len(ordered)) - 1] if ordered else 0.0
+
+
+def judge_outcomes(new: Outcomes, old: Outcomes | None, gates: Gates) -> str:
+    """Why the new version is worse in its soak; empty if it is not, or too little was seen.
+
+    Without enough requests to the old version nothing can be compared: then only a version that fails more
+    than UNCOMPARED_ERROR_SHARE of its requests is worse.
+    """
+    if new.requests < gates.min_requests:
+        return ""
+    comparable = old is not None and old.requests >= gates.min_requests
+    before = old if old is not None and comparable else Outcomes()
+    allowed = before.error_share + gates.error_share if comparable else UNCOMPARED_ERROR_SHARE
+    if gates.error_share < 1 and new.error_share > allowed:
+        than = f"; of those before it {before.error_share:.1%} did" if comparable else ""
+        return f"{new.failures} of its latest {new.requests} requests failed{than}"
+    answered = new.requests - new.failures
+    if comparable and answered >= gates.min_requests and _slower(new.p95_s, before.p95_s, gates):
+        return _slow(new.p95_s, before.p95_s)
+    return ""
+
+
+def judge_likeness(seen: Likeness, terms: ShadowTerms, gates: Gates, *, over: bool) -> tuple[bool, str]:
+    """Whether a shadow is at its end, and why the new version is not to be activated (empty if it is).
+
+    Args:
+        seen: so far.
+        terms: of the shadow.
+        gates: the share of failures and the latency ratio; its minimum counts if the shadow needs no fewer.
+        over: its time is up. What was seen then decides; where that is too little, nothing speaks against it.
+    """
+    tried = seen.compared + seen.unanswered
+    enough = tried >= min(gates.min_requests, terms.requests)
+    if enough and seen.unanswered > gates.error_share * tried:
+        return True, f"it failed {seen.unanswered} of {tried} live requests that the version before answered"
+    if enough and seen.mismatched > terms.mismatch_share * seen.compared:
+        return True, (
+            f"{seen.mismatched} of {seen.compared} live requests got another answer than from the version"
+            f" before ({seen.worst})"
+        )
+    done = over or tried >= terms.requests
+    if done and enough and _slower(seen.p95_s, seen.previous_p95_s, gates):
+        return True, _slow(seen.p95_s, seen.previous_p95_s)
+    return done, ""
+
+
+def _slower(new_s: float, old_s: float, gates: Gates) -> bool:
+    ratio = gates.latency_ratio
+    return ratio > 0 and old_s > 0 and new_s > ratio * old_s and new_s - old_s > LATENCY_FLOOR_S
+
+
+def _slow(new_s: float, old_s: float) -> str:
+    new, old = new_s * 1000, old_s * 1000
+    return f"95 % of its answers took up to {new:.1f} ms, of the version before up to {old:.1f} ms"
