@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from agent import swap_options
 from agent import update_limits as limits
 from agent.activation import Activator
 from agent.admin import AdminServer
@@ -42,6 +43,7 @@ from agent.retention import collect
 from agent.router import Router
 from agent.state import State
 from agent.supervisor import Supervisor
+from agent.swap_status import swap_status
 from agent.sync import Sync
 from agent.telemetry import Telemetry, WorkerFigures
 from agent.version_directory import sweep
@@ -113,7 +115,7 @@ class Daemon:
             self._installer,
             self._router,
             threads=config.threads,
-            soak_s=config.soak_s,
+            terms=lambda options: swap_options.read(options, config),
             load_deadline_s=config.load_deadline_s,
             changed=self._changed,
         )
@@ -313,6 +315,7 @@ class Daemon:
             store_bytes=self._store.size_bytes(),
             disk_free_bytes=shutil.disk_usage(self._config.state_dir).free,
             outbox_batches=self._outbox.count(),
+            swaps=[swap_status(seen) for seen in self._activator.swaps()],
             workers=[
                 admin_pb2.WorkerStatus(
                     model=item.model,

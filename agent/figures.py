@@ -1,8 +1,8 @@
 """What is counted and timed of one version's inferences, for ModelStatistics and metrics.
 
 A worker owns one `Figures`; a worker that takes a dead one's place goes on with its predecessor's, so that a
-restart loses nothing. Memory is sums, as many of them as there were batch sizes, and one number for each of the
-LATEST_REQUESTS that a new version is judged by.
+restart loses nothing. Memory is sums, as many of them as there were batch sizes, and one number for each of
+the LATEST_REQUESTS that a new version is judged by.
 """
 
 from __future__ import annotations

@@ -129,11 +129,14 @@ class Inference:
                     raw=is_raw(request),
                 )
                 _check_size(response, worker)
-            except SluiceError:
-                worker.figures.failed(time.monotonic() - began)
+            except SluiceError as error:
+                judged = not isinstance(error, Overloaded)  # that is the load's fault
+                worker.figures.failed(time.monotonic() - began, judged=judged)
                 raise
             timing.output_s += time.monotonic() - ran
             worker.figures.answered(worker.samples(inputs), timing)
+            if worker.shadow is not None:
+                worker.shadow.offer(inputs, outputs, timing)
         return response
 
     @contextlib.contextmanager

@@ -1,11 +1,11 @@
 """A version in shadow: a share of the live requests goes to its worker too, and the answers are compared.
 
-The request is answered first, by the version that serves; then its inputs and outputs are offered here, and one
-thread gives the inputs to the new worker and compares. A caller never waits for it and never sees it: `offer`
-puts references into a queue bounded in number and bytes, and drops the copy when that is full, so that under load
-the shadow sees less and costs no more.
+The request is answered first, by the version that serves; then its inputs and outputs are offered here, and
+one thread gives the inputs to the new worker and compares. A caller never waits for it and never sees it:
+`offer` puts references into a queue bounded in number and bytes, and drops the copy when that is full, so
+that under load the shadow sees less and costs no more.
 
-Which requests are copied is counted, not drawn: every hundredth of the stream at a share of 0.01, whoever asks.
+Which requests are copied is counted, not drawn: at a share of 0.01 every hundredth, whoever asks.
 """
 
 from __future__ import annotations

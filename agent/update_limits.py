@@ -42,7 +42,8 @@ LEAST_FREE_BYTES = 1 << 20  # beside the reserve; applying stops before the data
 # Changes of version (swapping.py).
 SHADOW_LOOK_S = 0.1  # between two looks at a version in shadow
 SOAK_LOOK_S = 0.5  # at one in its soak
-SWAP_LOOK_MOST_S = 5.0  # between looks when nothing is due sooner
+SWAP_LOOK_LEAST_S = 0.02
+SWAP_LOOK_MOST_S = 5.0  # after a look that failed
 
 # Telemetry (telemetry.py, outbox.py).
 MAX_BATCHES_PER_REPORT = 64

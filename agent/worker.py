@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -36,6 +36,9 @@ from runtimes.inputs import check_inputs, splits_by_sample
 from runtimes.interface import InputInvalid, TensorSpec
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
+
+if TYPE_CHECKING:
+    from agent.shadow import Shadow
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +93,7 @@ class Worker:
         figures: of its version's inferences.
         queue: where clients' requests wait for it.
         cache_s: for how long its answers may be given again to the same inputs, seconds; 0: never.
+        shadow: what takes copies of its requests and answers, for a version that may follow it.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -102,6 +106,7 @@ class Worker:
         self.figures = Figures()
         self.queue = Batcher(self, str(spec))
         self.cache_s = 0.0
+        self.shadow: Shadow | None = None
         self._any_batch = False
         self._turn = threading.Lock()  # held by the one caller who may use the channel
         self._unanswered = False  # under _turn: a request was sent and its answer not yet taken
@@ -116,12 +121,15 @@ class Worker:
         self._child = Child(str(spec), spec.threads, self._on_end)
 
     @classmethod
-    def start(cls, spec: WorkerSpec, deadline_s: float) -> Worker:
+    def start(
+        cls, spec: WorkerSpec, deadline_s: float, started: Callable[[Worker], None] | None = None
+    ) -> Worker:
         """Starts a process and has it load the model.
 
         Args:
             spec: what to load.
             deadline_s: for all of it, seconds.
+            started: given the worker before it has loaded anything: closing it makes the start fail.
 
         Raises:
             SluiceError: MODEL_LOAD_FAILED (the runtime refused the model, or the process died while loading
@@ -130,6 +138,8 @@ class Worker:
         """
         worker = cls(spec)
         try:
+            if started is not None:
+                started(worker)
             worker._load(deadline_s)
         except BaseException:
             worker._closing = True
@@ -167,7 +177,7 @@ class Worker:
 
     def succeed(self, dead: Worker) -> None:
         """Goes on with figures, policy and learned batch sizes of a worker of the same version."""
-        self.figures, self.cache_s = dead.figures, dead.cache_s
+        self.figures, self.cache_s, self.shadow = dead.figures, dead.cache_s, dead.shadow
         self.queue.inherit(dead.queue)
 
     def checked(self) -> None:
