@@ -30,7 +30,7 @@ from agent.config import DEFAULT_PATH
 from agent.logs import set_up
 from updater.errors import EXIT_FAILED, SluiceError
 
-_WATCH_S = 1.0  # between two looks
+_WATCH_S = 0.5  # between two looks
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _EXIT_OUTPUT_CLOSED = 141  # 128 + SIGPIPE
@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
         "--log-level", choices=("debug", "info", "warning"), default="info", help="default: info"
     )
     status = _verb(verbs, "status", _status, "show what the running agent serves and does")
-    status.add_argument("--watch", action="store_true", help="show it again every second until Ctrl-C")
+    status.add_argument("--watch", action="store_true", help="show it again twice a second until Ctrl-C")
     doctor = _verb(verbs, "doctor", _doctor, "check this box and say what to do about each fault")
     revert = _verb(verbs, "revert", _revert, "go back to a model's previous version and stay there")
     revert.add_argument("model", metavar="MODEL", help="the model's name")

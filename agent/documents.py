@@ -148,4 +148,6 @@ def _swap(message: admin_pb2.SwapStatus) -> dict[str, Any]:
         "failures": message.failures,
         "p95_ms": message.p95_ms,
         "previous_p95_ms": message.previous_p95_ms,
+        "passed": [{"phase": phase.phase, "ms": phase.ms} for phase in message.passed],
+        "failure": message.failure,
     }

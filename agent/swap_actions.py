@@ -9,13 +9,14 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from agent import priority
 from agent.installer import Prepared
 from agent.judging import Outcomes
-from agent.limits import DRAIN_S
+from agent.limits import DRAIN_S, PHASES_KEPT
 from agent.memory import Memory, estimate
 from agent.shadow import Shadow
 from agent.slots import Installed, Slots, soaked
@@ -73,6 +74,7 @@ class Run:
     told: bool = True  # whoever began it hears of its end by `ended`
     guard: threading.Lock = field(default_factory=threading.Lock)  # of `abort`
     aborted: bool = False
+    passed: deque[tuple[Phase, float]] = field(default_factory=lambda: deque(maxlen=PHASES_KEPT))  # seconds
     answers: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)  # of what took a thread
 
     @property

@@ -14,7 +14,7 @@ def swap_status(seen: Seen) -> admin_pb2.SwapStatus:
     memory = swap.memory or Memory(0, 0)
     like = seen.likeness or Likeness()
     new, old = seen.new or Outcomes(), seen.old or Outcomes()
-    in_shadow = seen.likeness is not None
+    in_shadow = seen.likeness is not None and not new.requests
     return admin_pb2.SwapStatus(
         model=swap.plan.model,
         from_version=swap.plan.old,
@@ -35,6 +35,8 @@ def swap_status(seen: Seen) -> admin_pb2.SwapStatus:
         failures=new.failures,
         p95_ms=1000 * (like.p95_s if in_shadow else new.p95_s),
         previous_p95_ms=1000 * (like.previous_p95_s if in_shadow else old.p95_s),
+        passed=[admin_pb2.PassedPhase(phase=phase.value, ms=_ms(seconds)) for phase, seconds in seen.passed],
+        failure="" if swap.failure is None else swap.failure.message,
     )
 
 

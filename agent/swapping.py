@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent import update_limits as limits
 from agent.control import CancelledError
@@ -66,6 +66,7 @@ class Seen:
         likeness: of the shadow; None when there is none.
         new: outcomes of the soaking version; None before its soak.
         old: of the version before it.
+        passed: the phases that it has been through, and the seconds that each took.
     """
 
     swap: Swap
@@ -73,6 +74,7 @@ class Seen:
     likeness: Likeness | None
     new: Outcomes | None
     old: Outcomes | None
+    passed: tuple[tuple[Phase, float], ...] = ()
 
 
 class Swaps:
@@ -111,6 +113,7 @@ class Swaps:
         self._ended: Callable[[str, SluiceError | CancelledError | None], None] = lambda _model, _error: None
         self._changing: dict[str, Run] = {}  # before their commit
         self._soaking: dict[str, Run] = {}
+        self._last: dict[str, Seen] = {}  # of each model the swap that ended last
         self._stopped = False
         self._guard = threading.Lock()  # of the thread
         self._thread: threading.Thread | None = None
@@ -232,15 +235,11 @@ class Swaps:
         return slots.active.version, slots.previous.version
 
     def seen(self) -> list[Seen]:
-        """All swaps as they are, by model."""
+        """All swaps as they are, and of each model the last that ended; by model."""
         now = time.monotonic()
-        found = []
-        for run in (*self._changing.values(), *self._soaking.values()):
-            soaks = run.swap.phase not in BEFORE_COMMIT
-            likeness = run.shadow.seen() if run.shadow is not None and not soaks else None
-            new = run.new.figures.latest() if soaks and run.new is not None else None
-            found.append(Seen(run.swap, now, likeness, new, run.baseline))
-        return sorted(found, key=lambda seen: (seen.swap.plan.model, seen.swap.plan.version))
+        found = [replace(last, now=now) for last in self._last.values()]
+        found += [_seen(run, now) for run in (*self._changing.values(), *self._soaking.values())]
+        return sorted(found, key=lambda seen: (seen.swap.plan.model, seen.swap.ended, seen.swap.plan.version))
 
     def close(self) -> None:
         """The agent ends: swaps before their commit are given up, soaks go on at the next start."""
@@ -263,7 +262,10 @@ class Swaps:
         with run.guard:
             if run.aborted and run.swap.phase in BEFORE_COMMIT:
                 event = Abort()
-            run.swap, actions = advance(run.swap, event, time.monotonic())
+            before, now = run.swap, time.monotonic()
+            run.swap, actions = advance(before, event, now)
+            if run.swap.phase is not before.phase:
+                run.passed.append((before.phase, now - before.since))
         self._do(run, actions)
 
     def _do(self, run: Run, actions: tuple[Do, ...]) -> None:
@@ -305,7 +307,9 @@ class Swaps:
         if not run.told and not before:
             run.told = True
             self._ended(model, _why(run))
-        if not run.swap.ended:
+        if run.swap.ended:
+            self._last[model] = _seen(run, time.monotonic())
+        else:
             self._look_after()
         self._changed()
 
@@ -391,6 +395,13 @@ class Swaps:
             run.new = serving.active
             found.append(Died(Failure(errors_pb2.WORKER_DIED, f"the worker of {run.swap.plan.name} died")))
         return [*found, Tick(new=run.new.figures.latest(), old=run.baseline)]
+
+
+def _seen(run: Run, now: float) -> Seen:
+    likeness = run.shadow.seen() if run.shadow is not None else None
+    soaks = run.swap.phase not in BEFORE_COMMIT and run.new is not None
+    new = run.new.figures.latest() if soaks and run.new is not None else None
+    return Seen(run.swap, now, likeness, new, run.baseline, tuple(run.passed))
 
 
 def _why(run: Run) -> SluiceError | CancelledError | None:

@@ -6,8 +6,8 @@ inputs, batches tried, slots written, turn, soak, old worker drained). Counted: 
 99th percentile of requests due during a change and outside, resident memory after the tenth and the last.
 
 Kills: several models, so that kills of one are KILL_EVERY_S apart and thus no crash loop; kill -9 of one
-worker after the other under load. Counted: failed requests, all of which must have been in that worker when it
-died; the time until the model answers again; whether the agent is the same process as before.
+worker after the other under load. Counted: failed requests, all of which must have been in that worker when
+it died; the time until the model answers again; whether the agent is the same process as before.
 
 Ends with 1 when a request failed or was wrong that must not, or memory grew.
 """
@@ -338,9 +338,10 @@ def main() -> int:
     if arguments.write:
         where = (
             f"Open loop at {arguments.rate:g} requests a second on a network of {HIDDEN} hidden units. A"
-            ' latency begins when its request was due; "during a change" is from the beginning of an activation'
-            " to the end of the old worker. Memory is that of the agent and its workers. Front, router, workers,"
-            " supervisor, slots and activation are the agent's, in a process without a control plane."
+            ' latency begins when its request was due; "during a change" is from the beginning of an'
+            " activation to the end of the old worker. Memory is that of the agent and its workers. Front,"
+            " router, workers, supervisor, slots and activation are the agent's, in a process without a"
+            " control plane."
         )
         spread = f"Kills are spread over {KILLED_MODELS} models: those of one are {KILL_EVERY_S:g} s apart."
         busy = f"Load average of the machine before and after each part: {averages}."

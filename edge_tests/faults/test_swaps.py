@@ -162,7 +162,7 @@ def test_a_soak_that_fails_requests_goes_back(tmp_path: Path) -> None:
         assert record.reason == errors_pb2.SOAK_FAILED
         assert "requests failed; of those before it 0.0% did" in record.message
         assert 20 <= len(load.failed()) < 500
-        assert box.activator.swaps() == []
+        assert box.under_way() == []
 
 
 def test_a_soak_that_is_slower_goes_back_and_one_worker_is_left(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_revert_in_the_soak_uses_the_warm_worker(tmp_path: Path) -> None:
         assert box.swap().swap.phase is Phase.SOAKING
         assert box.activator.revert("tiny", pin=True) == (2, 1)
         assert box.router.models()[0].active.pid == warm
-        assert box.activator.swaps() == []
+        assert box.under_way() == []
         with pytest.raises(SluiceError) as caught:
             box.activator.revert("tiny", pin=True)
         assert caught.value.reason == errors_pb2.NO_PREVIOUS_VERSION

@@ -131,8 +131,12 @@ class LocalBox:
 
     def swap(self, model: str = "tiny") -> Seen:
         """The only swap of the model under way."""
-        (seen,) = [seen for seen in self.activator.swaps() if seen.swap.plan.model == model]
+        (seen,) = [seen for seen in self.under_way() if seen.swap.plan.model == model]
         return seen
+
+    def under_way(self) -> list[Seen]:
+        """The swaps that have not ended."""
+        return [seen for seen in self.activator.swaps() if not seen.swap.ended]
 
     def answers(self, model: str = "tiny") -> int:
         """The version whose worker answers, and lives."""

@@ -95,7 +95,7 @@ class GetStatusResponse(message.Message):
 
     @builtins.property
     def swaps(self) -> containers.RepeatedCompositeFieldContainer[SwapStatus]:
-        """Changes of version under way, soaking ones too; at most 2 for each model."""
+        """Changes of version under way, soaking ones too, and the last one of each model that ended: at most 3 for each model."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class GetStatusResponse(message.Message):
 
 @typing.final
 class SwapStatus(message.Message):
-    """One model's change of version, under way."""
+    """One model's change of version."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -147,6 +147,8 @@ class SwapStatus(message.Message):
     FAILURES_FIELD_NUMBER: builtins.int
     P95_MS_FIELD_NUMBER: builtins.int
     PREVIOUS_P95_MS_FIELD_NUMBER: builtins.int
+    PASSED_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Its name."""
     from_version: builtins.int
@@ -155,12 +157,12 @@ class SwapStatus(message.Message):
     """That is to answer, or answers and soaks."""
     phase: builtins.str
     """checking, stopping, starting, warming, proving, shadowing, committing, turning, undoing, draining, soaking,
-    settling, reverting or restoring.
+    settling, reverting or restoring; at its end committed, reverted, abandoned, superseded or stranded.
     """
     phase_ms: builtins.int
-    """Milliseconds in this phase."""
+    """Milliseconds in this phase, or since the end."""
     left_ms: builtins.int
-    """Milliseconds until it ends or is given up."""
+    """Milliseconds until it ends or is given up; 0 when only its answer ends it."""
     memory_needed_bytes: builtins.int
     """Estimate for the new worker, bytes; 0 before the memory was looked at."""
     memory_available_bytes: builtins.int
@@ -187,6 +189,12 @@ class SwapStatus(message.Message):
     """95th percentile of its time for an answer, in shadow or soak; 0 when unknown."""
     previous_p95_ms: builtins.float
     """The same of the version before it."""
+    failure: builtins.str
+    """Why it did not come to its end, for people; else empty."""
+    @builtins.property
+    def passed(self) -> containers.RepeatedCompositeFieldContainer[PassedPhase]:
+        """What it has been through, in order; at most the latest 32."""
+
     def __init__(
         self,
         *,
@@ -209,10 +217,36 @@ class SwapStatus(message.Message):
         failures: builtins.int = ...,
         p95_ms: builtins.float = ...,
         previous_p95_ms: builtins.float = ...,
+        passed: abc.Iterable[PassedPhase] | None = ...,
+        failure: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["compared", b"compared", "cosine_min", b"cosine_min", "dropped", b"dropped", "failures", b"failures", "from_version", b"from_version", "gap_ms", b"gap_ms", "left_ms", b"left_ms", "max_abs_error", b"max_abs_error", "memory_available_bytes", b"memory_available_bytes", "memory_needed_bytes", b"memory_needed_bytes", "mismatched", b"mismatched", "model", b"model", "p95_ms", b"p95_ms", "phase", b"phase", "phase_ms", b"phase_ms", "previous_p95_ms", b"previous_p95_ms", "requests", b"requests", "to_version", b"to_version", "unanswered", b"unanswered"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["compared", b"compared", "cosine_min", b"cosine_min", "dropped", b"dropped", "failure", b"failure", "failures", b"failures", "from_version", b"from_version", "gap_ms", b"gap_ms", "left_ms", b"left_ms", "max_abs_error", b"max_abs_error", "memory_available_bytes", b"memory_available_bytes", "memory_needed_bytes", b"memory_needed_bytes", "mismatched", b"mismatched", "model", b"model", "p95_ms", b"p95_ms", "passed", b"passed", "phase", b"phase", "phase_ms", b"phase_ms", "previous_p95_ms", b"previous_p95_ms", "requests", b"requests", "to_version", b"to_version", "unanswered", b"unanswered"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class PassedPhase(message.Message):
+    """A phase that a change of version has been through."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: builtins.int
+    MS_FIELD_NUMBER: builtins.int
+    phase: builtins.str
+    """As in SwapStatus."""
+    ms: builtins.int
+    """Milliseconds that it took."""
+    def __init__(
+        self,
+        *,
+        phase: builtins.str = ...,
+        ms: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["ms", b"ms", "phase", b"phase"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
