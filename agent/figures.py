@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
 
-from agent.judging import Outcomes, p95
+from agent.judging import Outcomes, times_of
 from agent.limits import LATEST_REQUESTS
 
 # Upper bounds of the histograms' classes; one more class takes what is over the last.
@@ -155,7 +155,7 @@ class Figures:
         with self._lock:
             seen = list(self._latest)
         answered = [seconds for seconds in seen if not math.isnan(seconds)]
-        return Outcomes(len(seen), len(seen) - len(answered), p95(answered))
+        return Outcomes(len(seen), len(seen) - len(answered), times_of(answered))
 
     def ran(self, samples: int, timing: Timing) -> None:
         """The worker ran a batch of `samples` samples."""

@@ -4,9 +4,10 @@ Two occasions. In *shadow* both versions answer the same live requests, so outpu
 (`judge_likeness`). In the *soak* the new version answers alone, so its failures and its time are held against
 those of the version before it (`judge_outcomes`).
 
-Rules: a verdict needs a minimum of requests, because a few say nothing; a version is slow only if it is so by
-a ratio and by LATENCY_FLOOR_S, because a ratio of microseconds is noise. Time is that of the worker for a
-request, without its wait in the queue: load makes queues, not versions.
+Rules: a verdict needs a minimum of requests, because a few say nothing, and one on time alone needs more. A
+version is slow only if its 95th percentile is so by a ratio and by LATENCY_FLOOR_S, and its median by the
+ratio's root: a ratio of microseconds is noise, and a burst of other work moves the slowest requests, not all.
+Time is that of the worker for a request, without its wait in the queue: load makes queues, not versions.
 """
 
 from __future__ import annotations
@@ -15,7 +16,20 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from agent.limits import LATENCY_FLOOR_S, UNCOMPARED_ERROR_SHARE
+from agent.limits import (
+    LATENCY_FLOOR_S,
+    LATENCY_REQUESTS_FACTOR,
+    LATEST_REQUESTS,
+    UNCOMPARED_ERROR_SHARE,
+)
+
+
+@dataclass(frozen=True)
+class Times:
+    """The worker's time for requests, seconds; 0 when there were none."""
+
+    median_s: float = 0.0
+    p95_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -25,12 +39,12 @@ class Outcomes:
     Attributes:
         requests: looked at.
         failures: those of them that failed; ones turned away by a full queue are neither.
-        p95_s: 95th percentile of the worker's time for those answered, seconds; 0 when none was.
+        times: of those answered.
     """
 
     requests: int = 0
     failures: int = 0
-    p95_s: float = 0.0
+    times: Times = Times()
 
     @property
     def error_share(self) -> float:
@@ -49,8 +63,8 @@ class Likeness:
         cosine_min: least cosine similarity of an output; 1 before the first.
         max_abs_error: largest absolute difference of an output.
         worst: the output of the last mismatch, for people.
-        p95_s: 95th percentile of the new worker's time, seconds.
-        previous_p95_s: the same of the old worker, for the same requests.
+        times: of the new worker.
+        previous: of the old worker, for the same requests.
     """
 
     compared: int = 0
@@ -60,8 +74,8 @@ class Likeness:
     cosine_min: float = 1.0
     max_abs_error: float = 0.0
     worst: str = ""
-    p95_s: float = 0.0
-    previous_p95_s: float = 0.0
+    times: Times = Times()
+    previous: Times = Times()
 
 
 @dataclass(frozen=True)
@@ -100,10 +114,12 @@ class ShadowTerms:
     mismatch_share: float = 0.05
 
 
-def p95(seconds: Iterable[float]) -> float:
-    """The 95th percentile (nearest rank); 0 of nothing."""
+def times_of(seconds: Iterable[float]) -> Times:
+    """Median and 95th percentile, by nearest rank."""
     ordered = sorted(seconds)
-    return ordered[math.ceil(0.95 * len(ordered)) - 1] if ordered else 0.0
+    if not ordered:
+        return Times()
+    return Times(ordered[math.ceil(0.5 * len(ordered)) - 1], ordered[math.ceil(0.95 * len(ordered)) - 1])
 
 
 def judge_outcomes(new: Outcomes, old: Outcomes | None, gates: Gates) -> str:
@@ -120,9 +136,10 @@ def judge_outcomes(new: Outcomes, old: Outcomes | None, gates: Gates) -> str:
     if gates.error_share < 1 and new.error_share > allowed:
         than = f"; of those before it {before.error_share:.1%} did" if comparable else ""
         return f"{new.failures} of its latest {new.requests} requests failed{than}"
-    answered = new.requests - new.failures
-    if comparable and answered >= gates.min_requests and _slower(new.p95_s, before.p95_s, gates):
-        return _slow(new.p95_s, before.p95_s)
+    least = min(LATENCY_REQUESTS_FACTOR * gates.min_requests, LATEST_REQUESTS)
+    many = min(new.requests, before.requests) >= least
+    if comparable and many and _slower(new.times, before.times, gates):
+        return _slow(new.times, before.times)
     return ""
 
 
@@ -145,16 +162,18 @@ def judge_likeness(seen: Likeness, terms: ShadowTerms, gates: Gates, *, over: bo
             f" before ({seen.worst})"
         )
     done = over or tried >= terms.requests
-    if done and enough and _slower(seen.p95_s, seen.previous_p95_s, gates):
-        return True, _slow(seen.p95_s, seen.previous_p95_s)
+    if done and enough and _slower(seen.times, seen.previous, gates):
+        return True, _slow(seen.times, seen.previous)
     return done, ""
 
 
-def _slower(new_s: float, old_s: float, gates: Gates) -> bool:
+def _slower(new: Times, old: Times, gates: Gates) -> bool:
     ratio = gates.latency_ratio
-    return ratio > 0 and old_s > 0 and new_s > ratio * old_s and new_s - old_s > LATENCY_FLOOR_S
+    if ratio <= 0 or old.p95_s <= 0 or new.p95_s - old.p95_s <= LATENCY_FLOOR_S:
+        return False
+    return new.p95_s > ratio * old.p95_s and new.median_s > math.sqrt(ratio) * old.median_s
 
 
-def _slow(new_s: float, old_s: float) -> str:
-    new, old = new_s * 1000, old_s * 1000
+def _slow(new_times: Times, old_times: Times) -> str:
+    new, old = new_times.p95_s * 1000, old_times.p95_s * 1000
     return f"95 % of its answers took up to {new:.1f} ms, of the version before up to {old:.1f} ms"

@@ -54,6 +54,7 @@ RESTART_LOAD_S = 120.0  # for a restarted worker to load its model
 
 # Changes of version (swap.py, judging.py, memory.py, shadow.py).
 LATEST_REQUESTS = 1024  # whose outcomes a version is judged by
+LATENCY_REQUESTS_FACTOR = 4  # of the minimum: so many requests say something about time
 LATENCY_FLOOR_S = 0.005  # a version is not slower by less, whatever the ratio
 UNCOMPARED_ERROR_SHARE = 0.5  # of failures that is too much where there is nothing to compare with
 WORKER_BASE_BYTES = 64 << 20  # of a worker beside its model

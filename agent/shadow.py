@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from agent.figures import Timing
 from agent.golden import compare
-from agent.judging import Likeness, ShadowTerms, p95
+from agent.judging import Likeness, ShadowTerms, times_of
 from agent.limits import LATEST_REQUESTS, SHADOW_QUEUE, SHADOW_QUEUE_BYTES, SHADOW_REQUEST_S
 from agent.worker import Worker
 from sluice.api.v1 import errors_pb2
@@ -100,8 +100,8 @@ class Shadow:
                 self._cosine_min,
                 self._max_abs_error,
                 self._worst,
-                p95(new for new, _ in self._times),
-                p95(old for _, old in self._times),
+                times_of(new for new, _ in self._times),
+                times_of(old for _, old in self._times),
             )
 
     def close(self) -> None:

@@ -67,8 +67,9 @@ def render(status: admin_pb2.GetStatusResponse) -> str:
             )
             head = f"{model.model}@{failure.version} {ErrorReason.Name(failure.reason)} ({fate}): "
             lines += ["", *_wrap(head + failure.message, "")]
+    told = {(model.model, model.failure.version) for model in status.reported.models}
     for swap in status.swaps:
-        lines += ["", *_swap(swap)]
+        lines += ["", *_swap(swap, told=(swap.model, swap.to_version) in told)]
     if status.workers:
         lines.append("")
         lines += _table(
@@ -98,15 +99,15 @@ def span(milliseconds: int) -> str:
     return f"{milliseconds // 1000} s" if milliseconds < 120_000 else duration(milliseconds // 1000)
 
 
-def _swap(swap: admin_pb2.SwapStatus) -> list[str]:
-    """A change of version: where it is, what it has been through, what was seen of it."""
+def _swap(swap: admin_pb2.SwapStatus, *, told: bool) -> list[str]:
+    """A change of version: where it is, what it has been through, what was seen; `told`: its failure is."""
     head = f"{swap.model} {swap.from_version or '-'} -> {swap.to_version}: {swap.phase}"
     ended = swap.phase in ENDS
     head += f", {span(swap.phase_ms)} ago" if ended else f" for {span(swap.phase_ms)}"
     if swap.left_ms and not ended:
         head += f", {span(swap.left_ms)} left"
     lines = _wrap(head, "")
-    if swap.failure:
+    if swap.failure and not told:
         lines += _wrap(swap.failure, "  ")
     if swap.passed:
         lines += _wrap(", ".join(f"{phase.phase} {span(phase.ms)}" for phase in swap.passed), "  ")

@@ -33,8 +33,8 @@ def swap_status(seen: Seen) -> admin_pb2.SwapStatus:
         max_abs_error=like.max_abs_error,
         requests=new.requests,
         failures=new.failures,
-        p95_ms=1000 * (like.p95_s if in_shadow else new.p95_s),
-        previous_p95_ms=1000 * (like.previous_p95_s if in_shadow else old.p95_s),
+        p95_ms=1000 * (like.times if in_shadow else new.times).p95_s,
+        previous_p95_ms=1000 * (like.previous if in_shadow else old.times).p95_s,
         passed=[admin_pb2.PassedPhase(phase=phase.value, ms=_ms(seconds)) for phase, seconds in seen.passed],
         failure="" if swap.failure is None else swap.failure.message,
     )

@@ -235,11 +235,12 @@ class Swaps:
         return slots.active.version, slots.previous.version
 
     def seen(self) -> list[Seen]:
-        """All swaps as they are, and of each model the last that ended; by model."""
+        """All swaps as they are, by model; of a model without one, the last that ended."""
         now = time.monotonic()
-        found = [replace(last, now=now) for last in self._last.values()]
-        found += [_seen(run, now) for run in (*self._changing.values(), *self._soaking.values())]
-        return sorted(found, key=lambda seen: (seen.swap.plan.model, seen.swap.ended, seen.swap.plan.version))
+        found = [_seen(run, now) for run in (*self._changing.values(), *self._soaking.values())]
+        models = {seen.swap.plan.model for seen in found}
+        found += [replace(last, now=now) for model, last in self._last.items() if model not in models]
+        return sorted(found, key=lambda seen: (seen.swap.plan.model, seen.swap.plan.version))
 
     def close(self) -> None:
         """The agent ends: swaps before their commit are given up, soaks go on at the next start."""

@@ -166,7 +166,7 @@ def test_a_soak_that_fails_requests_goes_back(tmp_path: Path) -> None:
 
 
 def test_a_soak_that_is_slower_goes_back_and_one_worker_is_left(tmp_path: Path) -> None:
-    with LocalBox(tmp_path / "box", soak_s=30.0, soak_requests=20, keep_previous="disk") as box:
+    with LocalBox(tmp_path / "box", soak_s=30.0, soak_requests=5, keep_previous="disk") as box:
         path = serving.slow_onnx(tmp_path / "1.onnx")
         assert box.activate(box.install(1, path))
         first = box.router.models()[0].active
@@ -261,8 +261,8 @@ def test_outcomes_are_those_of_the_latest_requests(box: LocalBox, load: TritonLo
     eventually(lambda: worker.figures.latest().requests > 30, "requests were counted")
     seen = worker.figures.latest()
     assert seen.failures == 0
-    assert 0 < seen.p95_s < 1
+    assert 0 < seen.times.median_s <= seen.times.p95_s < 1
     worker.figures.failed(0.1)
     worker.figures.failed(0.1, judged=False)
     assert worker.figures.latest().failures == 1
-    assert np.isclose(Outcomes(10, 1, 0.1).error_share, 0.1)
+    assert np.isclose(Outcomes(10, 1).error_share, 0.1)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.judging import Gates, Likeness, Outcomes, ShadowTerms
+from agent.judging import Gates, Likeness, Outcomes, ShadowTerms, Times, times_of
 from agent.memory import Memory
 from agent.swap import (
     AFTER_COMMIT,
@@ -42,9 +42,10 @@ from sluice.api.v1 import errors_pb2
 WHY = Failure(errors_pb2.WORKER_DIED, "it died")
 ROOM, NO_ROOM = Memory(10, 100), Memory(100, 10)
 DEADLINES = Deadlines(checking=5, stopping=5, starting=5, warming=5, proving=5, draining=5, restoring=5)
-GOOD = Tick(Likeness(compared=100), Outcomes(100, 0, 0.01), Outcomes(100, 0, 0.01))
+FAST, SLOW = Times(0.010, 0.010), Times(0.015, 0.030)
+GOOD = Tick(Likeness(compared=100), Outcomes(100, 0, FAST), Outcomes(100, 0, FAST))
 UNLIKE = Tick(Likeness(compared=100, mismatched=100))
-FAILING = Tick(new=Outcomes(100, 90, 0.01), old=Outcomes(100, 0, 0.01))
+FAILING = Tick(new=Outcomes(100, 90, FAST), old=Outcomes(100, 0, FAST))
 # What only the driver can know how it ended: the machine has no deadline for these.
 WRITES = {Phase.COMMITTING, Phase.TURNING, Phase.UNDOING, Phase.SETTLING, Phase.REVERTING}
 ANSWERED = {*WRITES, *BEFORE_COMMIT, Phase.DRAINING, Phase.RESTORING} - {Phase.SHADOWING}
@@ -247,9 +248,9 @@ def test_any_figures_at_any_time(wanted: Plan, choices: list[tuple[int, float, i
     for which, seconds, many, few in choices:
         now += seconds
         seen = Tick(
-            Likeness(many, min(few, many), few, p95_s=seconds / 10, previous_p95_s=0.1),
-            Outcomes(many, min(few, many), seconds / 10),
-            Outcomes(few, 0, 0.1),
+            Likeness(many, min(few, many), few, times=times_of([seconds / 10]), previous=FAST),
+            Outcomes(many, min(few, many), times_of([seconds / 10])),
+            Outcomes(few, 0, FAST),
         )
         offered: list[Event] = [seen, *(event for event, _ in events(swap))]
         swap, world = step(swap, world, offered[which % len(offered)], now)
@@ -325,7 +326,7 @@ def test_a_shadow_ends_with_enough_that_is_alike() -> None:
     [
         (Likeness(compared=60, mismatched=4, worst="y: cosine 0.3"), "4 of 60 live requests got another"),
         (Likeness(compared=50, unanswered=10), "it failed 10 of 60 live requests"),
-        (Likeness(compared=100, p95_s=0.3, previous_p95_s=0.1), "took up to 300.0 ms"),
+        (Likeness(compared=100, times=SLOW, previous=FAST), "took up to 30.0 ms"),
     ],
 )
 def test_a_shadow_that_is_unlike_is_given_up(seen: Likeness, says: str) -> None:
@@ -346,9 +347,9 @@ def test_a_shadow_without_traffic_goes_on_at_its_end() -> None:
 @pytest.mark.parametrize(
     ("new", "old", "says"),
     [
-        (Outcomes(100, 11, 0.01), Outcomes(100, 5, 0.01), "11 of its latest 100 requests failed"),
-        (Outcomes(100, 51, 0.01), None, "51 of its latest 100 requests failed"),
-        (Outcomes(100, 0, 0.03), Outcomes(100, 0, 0.01), "took up to 30.0 ms"),
+        (Outcomes(100, 11, FAST), Outcomes(100, 5, FAST), "11 of its latest 100 requests failed"),
+        (Outcomes(100, 51, FAST), None, "51 of its latest 100 requests failed"),
+        (Outcomes(200, 0, SLOW), Outcomes(200, 0, FAST), "took up to 30.0 ms"),
     ],
 )
 def test_a_soak_that_fails_goes_back(new: Outcomes, old: Outcomes | None, says: str) -> None:
@@ -362,11 +363,14 @@ def test_a_soak_that_fails_goes_back(new: Outcomes, old: Outcomes | None, says: 
 @pytest.mark.parametrize(
     ("new", "old"),
     [
-        (Outcomes(49, 49, 9.0), Outcomes(100, 0, 0.01)),  # too few
-        (Outcomes(100, 10, 0.01), Outcomes(100, 5, 0.01)),  # not beyond what is allowed
-        (Outcomes(100, 50, 0.01), Outcomes(3, 0, 0.01)),  # nothing to compare with
-        (Outcomes(100, 0, 0.0059), Outcomes(100, 0, 0.001)),  # slower by less than counts
-        (Outcomes(100, 0, 9.0), Outcomes(3, 0, 0.01)),
+        (Outcomes(49, 49, SLOW), Outcomes(200, 0, FAST)),  # too few
+        (Outcomes(100, 10, FAST), Outcomes(100, 5, FAST)),  # not beyond what is allowed
+        (Outcomes(100, 50, FAST), Outcomes(3, 0, FAST)),  # nothing to compare with
+        (Outcomes(200, 0, SLOW), Outcomes(3, 0, FAST)),
+        (Outcomes(199, 0, SLOW), Outcomes(200, 0, FAST)),  # too few for a verdict on time
+        (Outcomes(200, 0, SLOW), Outcomes(199, 0, FAST)),
+        (Outcomes(200, 0, Times(0.005, 0.0059)), Outcomes(200, 0, Times(0.001, 0.001))),  # by too little
+        (Outcomes(200, 0, Times(0.011, 0.9)), Outcomes(200, 0, FAST)),  # a burst: most are as fast as before
     ],
 )
 def test_a_soak_goes_on(new: Outcomes, old: Outcomes | None) -> None:
@@ -377,7 +381,7 @@ def test_a_soak_goes_on(new: Outcomes, old: Outcomes | None) -> None:
 def test_gates_can_be_switched_off() -> None:
     terms = replace(plan().terms, gates=Gates(error_share=1.0, latency_ratio=0.0))
     swap = soaking(replace(plan(), terms=terms))
-    worst = Tick(new=Outcomes(100, 100, 9.0), old=Outcomes(100, 0, 0.01))
+    worst = Tick(new=Outcomes(1000, 1000, SLOW), old=Outcomes(1000, 0, FAST))
     assert go(swap, (worst, 10.0)) == (swap, ())
 
 

@@ -95,7 +95,7 @@ class GetStatusResponse(message.Message):
 
     @builtins.property
     def swaps(self) -> containers.RepeatedCompositeFieldContainer[SwapStatus]:
-        """Changes of version under way, soaking ones too, and the last one of each model that ended: at most 3 for each model."""
+        """Changes of version under way, soaking ones too, at most 2 for each model; where none is, the last one that ended."""
 
     def __init__(
         self,
