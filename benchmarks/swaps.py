@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import statistics
 import subprocess
@@ -42,10 +41,11 @@ from runtimes import registry
 SWAPS, KILLS, KILLED_MODELS = 1000, 200, 20
 SWAP_P99_RATIO = 1.5  # during a change to outside; wanted
 SWAP_MEMORY_RATIO = 1.05  # after the last change to after the tenth; at most
-RATE = 40.0  # requests a second, in all
+RATE = 20.0  # requests a second, in all
 PAUSE_S = 0.4  # between two changes, so that there is an outside to compare with
 KILL_EVERY_S = CRASH_LOOP_WINDOW_S / (CRASH_LOOP_DEATHS - 1) + 1.0
 SETTLED = 10  # changes after which memory is first looked at
+SLACK_S = 0.1  # between a kill's time as noted here and the kernel's doing it
 HIDDEN, ROWS = 256, 16
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_S = 180.0
@@ -76,7 +76,8 @@ class Killed:
     requests: int
     failed: int
     wrong: int
-    strange: int  # failures that are not of a request that the killed worker was running
+    late: int  # failures after RESTART_WAIT_S, because the restart took longer than requests wait for it
+    strange: int  # failures that are neither those nor of a request that the killed worker was running
     back: list[float]  # seconds from a kill to the beginning of an answer
     same_agent: bool
     errors: list[str]
@@ -234,15 +235,16 @@ def kills(folder: Path, count: int, models: int = KILLED_MODELS, rate: float = R
         agent.close()
     due, seconds, which, answered = seen["due"], seen["seconds"], seen["model"], seen["version"] > 0
     ended = due + seconds
-    strange = 0
-    for at in np.flatnonzero(~answered):
-        amid = any(
-            model == which[at] and due[at] <= moment + 0.05 and ended[at] >= moment
+    texts = [str(text) for text in seen["errors"]]
+    running = sum("UNAVAILABLE" in text and "it was running this request" in text for text in texts)
+    late = sum("UNAVAILABLE" in text and "is being started again" in text for text in texts)
+    amid = sum(
+        any(
+            model == which[at] and due[at] <= moment + SLACK_S and moment <= ended[at]
             for moment, model in killed
         )
-        strange += not amid
-    running = re.compile(r"UNAVAILABLE .*it was running this request")
-    strange += sum(not running.search(str(text)) for text in seen["errors"])
+        for at in np.flatnonzero(~answered)
+    )
     back = []
     for moment, model in killed:
         later = (which == model) & answered & (due > moment)
@@ -252,10 +254,11 @@ def kills(folder: Path, count: int, models: int = KILLED_MODELS, rate: float = R
         requests=int(seen["sent"]),
         failed=int(seen["sent"]) - int(answered.sum()),
         wrong=int((answered & ~seen["right"]).sum()),
-        strange=strange,
+        late=late,
+        strange=max(len(texts) - running - late, len(texts) - late - amid),
         back=back,
         same_agent=same,
-        errors=[str(text) for text in seen["errors"]],
+        errors=texts,
     )
 
 
@@ -287,7 +290,8 @@ def tables(swapped: Swapped | None, killed: Killed | None) -> list[Table]:
     if killed is not None:
         rows = [
             ("requests, failed", "only those that ran", f"{killed.requests:,}, {killed.failed}"),
-            ("failed otherwise, wrong answers", "0, 0", f"{killed.strange}, {killed.wrong}"),
+            ("waited too long for a restart, failed otherwise, wrong", "0, 0, 0",
+             f"{killed.late}, {killed.strange}, {killed.wrong}"),
             ("until the model answers again, median and most, s", f"at most {RESTART_WAIT_S:g}",
              f"{statistics.median(killed.back):.2f}, {max(killed.back):.2f}"),
             ("the agent is the same process", "yes", "yes" if killed.same_agent else "NO"),
@@ -304,7 +308,7 @@ def sound(swapped: Swapped | None, killed: Killed | None) -> bool:
         good &= not swapped.failed and not swapped.wrong
         good &= swapped.memory[1] <= SWAP_MEMORY_RATIO * swapped.memory[0]
     if killed is not None:
-        good &= not killed.strange and not killed.wrong and killed.same_agent
+        good &= not killed.late and not killed.strange and not killed.wrong and killed.same_agent
         good &= max(killed.back) <= RESTART_WAIT_S
     return good
 
