@@ -140,6 +140,7 @@ class Swaps:
 
         Raises SluiceError or CancelledError when it was given up; what served then serves.
         """
+        self.end(model)
         before = self._state.slots(model)
         serving = self._router.serving(model)
         old = serving.active if serving is not None and serving.ready else None

@@ -208,8 +208,14 @@ def swaps(folder: Path, count: int, rate: float = RATE, pause_s: float = PAUSE_S
     )
 
 
-def kills(folder: Path, count: int, models: int = KILLED_MODELS, rate: float = RATE) -> Killed:
-    """Kills `count` workers under load, each model's at least KILL_EVERY_S apart."""
+def kills(
+    folder: Path,
+    count: int,
+    models: int = KILLED_MODELS,
+    rate: float = RATE,
+    every_s: float = KILL_EVERY_S,
+) -> Killed:
+    """Kills `count` workers under load, each model's at least `every_s` apart."""
     names = [f"m{number}" for number in range(models)]
     agent = Agent(folder, names, rate)
     process = psutil.Process(agent.server.pid)
@@ -219,9 +225,9 @@ def kills(folder: Path, count: int, models: int = KILLED_MODELS, rate: float = R
         with agent.load(seed=2):
             for number in range(count):
                 model = number % models
-                wait_s = KILL_EVERY_S / models
+                wait_s = every_s / models
                 if number >= models:
-                    wait_s = killed[number - models][0] + KILL_EVERY_S - time.monotonic()
+                    wait_s = killed[number - models][0] + every_s - time.monotonic()
                 time.sleep(max(0.0, wait_s))
                 pid = agent.ask(op="workers")["workers"][names[model]]
                 killed.append((time.monotonic(), model))

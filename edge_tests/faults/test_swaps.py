@@ -16,7 +16,11 @@ import pytest
 from agent.control import CancelledError
 from agent.figures import Timing
 from agent.judging import Outcomes
+from agent.slots import Installed, Slots
+from agent.state import Update
 from agent.swap import Phase
+from agent.turning import Turner
+from agent.worker import Worker
 from edge_tests.harness import models, serving
 from edge_tests.harness.box import LocalBox
 from edge_tests.harness.serving import TritonLoad, eventually
@@ -142,6 +146,52 @@ def test_stop_then_start_of_a_version_that_fails_starts_the_old_one_again(
     eventually(lambda: load.succeeded() > before + 20, "the old version answers again")
     assert box.activator.loaded()["tiny"].gap_s > 0.05
     assert children() == 1
+
+
+def test_an_old_version_that_cannot_be_started_again_is_left_to_the_supervisor(
+    box: LocalBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: Turner, model: str, _installed: Installed) -> Worker:
+        raise SluiceError(errors_pb2.IO_FAILED, f"{model} cannot be read just now")
+
+    box.activator._swaps._actions._available = lambda: 1 << 20
+    options = {"memory_short": "stop-then-start"}
+    bad = box.install(2, models.unknown_operator_onnx(tmp_path / "2.onnx"), options=options)
+    monkeypatch.setattr(Turner, "bring_up", refuse)
+    with pytest.raises(SluiceError) as caught:
+        box.activate(bad)
+    assert caught.value.reason == errors_pb2.MODEL_LOAD_FAILED
+    (ended,) = box.activator.swaps()
+    assert ended.swap.phase is Phase.STRANDED
+    eventually(lambda: box.answers() == 1, "the supervisor started it")
+    assert box.state.slots("tiny").active.version == 1  # type: ignore[union-attr]
+
+
+def test_a_worker_that_dies_between_commit_and_turn_undoes_the_commit(
+    box: LocalBox, load: TritonLoad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = box.state.save
+
+    def save_and_kill(slots: Slots, update: Update | None = None) -> None:
+        save(slots, update)
+        if update is not None and slots.active is not None and slots.active.version == 2:
+            (victim,) = [
+                child
+                for child in psutil.Process().children()
+                if child.pid != box.router.models()[0].active.pid and child.name() == "sluice-worker"
+            ]
+            victim.kill()
+            eventually(lambda: not victim.is_running(), "it died, and was reaped")
+
+    monkeypatch.setattr(box.state, "save", save_and_kill)
+    with pytest.raises(SluiceError) as caught:
+        box.activate(box.install(2, models.tiny_onnx(tmp_path / "2.onnx", seed=2)))
+    assert caught.value.reason == errors_pb2.WORKER_DIED
+    assert box.answers() == 1
+    assert box.state.slots("tiny").active.version == 1  # type: ignore[union-attr]
+    assert [phase.value for phase, _ in box.activator.swaps()[0].passed][-3:] == [
+        *("committing", "turning", "undoing")
+    ]
 
 
 def test_a_soak_that_fails_requests_goes_back(tmp_path: Path) -> None:
