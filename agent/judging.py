@@ -1,8 +1,9 @@
 """Whether a new version does as well as the one before it: what was seen, and pure verdicts on it.
 
-Two occasions. In *shadow* both versions answer the same live requests, so outputs can be compared one by one
-(`judge_likeness`). In the *soak* the new version answers alone, so its failures and its time are held against
-those of the version before it (`judge_outcomes`).
+In *shadow* both versions answer the same live requests, so outputs can be compared one by one
+(`judge_likeness`). In the *soak* the new version answers, so its failures and its time are held against those
+of the version before it (`judge_outcomes`); where that one is warm and there was a shadow, the comparison
+goes on with roles exchanged (`judge_mirror`).
 
 Rules: a verdict needs a minimum of requests, because a few say nothing, and one on time alone needs more. A
 version is slow only if its 95th percentile is so by a ratio and by LATENCY_FLOOR_S, and its median by the
@@ -156,15 +157,29 @@ def judge_likeness(seen: Likeness, terms: ShadowTerms, gates: Gates, *, over: bo
     enough = tried >= min(gates.min_requests, terms.requests)
     if enough and seen.unanswered > gates.error_share * tried:
         return True, f"it failed {seen.unanswered} of {tried} live requests that the version before answered"
-    if enough and seen.mismatched > terms.mismatch_share * seen.compared:
-        return True, (
-            f"{seen.mismatched} of {seen.compared} live requests got another answer than from the version"
-            f" before ({seen.worst})"
-        )
+    if enough and (why := _unlike(seen, terms)):
+        return True, why
     done = over or tried >= terms.requests
     if done and enough and _slower(seen.times, seen.previous, gates):
         return True, _slow(seen.times, seen.previous)
     return done, ""
+
+
+def judge_mirror(seen: Likeness, terms: ShadowTerms, gates: Gates) -> str:
+    """Why a version that answers is too unlike the one before it; empty if it is not, or too little was seen.
+
+    What the version before could not answer speaks against nobody.
+    """
+    return _unlike(seen, terms) if seen.compared >= min(gates.min_requests, terms.requests) else ""
+
+
+def _unlike(seen: Likeness, terms: ShadowTerms) -> str:
+    if seen.mismatched <= terms.mismatch_share * seen.compared:
+        return ""
+    return (
+        f"{seen.mismatched} of {seen.compared} live requests got another answer than from the version before"
+        f" ({seen.worst})"
+    )
 
 
 def _slower(new: Times, old: Times, gates: Gates) -> bool:

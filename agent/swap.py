@@ -26,7 +26,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, replace
 
-from agent.judging import Gates, Likeness, Outcomes, ShadowTerms, judge_likeness, judge_outcomes
+from agent.judging import Gates, Likeness, Outcomes, ShadowTerms, judge_likeness, judge_mirror, judge_outcomes
 from agent.memory import Memory
 from sluice.api.v1 import errors_pb2
 from sluice.api.v1.errors_pb2 import ErrorReason
@@ -81,6 +81,7 @@ class Do(enum.Enum):
     RESTORE = "start the old version again and turn the router to it"
     # No answer.
     SHADOW = "begin to copy live requests to the new worker"
+    MIRROR = "copy live requests to the old worker, which is warm, and go on comparing"
     END_SHADOW = "copy no more"
     CLOSE_NEW = "end the new worker, whatever it does; a start under way fails"
     CLOSE_OLD = "drain and end the old worker that was kept warm"
@@ -181,6 +182,7 @@ class Swap:
         failure: why it did not, or will not, come to its end.
         aborted: by a newer change, an administrator, or the end of the agent.
         asked: the going back was asked for by an administrator.
+        mirroring: the old worker answers a share of the live requests too, for comparison.
     """
 
     plan: Plan
@@ -194,6 +196,7 @@ class Swap:
     failure: Failure | None = None
     aborted: bool = False
     asked: bool = False
+    mirroring: bool = False
 
     @property
     def ended(self) -> bool:
@@ -336,10 +339,7 @@ def _done(swap: Swap, now: float) -> Step:
     if phase is Phase.COMMITTING:
         return _to(swap, Phase.TURNING, now, Do.TURN)
     if phase is Phase.TURNING:
-        swap = _gap_ends(replace(swap, serving=Side.NEW), now)
-        if swap.plan.old_serves and not swap.stopped and not terms.keep_warm:
-            return _to(swap, Phase.DRAINING, now, Do.DRAIN)
-        return _to(swap, Phase.SOAKING, now)
+        return _turned(_gap_ends(replace(swap, serving=Side.NEW), now), now)
     if phase is Phase.UNDOING:
         return _leave(swap, now)
     if phase is Phase.DRAINING:
@@ -351,6 +351,18 @@ def _done(swap: Swap, now: float) -> Step:
     if phase is Phase.RESTORING:
         return _to(_gap_ends(replace(swap, serving=Side.OLD), now), Phase.ABANDONED, now)
     return swap, ()
+
+
+def _turned(swap: Swap, now: float) -> Step:
+    """The new version answers; what becomes of the old worker."""
+    terms = swap.plan.terms
+    if not swap.plan.old_serves or swap.stopped:
+        return _to(swap, Phase.SOAKING, now)
+    if not terms.keep_warm:
+        return _to(swap, Phase.DRAINING, now, Do.DRAIN)
+    if terms.shadow.share > 0:
+        return _to(replace(swap, mirroring=True), Phase.SOAKING, now, Do.MIRROR)
+    return _to(swap, Phase.SOAKING, now)
 
 
 # What fails.
@@ -419,7 +431,10 @@ def _tick(swap: Swap, seen: Tick, now: float) -> Step:
     if swap.phase is Phase.SHADOWING:
         return _look_at_shadow(swap, seen.likeness or Likeness(), over, now)
     if swap.phase is Phase.SOAKING:
-        why = judge_outcomes(seen.new or Outcomes(), seen.old, swap.plan.terms.gates)
+        terms = swap.plan.terms
+        why = judge_outcomes(seen.new or Outcomes(), seen.old, terms.gates)
+        if not why and swap.mirroring:
+            why = judge_mirror(seen.likeness or Likeness(), terms.shadow, terms.gates)
         if why:
             hint = "what it fails on is in the agent's log"
             return _go_back(swap, Failure(errors_pb2.SOAK_FAILED, f"{swap.plan.name}: {why}", hint), now)
@@ -457,4 +472,6 @@ def _gap_ends(swap: Swap, now: float) -> Swap:
 
 
 def _to(swap: Swap, phase: Phase, now: float, *actions: Do) -> Step:
+    if swap.mirroring and phase not in AFTER_COMMIT:
+        swap, actions = replace(swap, mirroring=False), (Do.END_SHADOW, *actions)
     return replace(swap, phase=phase, since=now), actions

@@ -104,6 +104,7 @@ class Actions:
             Do.WARM: self._warm,
             Do.PROVE: self._prove,
             Do.SHADOW: self._shadow,
+            Do.MIRROR: self._mirror,
             Do.END_SHADOW: self._end_shadow,
             Do.COMMIT: self._commit,
             Do.TURN: self._turn,
@@ -160,11 +161,17 @@ class Actions:
         run.shadow = Shadow(run.new, run.swap.plan.terms.shadow)
         self._set_shadow(run, run.shadow)
 
+    def _mirror(self, run: Run) -> None:
+        assert run.new is not None
+        assert run.old is not None
+        run.shadow = Shadow(run.old, run.swap.plan.terms.shadow)
+        run.new.shadow = run.shadow
+
     def _end_shadow(self, run: Run) -> None:
         assert run.shadow is not None
         self._set_shadow(run, None)
         run.shadow.close()
-        log.info("%s was in shadow: %s", run.swap.plan.name, run.shadow.seen())
+        log.info("%s beside version %d: %s", run.swap.plan.name, run.swap.plan.old, run.shadow.seen())
 
     def _commit(self, run: Run) -> None:
         run.before = self._state.slots(run.model)
@@ -217,7 +224,8 @@ class Actions:
     def _set_shadow(self, run: Run, shadow: Shadow | None) -> None:
         """On the worker that answers, which may have been restarted meanwhile."""
         serving = self._router.serving(run.model)
-        for worker in (run.old, None if serving is None else serving.active):
+        active = None if serving is None else serving.active
+        for worker in (run.old, run.new if shadow is None else None, active):
             if worker is not None:
                 worker.shadow = shadow
 

@@ -216,7 +216,9 @@ class Swaps:
 
     def forget(self, model: str) -> None:
         """The model is not served any more: its soak is not judged; under the model's lock."""
-        self._soaking.pop(model, None)
+        run = self._soaking.pop(model, None)
+        if run is not None:
+            self._advance(run, Abort())
 
     def go_back(self, slots: Slots, error: SluiceError | None) -> tuple[int, int]:
         """As `Turner.go_back`, and ends the soak; under the model's lock."""
@@ -252,10 +254,10 @@ class Swaps:
         thread = self._thread
         if thread is not None:
             thread.join(EXIT_S)
-        for run in list(self._changing.values()):
+        for run in (*self._changing.values(), *self._soaking.values()):
             if run.shadow is not None:
                 run.shadow.close()
-            if run.new is not None:
+            if run.new is not None and run.swap.phase in BEFORE_COMMIT:
                 run.new.close(0)
 
     # Driving.
@@ -396,7 +398,8 @@ class Swaps:
         if serving.active is not run.new or not serving.ready:
             run.new = serving.active
             found.append(Died(Failure(errors_pb2.WORKER_DIED, f"the worker of {run.swap.plan.name} died")))
-        return [*found, Tick(new=run.new.figures.latest(), old=run.baseline)]
+        likeness = run.shadow.seen() if run.swap.mirroring and run.shadow is not None else None
+        return [*found, Tick(likeness, run.new.figures.latest(), run.baseline)]
 
 
 def _seen(run: Run, now: float) -> Seen:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from onnx import TensorProto, helper
 
 from agent.control import CancelledError
 from agent.figures import Timing
@@ -47,6 +48,17 @@ def load(box: LocalBox, tmp_path: Path) -> Iterator[TritonLoad]:
     assert running.summary["failed"] == 0, running.summary
 
 
+def one_operator(path: Path, operator: str) -> Path:
+    """The tiny network's shapes with y = operator(x)."""
+    shape = (TensorProto.FLOAT, ["batch", models.FEATURES])
+    node = helper.make_node(operator, ["x"], ["y"])
+    return models.write_onnx(path, [node], inputs={"x": shape}, outputs={"y": shape}, constants=[])
+
+
+def rows_of(value: float) -> dict[str, models.Array]:
+    return {"x": np.full((4, models.FEATURES), value, np.float32)}
+
+
 def children() -> int:
     return len([child for child in psutil.Process().children() if child.name() == "sluice-worker"])
 
@@ -61,6 +73,27 @@ def test_a_shadow_that_agrees_is_activated(box: LocalBox, load: TritonLoad, tmp_
     eventually(lambda: box.ended.get("tiny", "not yet") is None, "the shadow ended")
     eventually(lambda: load.succeeded("2") > 20, "the new version answers")
     assert not box.state.slots("tiny").soaking or box.swap().swap.phase is Phase.SOAKING
+
+
+def test_a_soak_after_a_shadow_goes_back_when_answers_begin_to_differ(box: LocalBox, tmp_path: Path) -> None:
+    """In shadow the clients ask what both versions answer alike; later they ask something else."""
+    calm, wild = tmp_path / "calm", tmp_path / "wild"
+    calm.mkdir()
+    wild.mkdir()
+    options = {**SHADOW, "soak_s": "60"}
+    box.serve(3, one_operator(tmp_path / "3.onnx", "Identity"))
+    second = box.install(2, one_operator(tmp_path / "2.onnx", "Abs"), options=options)
+    with TritonLoad(box.address, "tiny", rows_of(1.0), calm, "--interval-s", "0.005") as load:
+        assert not box.activate(second)
+        eventually(lambda: load.succeeded("2") > 70, "the new version answers")
+    assert box.swap().swap.mirroring
+    with TritonLoad(box.address, "tiny", rows_of(-1.0), wild, "--interval-s", "0.005") as load:
+        eventually(lambda: box.answers() == 3, "the box went back")
+    assert load.summary["failed"] == 0
+    record = box.state.updates()["tiny"]
+    assert (record.reason, record.reverted) == (errors_pb2.SOAK_FAILED, True)
+    assert "live requests got another answer than from the version before" in record.message
+    eventually(lambda: children() == 1, "the version that was left ended")
 
 
 def test_a_shadow_that_differs_is_given_up(box: LocalBox, load: TritonLoad, tmp_path: Path) -> None:

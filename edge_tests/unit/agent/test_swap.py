@@ -116,6 +116,10 @@ class World:
             elif action is Do.SHADOW:
                 assert world.new_lives
                 world = replace(world, copying=True)
+            elif action is Do.MIRROR:
+                assert world.router is Side.NEW
+                assert not world.copying
+                world = replace(world, copying=True)
             elif action is Do.END_SHADOW:
                 assert world.copying
                 world = replace(world, copying=False)
@@ -159,7 +163,8 @@ def holds(swap: Swap, world: World) -> None:
         assert swap.stopped
         assert swap.phase is not Phase.ABANDONED
         assert world.handed_over == (swap.phase is Phase.STRANDED)
-    assert world.copying == (swap.phase is Phase.SHADOWING)
+    assert world.copying == (swap.phase is Phase.SHADOWING or swap.mirroring)
+    assert swap.phase in AFTER_COMMIT or not swap.mirroring
     assert world.commits <= 1
     if world.router is Side.NEW:
         assert world.slots is Side.NEW
@@ -376,6 +381,20 @@ def test_a_soak_that_fails_goes_back(new: Outcomes, old: Outcomes | None, says: 
 def test_a_soak_goes_on(new: Outcomes, old: Outcomes | None) -> None:
     swap = soaking(plan())
     assert go(swap, (Tick(new=new, old=old), 10.0)) == (swap, ())
+
+
+def test_a_soak_after_a_shadow_goes_on_comparing() -> None:
+    swap, actions = proven(plan(share=0.1))
+    swap, actions = go(swap, (GOOD, 7.0), (Done(Phase.COMMITTING), 7.0), (Done(Phase.TURNING), 7.0))
+    assert (swap.phase, actions, swap.mirroring) == (Phase.SOAKING, (Do.MIRROR,), True)
+    assert go(swap, (Tick(Likeness(compared=49, mismatched=49, unanswered=99)), 8.0)) == (swap, ())
+    back, actions = go(swap, (Tick(Likeness(compared=50, mismatched=3, worst="y: cosine 0.1")), 8.0))
+    assert (back.phase, actions) == (Phase.REVERTING, (Do.END_SHADOW, Do.GO_BACK))
+    assert back.failure is not None
+    assert "3 of 50 live requests got another answer" in back.failure.message
+    over, _ = go(swap, (GOOD, 37.0))
+    assert over.mirroring
+    assert go(over, (Done(Phase.SETTLING), 37.0))[1] == (Do.END_SHADOW, Do.CLOSE_OLD)
 
 
 def test_gates_can_be_switched_off() -> None:
