@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -177,13 +178,22 @@ def _status(options: argparse.Namespace) -> int:
             if options.json:
                 _write_json(documents.status(status), line=options.watch)
             else:
-                clear = _CLEAR if options.watch and sys.stdout.isatty() else ""
-                _write(clear + _plain(status_table.render(status)))
+                text = _plain(status_table.render(status))
+                _write(_screen(text) if options.watch and sys.stdout.isatty() else text)
             if not options.watch:
                 return 0
             time.sleep(_WATCH_S)
     finally:
         client.close()
+
+
+def _screen(text: str) -> str:
+    """The text on a cleared terminal; what does not fit is cut, so that its top stays in view."""
+    rows = max(2, shutil.get_terminal_size().lines)
+    lines = text.splitlines()
+    if len(lines) >= rows:
+        lines[rows - 2 :] = ["…"]
+    return _CLEAR + "\n".join(lines) + "\n"
 
 
 def _doctor(options: argparse.Namespace) -> int:

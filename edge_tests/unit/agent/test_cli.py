@@ -270,3 +270,11 @@ def test_a_taken_port_is_the_configurations_fault_and_grpc_says_nothing(tmp_path
     ]
     assert served.returncode == 3
     assert served.stderr.splitlines()[0] == f"sluice: CONFIG_INVALID: cannot listen on {address}"
+
+
+def test_what_is_watched_keeps_its_top_in_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "5")
+    text = "".join(f"line {number}\n" for number in range(9))
+    assert cli._screen(text) == "\x1b[H\x1b[Jline 0\nline 1\nline 2\n…\n"
+    assert cli._screen("line 0\n") == "\x1b[H\x1b[Jline 0\n"

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from agent.limits import LOADED_BYTES_PER_FILE_BYTE, WORKER_BASE_BYTES
 from agent.memory import available_bytes, estimate
+from benchmarks import cgroup
 
 MB = 1 << 20
 
@@ -50,3 +54,17 @@ def test_a_worker_is_estimated_from_the_one_before_it() -> None:
     assert estimate(15 * MB, 10 * MB, 90 * MB) == 90 * MB + 5 * MB * LOADED_BYTES_PER_FILE_BYTE
     assert estimate(5 * MB, 10 * MB, 90 * MB) == 90 * MB
     assert estimate(5 * MB, 0, 0) == WORKER_BASE_BYTES + 5 * MB * LOADED_BYTES_PER_FILE_BYTE
+
+
+def test_the_kernels_own_limit_is_seen() -> None:
+    if why := cgroup.missing():
+        pytest.skip(why)
+    limit = 200 * MB
+    with cgroup.MemoryLimit(limit) as group_:
+        told = subprocess.run(
+            [sys.executable, "-c", "from agent import memory; print(memory.available_bytes())"],
+            stdout=subprocess.PIPE,
+            check=True,
+            preexec_fn=group_.enter,
+        )
+    assert limit / 2 < int(told.stdout) < limit
