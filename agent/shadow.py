@@ -2,8 +2,8 @@
 
 The request is answered first, by the version that serves; then its inputs and outputs are offered here, and
 one thread gives the inputs to the new worker and compares. A caller never waits for it and never sees it:
-`offer` puts references into a queue bounded in number and bytes, and drops the copy when that is full, so
-that under load the shadow sees less and costs no more.
+`offer` puts a copy into a queue bounded in number and bytes, and takes none when that is full, so that under
+load the shadow sees less and costs no more.
 
 Which requests are copied is counted, not drawn: at a share of 0.01 every hundredth, whoever asks.
 """
@@ -70,7 +70,7 @@ class Shadow:
 
         Args:
             inputs: as `Worker.check` returned them for the version that serves.
-            outputs: its answer; neither changes any more.
+            outputs: its answer. Both may lie in memory that is used again: what is taken is copied.
             timing: where its time went.
         """
         if not timing.infer_s:
@@ -80,13 +80,17 @@ class Shadow:
             if self._closed or self._debt < 1:
                 return
             self._debt -= 1
-            size = sum(array.nbytes for array in (*inputs.values(), *outputs.values()))
+            size = sum(map(_size, (*inputs.values(), *outputs.values())))
             if len(self._waiting) >= SHADOW_QUEUE or self._waiting_bytes + size > SHADOW_QUEUE_BYTES:
                 self._dropped += 1
                 return
-            seconds = timing.input_s + timing.infer_s + timing.output_s
-            self._waiting.append(_Copy(inputs, outputs, seconds, size))
             self._waiting_bytes += size
+        seconds = timing.input_s + timing.infer_s + timing.output_s
+        copy = _Copy(_copied(inputs), _copied(outputs), seconds, size)
+        with self._changed:
+            if self._closed:
+                return
+            self._waiting.append(copy)
             self._changed.notify()
 
     def seen(self) -> Likeness:
@@ -155,3 +159,12 @@ class Shadow:
             if wrong:
                 self._mismatched += 1
                 self._worst = wrong[0]
+
+
+def _copied(arrays: Arrays) -> Arrays:
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def _size(array: NDArray[Any]) -> int:
+    """Bytes, those of byte strings too."""
+    return array.nbytes + (sum(map(len, array.flat)) if array.dtype == object else 0)
