@@ -24,7 +24,7 @@ peer = [ -d .cache/$(1) ] || { $(PYTHON) -m venv .cache/$(1) && .cache/$(1)/bin/
   || { echo "$(2) cannot be installed here"; rm -rf .cache/$(1); }
 
 .PHONY: help install demo test test-main test-legacy lint proto bench bench-delta bench-link bench-memory \
-  bench-serve bench-tls minilm-venv minilm soak vectors fuzz conformance-tuf clean
+  bench-serve bench-tls bench-swap minilm-venv minilm soak vectors fuzz conformance-tuf clean
 
 help: ## Lists the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,7 +110,10 @@ bench-serve: $(STAMP) ## Serving beside MLServer, pytriton and a bare gRPC serve
 bench-tls: $(STAMP) ## What mutual TLS costs an update and a connection, beside plaintext; ARGS="--connections 2000 --write".
 	$(BIN)/python -m benchmarks.tls $(ARGS)
 
-soak: bench-memory ## What is too long for the tests.
+bench-swap: $(STAMP) ## 1,000 swaps and 200 kills of workers under load (half an hour); ARGS="--swaps 100 --kills 0", --write.
+	$(BIN)/python -m benchmarks.swaps $(ARGS)
+
+soak: bench-memory bench-swap ## What is too long for the tests.
 	$(BIN)/python -m edge_tests.harness.rotation
 	SLUICE_EXHAUSTIVE=1 $(BIN)/python -m pytest -q edge_tests/unit/updater/test_trust_client.py -k flipping --timeout 7200
 

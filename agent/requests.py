@@ -170,11 +170,16 @@ class Inference:
                 if worker.cascade is not None:
                     _attribute(response, answered)
                 _check_size(response, worker)
-            except SluiceError:
-                worker.figures.failed(time.monotonic() - began)
+            except SluiceError as error:
+                judged = not isinstance(error, Overloaded)  # that is the load's fault
+                worker.figures.failed(time.monotonic() - began, judged=judged)
                 raise
-            answered.timing.output_s += time.monotonic() - ran
-            worker.figures.answered(worker.samples(inputs), answered.timing)
+            timing = answered.timing
+            timing.output_s += time.monotonic() - ran
+            worker.figures.answered(worker.samples(inputs), timing)
+            # What another model answered says nothing about this one.
+            if worker.shadow is not None and not answered.escalated:
+                worker.shadow.offer(inputs, answered.outputs, timing)
         return response
 
     @contextlib.contextmanager

@@ -29,6 +29,7 @@ class Cause(enum.Enum):
     TRUST = "trust"  # signed metadata is missing, old or broken: whoever signs it has to mend it
     KILLED = "killed"  # killed while it loaded: there may be more memory later
     MEMBER = "member"  # another model must be there first
+    MEMORY = "memory"  # no room for two workers: another model may end, or memory be freed
     OTHER = "other"  # unexpected: a few tries
 
 
@@ -56,6 +57,7 @@ POLICIES = {
     Cause.TRUST: Policy(5, 900, 0),
     Cause.KILLED: Policy(5, 900, 8),
     Cause.MEMBER: Policy(2, 300, 12),
+    Cause.MEMORY: Policy(5, 900, 0),
     Cause.OTHER: Policy(1, 300, 6),
 }
 
@@ -76,6 +78,8 @@ _CAUSES: dict[int, Cause] = {
             errors_pb2.VERSION_NOT_SIGNED,
             errors_pb2.VERSION_BELOW_FLOOR,
             errors_pb2.CASCADE_INVALID,
+            errors_pb2.SHADOW_MISMATCH,
+            errors_pb2.SOAK_FAILED,
         ),
         Cause.FINAL,
     ),
@@ -121,6 +125,7 @@ _CAUSES: dict[int, Cause] = {
     ),
     errors_pb2.OUT_OF_MEMORY: Cause.KILLED,
     errors_pb2.CASCADE_INCOMPLETE: Cause.MEMBER,
+    errors_pb2.MEMORY_SHORT: Cause.MEMORY,
 }
 
 
