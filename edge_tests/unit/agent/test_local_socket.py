@@ -219,6 +219,7 @@ def test_an_agent_is_administered_by_root_itself_and_a_group(place: Path) -> Non
             "inference.group": str(MEMBERS),
         },
         start=False,
+        enrolled=False,  # what root makes the agent could not read
     )
     agent.socket = place / "admin.sock"
     place.chmod(0o777)
