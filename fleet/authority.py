@@ -85,6 +85,8 @@ class Authority:
         changed = stamp != self._stamp
         if changed:
             self._read()
+            if self._stamp:
+                log.event("authority_changed", trust_domain=self.trust_domain)
             self._stamp = stamp
         if self._issuer is not None and self._rotate_if_due(self._issuer):
             self._read()
@@ -121,7 +123,6 @@ class Authority:
             return
         self._issuer = ca.load(self._directory)
         self.trust_domain = self._issuer.trust_domain
-        log.event("authority", trust_domain=self.trust_domain, roots=len(self._issuer.roots))
 
     def _rotate_if_due(self, issuer: ca.Issuer) -> bool:
         if now() < renew_time(issuer.certificate, 0.5):

@@ -199,7 +199,8 @@ def rotate(session: Session, data: Path | None, root_key: Path | None, root: boo
 def drop(session: Session, data: Path | None, fingerprint: str) -> None:
     """Stop trusting an old root.
 
-    Certificates that lead only to it are refused from now on.
+    Certificates that lead only to it are refused from now on; connections that stand were checked when they
+    were made, so restart the control plane if its key was stolen.
     """
     from fleet import ca
 
