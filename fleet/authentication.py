@@ -1,4 +1,4 @@
-"""Whether a caller still counts: checked at every call, and at once on streams that stand.
+"""Whether a caller still counts: checked at every call, and at once on calls and streams under way.
 
 The handshake has proven chain and key. Here each call is held against what changes while a connection stands:
 the certificate's dates, the trust domain, and what an operator revoked. A stream ends when its certificate
@@ -71,7 +71,7 @@ class Callers:
 
     @contextmanager
     def stream(self, caller: Caller, now: datetime.datetime) -> Iterator[None]:
-        """While the block runs in this task, revocation and the certificate's end raise there."""
+        """While the block, a call, runs in this task, revocation and the certificate's end raise there."""
         key = (caller.identity.kind.value, caller.identity.name)
         stream = _Stream(caller)
         self._streams.setdefault(key, set()).add(stream)
@@ -123,8 +123,11 @@ class AuthenticationInterceptor(aio.ServerInterceptor):
     def _single(self, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
         async def checked(request: Any, context: Context) -> Any:
             now = datetime.datetime.now(datetime.UTC)
-            self._callers.check(read_caller(context), now)
-            return await behaviour(request, context)
+            caller = read_caller(context)
+            self._callers.check(caller, now)
+            assert caller is not None
+            with self._callers.stream(caller, now):  # it may be an upload that lasts
+                return await behaviour(request, context)
 
         return checked
 

@@ -164,7 +164,11 @@ def make_server(control: Control, *interceptors: aio.ServerInterceptor) -> aio.S
 
 def make_enrolment_server(control: Control, *interceptors: aio.ServerInterceptor) -> aio.Server:
     """A server for callers without certificates, behind the interceptors; no port is bound yet."""
-    server = aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=_OPTIONS)
+    server = aio.server(
+        interceptors=[ErrorInterceptor(), *interceptors],
+        options=[*_OPTIONS[1:], ("grpc.max_receive_message_length", limits.MAX_ENROLMENT_BYTES)],
+        maximum_concurrent_rpcs=limits.MAX_ENROLMENTS,
+    )
     add_EnrolmentServicer_to_server(EnrolmentService(control), server)
     return server
 

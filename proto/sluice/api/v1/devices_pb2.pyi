@@ -33,13 +33,13 @@ class _DeviceStateEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_DeviceStat
     DEVICE_STATE_UNSPECIFIED: _DeviceState.ValueType  # 0
     """Never sent."""
     DEVICE_STATE_PENDING: _DeviceState.ValueType  # 1
-    """Said Hello, not yet accepted. Not given at present."""
+    """Not given: who waits for a certificate is in Identities."""
     DEVICE_STATE_ACCEPTED: _DeviceState.ValueType  # 2
-    """Takes part; at present from its first Hello on."""
+    """Takes part, from its first Hello on."""
     DEVICE_STATE_REJECTED: _DeviceState.ValueType  # 3
-    """Refused before it was accepted. Not given at present."""
+    """Not given, for the same reason."""
     DEVICE_STATE_REVOKED: _DeviceState.ValueType  # 4
-    """Put out after it was accepted. Not given at present."""
+    """Put out after it was accepted."""
 
 class DeviceState(_DeviceState, metaclass=_DeviceStateEnumTypeWrapper):
     """Whether a device takes part in the fleet."""
@@ -47,13 +47,13 @@ class DeviceState(_DeviceState, metaclass=_DeviceStateEnumTypeWrapper):
 DEVICE_STATE_UNSPECIFIED: DeviceState.ValueType  # 0
 """Never sent."""
 DEVICE_STATE_PENDING: DeviceState.ValueType  # 1
-"""Said Hello, not yet accepted. Not given at present."""
+"""Not given: who waits for a certificate is in Identities."""
 DEVICE_STATE_ACCEPTED: DeviceState.ValueType  # 2
-"""Takes part; at present from its first Hello on."""
+"""Takes part, from its first Hello on."""
 DEVICE_STATE_REJECTED: DeviceState.ValueType  # 3
-"""Refused before it was accepted. Not given at present."""
+"""Not given, for the same reason."""
 DEVICE_STATE_REVOKED: DeviceState.ValueType  # 4
-"""Put out after it was accepted. Not given at present."""
+"""Put out after it was accepted."""
 
 @typing.final
 class Device(message.Message):
@@ -94,7 +94,7 @@ class Device(message.Message):
     id: builtins.str
     """1 to 64 of a-z A-Z 0-9 - _ . starting with a letter or digit."""
     state: DeviceState.ValueType
-    """At present always accepted."""
+    """See there."""
     online: builtins.bool
     """A stream stands now."""
     agent_version: builtins.str
