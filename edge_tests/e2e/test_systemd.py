@@ -185,8 +185,10 @@ def test_files_belong_to_whom_the_guide_says(box: Box) -> None:
     # Only what docs/agent-config.md lists; no library keeps anything of its own.
     names = set(box.run("ls -A /var/lib/sluice").stdout.split())
     assert {re.sub(r"-(wal|shm)$", "", name) for name in names} == {
-        *("inference-address", "lock", "outbox.db", "slots", "state.db", "store")
+        *("identity", "inference-address", "lock", "outbox.db", "slots", "state.db", "store")
     }
+    held = [f"/var/lib/sluice/identity/{name}" for name in ("", "enrolment.key", "credentials.json")]
+    assert modes(*held) == ["700 sluice:sluice", *["600 sluice:sluice"] * 2]
     assert box.run("readlink /var/lib/sluice-control").stdout == "private/sluice-control\n"
     assert modes("/var/lib/private") == ["700 root:root"]
     mode, owner = box.run("stat -c '%a %u' /var/lib/private/sluice-control").stdout.split()
