@@ -40,6 +40,12 @@ def certificate(config: AgentConfig) -> str:
             or "this box was given no trust bundle, so it cannot tell its control plane from another",
             hint="copy bundle.pem from the control machine and name it in control.bundle",
         )
+    if not config.state_dir.is_dir():
+        raise SluiceError(
+            errors_pb2.UNAUTHENTICATED,
+            "this box has no certificate yet",
+            hint="start the agent once, as its own user: it makes its state directory and its key",
+        )
     mark = box.fingerprint() if not config.control_certificate else ""
     if not held.chain:
         raise SluiceError(

@@ -20,6 +20,7 @@ from updater.errors import DOMAIN, SluiceError
 
 # gRPC sends a status in HTTP/2 trailers, which peers cap at 8 KiB; details take about half.
 MAX_MESSAGE_CHARACTERS = 2000
+_HANDSHAKE = "CERTIFICATE_VERIFY_FAILED"  # what gRPC says when it does not trust the server
 
 
 def to_status(error: SluiceError) -> grpc.Status:
@@ -60,6 +61,14 @@ def from_rpc_error(error: grpc.RpcError, doing: str, peer: str) -> SluiceError:
             hint=info.metadata.get("hint", ""),
             obj=info.metadata.get("object", ""),
             retry_s=retry_s,
+        )
+    if code is grpc.StatusCode.UNAVAILABLE and _HANDSHAKE in details:
+        return SluiceError(
+            errors_pb2.CONTROL_UNREACHABLE,
+            f"no trust between here and {peer} while {doing}: {details}",
+            hint="is this machine's clock right, and its trust bundle that of this control plane? on a box, "
+            "`sluice-agent doctor` says which",
+            obj=peer,
         )
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         return SluiceError(

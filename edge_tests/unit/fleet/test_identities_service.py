@@ -391,6 +391,16 @@ def test_a_certificate_of_another_trust_domain_is_refused(control: ControlPlane)
     assert _reason(control, held) == errors_pb2.CERTIFICATE_INVALID
 
 
+def test_who_does_not_trust_the_control_plane_is_told(control: ControlPlane, tmp_path: Path) -> None:
+    other = ca.create(tmp_path / "ca", trust.TRUST_DOMAIN, trust.now())
+    error = let_in(control.address, replace(trust.operator(), bundle=other.bundle))
+    assert error is not None
+    failure = from_rpc_error(error, "testing", control.address)
+    assert failure.reason == errors_pb2.CONTROL_UNREACHABLE
+    assert "no trust" in failure.message
+    assert "trust bundle" in failure.hint
+
+
 def test_nobody_speaks_in_plain_text(control: ControlPlane) -> None:
     for address in (control.address, control.enrolment_address):
         with grpc.insecure_channel(address) as channel:
