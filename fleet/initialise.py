@@ -19,7 +19,7 @@ from fleet.limits import CERTIFICATE_LIFE_S, TOKEN_LIFE_S
 from fleet.profile import Profile
 from fleet.tokens import Purpose
 from sluice.api.v1 import errors_pb2
-from updater.certificates import certificates, key_to_pem, new_key
+from updater.certificates import certificates, dns_names, key_to_pem, new_key
 from updater.credentials import Credentials
 from updater.errors import SluiceError, os_errors
 from updater.identity import Identity, Kind, Role
@@ -36,12 +36,14 @@ class Initialised:
         bundle: file to hand out to boxes.
         root_key: file to take off the machine; None where another authority issues.
         root_fingerprint: of the authority; empty where another authority issues.
+        server_names: DNS names in the control plane's certificate, where another authority issued it.
     """
 
     trust_domain: str
     bundle: Path
     root_key: Path | None
     root_fingerprint: str
+    server_names: tuple[str, ...] = ()
 
 
 def default_trust_domain() -> str:
@@ -98,7 +100,8 @@ def adopt(data: Path, certificate: Path, key: Path, bundle: Path) -> Initialised
             errors_pb2.STATE_LOCKED, f"{directory} holds the embedded authority already", obj=str(directory)
         )
     domain = ca.adopt(directory, server, datetime.now(UTC))
-    return Initialised(domain, directory / ca.BUNDLE, None, "")
+    names = dns_names(certificates(server.chain)[0])
+    return Initialised(domain, directory / ca.BUNDLE, None, "", tuple(names))
 
 
 def admit(data: Path, operator: str, role: Role) -> str:

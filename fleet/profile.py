@@ -3,7 +3,8 @@
 `credentials.json` (key, certificate, bundle), `enrolment.key`, and `profile.json` with the addresses. The
 directory is SLUICE_PROFILE, else ~/.config/sluice. A certificate lives a day, so whoever uses the profile
 renews it in passing, at two thirds of its life or after any absence, with the enrolment key; two commands
-that do so at once take turns by a lock.
+that do so at once take turns by a lock. With another authority's files (`sluice operator adopt`) nothing is
+renewed here.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sluice.api.v1 import errors_pb2
 from updater.atomic import write_atomic
@@ -25,7 +27,7 @@ from updater.credentials import Credentials
 from updater.enrolment import Enroller
 from updater.errors import SluiceError, os_errors
 from updater.identity import Identity
-from updater.keyfile import FileKey
+from updater.keyfile import FileKey, read_secret
 
 CREDENTIALS = "credentials.json"
 ENROLMENT_KEY = "enrolment.key"
@@ -41,6 +43,16 @@ def default_directory() -> Path:
 
 
 @dataclass(frozen=True)
+class Files:
+    """Paths of another authority's files, and the DNS name in the control plane's certificate."""
+
+    certificate: str
+    key: str
+    bundle: str
+    server_name: str
+
+
+@dataclass(frozen=True)
 class Profile:
     """One profile.
 
@@ -48,11 +60,13 @@ class Profile:
         directory: where it lies.
         control: host:port of the control plane.
         enrolment: host:port where it gives certificates.
+        files: of another authority, which are read anew each time; None: the control plane issues.
     """
 
     directory: Path
     control: str = ""
     enrolment: str = ""
+    files: Files | None = None
 
     @classmethod
     def open(cls, directory: Path | None = None) -> Profile:
@@ -66,7 +80,8 @@ class Profile:
             return cls(place)
         try:
             document = json.loads(path.read_text("utf-8"))
-            return cls(place, str(document["control"]), str(document["enrolment"]))
+            files = Files(**document["files"]) if document.get("files") else None
+            return cls(place, str(document["control"]), str(document["enrolment"]), files)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SluiceError(
                 errors_pb2.CONFIG_INVALID,
@@ -79,14 +94,19 @@ class Profile:
         """The enrolment key, made on first use."""
         return FileKey.open(self.directory / ENROLMENT_KEY)
 
-    def save(self, credentials: Credentials) -> None:
-        """Keeps credentials and addresses."""
-        credentials.save(self.directory / CREDENTIALS)
-        document = {"control": self.control, "enrolment": self.enrolment}
+    def save(self, credentials: Credentials | None = None) -> None:
+        """Keeps the addresses, and credentials that the control plane has issued."""
+        if credentials is not None:
+            credentials.save(self.directory / CREDENTIALS)
+        document: dict[str, Any] = {"control": self.control, "enrolment": self.enrolment}
+        if self.files is not None:
+            document |= {"files": asdict(self.files)}
+        with os_errors("creating the profile", self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomic(self.directory / ADDRESSES, (json.dumps(document, indent=1) + "\n").encode())
 
     def exists(self) -> bool:
-        return (self.directory / CREDENTIALS).exists()
+        return any((self.directory / name).exists() for name in (CREDENTIALS, ADDRESSES))
 
     def identity(self) -> Identity:
         """Whose profile it is. Raises SluiceError(UNAUTHENTICATED | …)."""
@@ -104,6 +124,8 @@ class Profile:
         leaf = held.leaf
         assert leaf is not None
         now = datetime.now(UTC)
+        if self.files is not None:
+            return held
         if now < renew_time(leaf, random.random()):  # noqa: S311 - spreads load, guards nothing
             return held
         try:
@@ -124,6 +146,12 @@ class Profile:
             return found
 
     def _held(self) -> Credentials:
+        if self.files is not None:
+            with os_errors("reading", self.files.certificate):
+                chain = Path(self.files.certificate).read_bytes()
+                bundle = Path(self.files.bundle).read_bytes()
+            key = read_secret(Path(self.files.key))
+            return Credentials(bundle, chain, key, server_name=self.files.server_name)
         if not self.exists():
             raise SluiceError(
                 errors_pb2.UNAUTHENTICATED,

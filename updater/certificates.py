@@ -183,6 +183,12 @@ def identity_of(certificate: x509.Certificate) -> Identity:
     return parse(uris[0])
 
 
+def dns_names(certificate: x509.Certificate) -> list[str]:
+    """The DNS names in a certificate that `identity_of` could read."""
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return names.get_values_for_type(x509.DNSName)
+
+
 def check_dates(certificate: x509.Certificate, now: datetime.datetime, what: str = "the certificate") -> None:
     """Raises SluiceError(CERTIFICATE_EXPIRED) saying on which side of its life `now` (aware) lies."""
     check_period(certificate.not_valid_before_utc, certificate.not_valid_after_utc, now, what)

@@ -82,9 +82,9 @@ def operator(role: Role = Role.ADMIN) -> Credentials:
     return issue(Identity(TRUST_DOMAIN, Kind.OPERATOR, ADMIN, role))
 
 
-def channel(address: str, who: Credentials | None = None, **options: Any) -> grpc.Channel:
+def channel(address: str, who: Credentials | None = None) -> grpc.Channel:
     """A channel to a control plane, as an admin unless `who` says otherwise."""
-    return (who or operator()).channel(address, [(name.replace("__", "."), v) for name, v in options.items()])
+    return (who or operator()).channel(address)
 
 
 def server_credentials() -> grpc.ServerCredentials:

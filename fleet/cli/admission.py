@@ -1,14 +1,14 @@
-"""Verbs that devices and operators share: token, pending, approve, reject, revoke."""
+"""Verbs that devices and operators share: pending, approve, reject, revoke; and what makes tokens."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import click
 from rich.console import RenderableType
 
 from fleet.cli import documents, tables
-from fleet.cli.arguments import DURATION, PAIR, unique
+from fleet.cli.arguments import DURATION
 from fleet.cli.command import Group
 from fleet.cli.session import Session, line
 from fleet.limits import TOKEN_LIFE_S
@@ -16,11 +16,18 @@ from sluice.api.v1 import identity_pb2
 from updater.identity import Role
 
 ROLE = click.Choice([role.value for role in Role])
+LIFE = click.option(
+    "--for",
+    "life",
+    type=DURATION,
+    default=TOKEN_LIFE_S,
+    show_default="1h",
+    help="How long it is good, e.g. 2d; at most 30d.",
+)
 
 
 def add_verbs(group: Group, kind: str) -> None:
     """Adds the verbs to the noun of this kind: "device" or "operator"."""
-    _add_token(group, kind)
     _add_pending(group, kind)
 
     @group.command(
@@ -75,69 +82,26 @@ def add_verbs(group: Group, kind: str) -> None:
         session.result({"identity": documents.identity(found)}, line(f"{name} is revoked"))
 
 
-def _add_token(group: Group, kind: str) -> None:
-    is_operator = kind == "operator"
-    examples = (
-        [("Let ana in as a publisher.", "sluice operator token ana --role publisher")]
-        if is_operator
-        else [
-            ("For one box, whatever its id, labelled by site.", "sluice device token --label site=harbour"),
-            ("For a box that was re-imaged.", "sluice device token pi-harbour-07"),
-        ]
+def make_token(
+    session: Session,
+    kind: str,
+    name: str,
+    life_s: int,
+    use: str,
+    *,
+    role: str = "",
+    labels: Mapping[str, str] | None = None,
+) -> None:
+    """Makes a token and shows it with the command that uses it: `use`, with {token} in it."""
+    with session.client() as client:
+        made = client.identities.token(kind, name, role=role, life_s=life_s, labels=labels)
+    until = documents.time_text(made.expire_time)
+    session.result(
+        {"token": made.token, "expire_time": until},
+        line(made.token),
+        line(f"good once, until {until}; use it with:"),
+        line("  " + use.format(token=made.token)),
     )
-
-    def token(session: Session, name: str, role: str, life: int, label: tuple[tuple[str, str], ...]) -> None:
-        """Make a token that enrols once.
-
-        It is shown this once; the control plane keeps only its hash.
-        """
-        with session.client() as client:
-            made = client.identities.token(
-                kind, name, role=role, life_s=life, labels=unique(label, "--label")
-            )
-        document = {"token": made.token, "expire_time": documents.time_text(made.expire_time)}
-        use = (
-            f"sluice operator enrol {name} --token {made.token} --control ADDR --bundle bundle.pem"
-            + (f" --role {role}" if role else "")
-            if is_operator
-            else f"sluice-agent enrol --token {made.token}"
-        )
-        session.result(
-            document,
-            line(made.token),
-            line(f"good once, until {document['expire_time']}; use it with:"),
-            line(f"  {use}"),
-        )
-
-    options: list[Any] = [
-        click.option(
-            "--for",
-            "life",
-            type=DURATION,
-            default=TOKEN_LIFE_S,
-            show_default="1h",
-            help="How long it is good, e.g. 2d; at most 30d.",
-        ),
-        click.option("--role", type=ROLE, default="", help="What the certificate lets them do.")
-        if is_operator
-        else click.option(
-            "--label", type=PAIR, multiple=True, help="The box gets this label; may be repeated."
-        ),
-        click.argument("name", metavar="NAME")
-        if is_operator
-        else click.argument("name", metavar="[ID]", default=""),
-    ]
-
-    def call(
-        session: Session, name: str, life: int, role: str = "", label: tuple[tuple[str, str], ...] = ()
-    ) -> None:
-        token(session, name, role, life, label)
-
-    call.__doc__ = token.__doc__
-    command: Any = click.pass_obj(call)
-    for option in options:
-        command = option(command)
-    group.command("token", examples=examples)(command)
 
 
 def _add_pending(group: Group, kind: str) -> None:

@@ -20,6 +20,7 @@ from fleet.cli.operator import next_port
 from fleet.cli.session import Session, line
 from fleet.client import DEFAULT_ADDRESS, check_address
 from fleet.profile import Profile
+from updater.credentials import SERVER_NAME
 from updater.identity import Role
 
 # What `init` does and says after the identities stand: the root of the signing keys joins here.
@@ -88,7 +89,9 @@ def init(
     if certificate and key and bundle:
         made = initialise.adopt(place, certificate, key, bundle)
         steps = [
-            "another authority issues: each box needs control.certificate, control.key and control.bundle",
+            "another authority issues: each box needs control.certificate, control.key and control.bundle"
+            + _server_name_advice(made.server_names),
+            "operators, you too, make their profile with `sluice operator adopt`",
             "start the control plane: sluice control serve" + _data_option(data),
         ]
     elif given:
@@ -248,6 +251,16 @@ def _root_key(directory: Path, given: Path | None) -> ec.EllipticCurvePrivateKey
     from updater import keyfile
 
     return keyfile.read_key(given or directory / ca.ROOT_KEY)
+
+
+def _server_name_advice(names: tuple[str, ...]) -> str:
+    if SERVER_NAME in names:
+        return ""
+    if not names:
+        return (
+            "; its certificate has no DNS name, which boxes and operators need to know it by: have one added"
+        )
+    return f', and control.server_name = "{names[0]}"'
 
 
 def _data_option(data: Path | None) -> str:

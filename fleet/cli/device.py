@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from fleet.cli import documents, tables
-from fleet.cli.admission import add_verbs
+from fleet.cli.admission import LIFE, add_verbs, make_token
 from fleet.cli.arguments import PAIR, unique
 from fleet.cli.command import Group
 from fleet.cli.session import Session, line
@@ -171,6 +171,26 @@ def label(session: Session, device_id: str, changes: tuple[str, ...]) -> None:
     session.result(
         {"device": documents.device(found)}, line(f"{found.id}: {tables.pairs(found.labels) or 'no labels'}")
     )
+
+
+@device.command(
+    "token",
+    examples=[
+        ("For one box, whatever its id, labelled by site.", "sluice device token --label site=harbour"),
+        ("For a box that was re-imaged.", "sluice device token pi-harbour-07"),
+    ],
+)
+@click.argument("device_id", metavar="[ID]", default="")
+@click.option("--label", type=PAIR, multiple=True, help="The box gets this label; may be repeated.")
+@LIFE
+@click.pass_obj
+def token(session: Session, device_id: str, label: tuple[tuple[str, str], ...], life: int) -> None:
+    """Make a token that enrols one box once.
+
+    It is shown this once; the control plane keeps only its hash.
+    """
+    use = "sluice-agent enrol --token {token}"
+    make_token(session, "device", device_id, life, use, labels=unique(label, "--label"))
 
 
 add_verbs(device, "device")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from fleet.cli import roles
-from fleet.cli.admission import ROLE, add_verbs
+from fleet.cli.admission import LIFE, ROLE, add_verbs, make_token
 from fleet.cli.command import Group
 from fleet.cli.session import Session, line
 from fleet.client import DEFAULT_ADDRESS, check_address
-from fleet.profile import Profile
+from fleet.profile import Files, Profile
 from sluice.api.v1 import errors_pb2
 from updater.certificates import certificates, fingerprint
-from updater.credentials import Credentials
+from updater.credentials import SERVER_NAME, Credentials
 from updater.enrolment import Enroller
 from updater.errors import SluiceError, os_errors
 from updater.identity import Identity, Kind, Role
+
+_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
 @click.group("operator", cls=Group)
@@ -57,12 +60,7 @@ def enrol(session: Session, name: str, token: str, role: str, bundle: Path, enro
     control = check_address(session.control or DEFAULT_ADDRESS)
     profile = Profile(Profile.open().directory, control, enrolment or next_port(control))
     if profile.exists():
-        raise SluiceError(
-            errors_pb2.STATE_LOCKED,
-            f"{profile.directory} holds a profile already",
-            hint="name another directory in SLUICE_PROFILE, or move that one away",
-            obj=str(profile.directory),
-        )
+        raise _profile_exists(profile)
     with os_errors("reading", bundle):
         held = Credentials(bundle.read_bytes())
     certificates(held.bundle)
@@ -72,6 +70,52 @@ def enrol(session: Session, name: str, token: str, role: str, bundle: Path, enro
         identity = Identity(enroller.trust_domain(), Kind.OPERATOR, name, Role(role) if role else None)
         found = enroller.enrol(identity, token=token)
     profile.save(found)
+    _show(session, profile)
+
+
+@operator.command(
+    "token", examples=[("Let ana in as a publisher.", "sluice operator token ana --role publisher")]
+)
+@click.argument("name", metavar="NAME")
+@click.option("--role", type=ROLE, default="", help="What the certificate lets them do.")
+@LIFE
+@click.pass_obj
+def token(session: Session, name: str, role: str, life: int) -> None:
+    """Make a token that enrols one operator once.
+
+    It is shown this once; the control plane keeps only its hash.
+    """
+    option = f" --role {role}" if role else ""
+    use = f"sluice operator enrol {name}{option} --token {{token}} --control ADDR --bundle bundle.pem"
+    make_token(session, "operator", name, life, use, role=role)
+
+
+@operator.command(
+    "adopt",
+    examples=[
+        (
+            "With a certificate of another authority.",
+            "sluice operator adopt --certificate my.pem --key my.key --bundle ca.pem",
+        )
+    ],
+)
+@click.option("--certificate", type=_FILE, required=True, help="Yours, PEM with its chain.")
+@click.option("--key", type=_FILE, required=True, help="Its private key, mode 0600.")
+@click.option("--bundle", type=_FILE, required=True, help="The authorities to trust.")
+@click.option("--server-name", default=SERVER_NAME, help="DNS name in the control plane's certificate.")
+@click.pass_obj
+def adopt(session: Session, certificate: Path, key: Path, bundle: Path, server_name: str) -> None:
+    """Make a profile of another authority's files.
+
+    They are read anew by each command, and renewed by whoever gave them to you.
+    """
+    control = check_address(session.control or DEFAULT_ADDRESS)
+    files = Files(str(certificate.resolve()), str(key.resolve()), str(bundle.resolve()), server_name)
+    profile = Profile(Profile.open().directory, control, files=files)
+    if profile.exists():
+        raise _profile_exists(profile)
+    profile.credentials().check(datetime.now(UTC))
+    profile.save()
     _show(session, profile)
 
 
@@ -90,6 +134,15 @@ def next_port(address: str) -> str:
     return f"{host}:{int(port) + 1}" if port.isdigit() and int(port) < 65_535 else address
 
 
+def _profile_exists(profile: Profile) -> SluiceError:
+    return SluiceError(
+        errors_pb2.STATE_LOCKED,
+        f"{profile.directory} holds a profile already",
+        hint="name another directory in SLUICE_PROFILE, or move that one away",
+        obj=str(profile.directory),
+    )
+
+
 def _show(session: Session, profile: Profile) -> None:
     leaf = profile.credentials().leaf
     assert leaf is not None
@@ -97,7 +150,7 @@ def _show(session: Session, profile: Profile) -> None:
     document = {
         "identity": profile.identity().uri,
         "expire_time": until,
-        "fingerprint": fingerprint(profile.key().public),
+        "fingerprint": "" if profile.files else fingerprint(profile.key().public),
         "control": profile.control,
         "profile": str(profile.directory),
     }

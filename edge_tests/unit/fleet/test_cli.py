@@ -71,7 +71,10 @@ def test_the_verbs_are_these() -> None:
         "device show",
         "device label",
         *(f"device {verb}" for verb in ("token", "pending", "approve", "reject", "revoke")),
-        *(f"operator {verb}" for verb in ("enrol", "whoami", "list", "token", "approve", "reject", "revoke")),
+        *(
+            f"operator {verb}"
+            for verb in ("enrol", "adopt", "whoami", "list", "token", "approve", "reject", "revoke")
+        ),
         "trust init",
         "trust join",
         "trust verify",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_tests.harness import trust
+from edge_tests.harness.agent import AgentProcess
 from edge_tests.harness.applicant import Applicant, let_in
 from edge_tests.harness.command import Ran, sluice
 from edge_tests.harness.control import ControlPlane
@@ -190,3 +191,51 @@ def test_a_running_control_plane_takes_up_rotations(control: ControlPlane, tmp_p
         eventually(lambda: let_in(control.address, held) is not None, "the old root counts no longer")
         assert let_in(control.address, newest) is None
         assert let_in(control.address, box.renew()) is None
+
+
+def test_another_authority_serves_a_whole_fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = ca.create(tmp_path / "theirs", "spire.test", trust.now())
+
+    def files(identity: Identity) -> list[Path]:
+        held = trust.issue(identity, by=theirs)
+        paths = [tmp_path / f"{identity.name}.{end}" for end in ("pem", "key", "bundle")]
+        for path, data in zip(paths, (held.chain, held.key, theirs.bundle), strict=True):
+            path.touch(mode=0o600)
+            path.write_bytes(data)
+        return paths
+
+    def options(identity: Identity) -> list[object]:
+        names = ("--certificate", "--key", "--bundle")
+        return [word for pair in zip(names, files(identity), strict=True) for word in pair]
+
+    monkeypatch.setenv("SLUICE_PROFILE", str(tmp_path / "profile"))
+    server = options(Identity("spire.test", Kind.CONTROL, "eu-1"))
+    assert "belong together" in sluice("control", "init", "--data", tmp_path / "x", *server[:2]).expect(2).err
+    made = sluice("control", "init", "--data", tmp_path / "control", *server, "--json").expect().document
+    assert (made["trust_domain"], made["root_key"]) == ("spire.test", "")
+    with ControlPlane(tmp_path / "control") as control:
+        operator = options(Identity("spire.test", Kind.OPERATOR, "dee", Role.ADMIN))
+        sluice("operator", "adopt", *operator, "--control", control.address).expect()
+        assert sluice("device", "list").expect().out.startswith("no devices yet")
+        box = Identity("spire.test", Kind.DEVICE, "box")
+        certificate, key, bundle = map(str, files(box))
+        agent = AgentProcess(
+            tmp_path / "box",
+            control.address,
+            "box",
+            enrolled=False,
+            settings={
+                "control.certificate": certificate,
+                "control.key": key,
+                "control.bundle": bundle,
+            },
+        )
+        with agent:
+            agent.wait_for(lambda status: status.control_connected)
+            assert "no faults" in agent.command("doctor").stdout
+        with Applicant(control.enrolment_address, box, bundle=theirs.bundle) as applicant:
+            slip = sluice("device", "token", "--json").expect().document["token"]
+            with pytest.raises(Exception, match="another authority does"):
+                applicant.enrol(token=slip)
+        sluice("device", "revoke", "box").expect()
+        assert let_in(control.address, trust.issue(box, by=theirs)) is not None
