@@ -102,7 +102,7 @@ class Fleet:
             with registry.load(file) as loaded:
                 write_golden(golden, self._inputs, loaded.run(self._inputs))
             recipe = Recipe(model=model, variants=(VariantRecipe(file, name="cpu", golden=golden),))
-            published.append(publish(self.client, prepare(recipe), sign=self._trust.sign))
+            published.append(publish(self.client, prepare(recipe), sign=self._trust.signing.sign_version))
         return published
 
     def build(self, versions: Sequence[Published]) -> float:

@@ -226,13 +226,18 @@ class ControlClient:
 
         return _pages(page)
 
-    def publish_version(self, manifest: bytes) -> registry_pb2.PublishVersionResponse:
-        """Commits a manifest whose files were uploaded. Safe to repeat.
+    def publish_version(
+        self, manifest: bytes, metadata: Sequence[tuple[str, bytes]] = ()
+    ) -> registry_pb2.PublishVersionResponse:
+        """Commits a manifest whose files were uploaded, with signed metadata that names it. Safe to repeat.
 
         Raises SluiceError(MANIFEST_INVALID | VERSION_NOT_NEXT | VERSION_CONFLICT | FILE_UNKNOWN |
-        MODEL_FILE_INVALID | MODEL_FILE_TRUNCATED).
+        MODEL_FILE_INVALID | MODEL_FILE_TRUNCATED | VERSION_NOT_SIGNED), and as `publish_metadata`.
         """
-        request = registry_pb2.PublishVersionRequest(manifest=manifest)
+        request = registry_pb2.PublishVersionRequest(
+            manifest=manifest,
+            metadata=[trust_pb2.RoleMetadata(role=role, metadata=data) for role, data in metadata],
+        )
         return self._call(self._registry.PublishVersion, request, "publishing the version")
 
     def set_alias(self, model: str, alias: str, version: int) -> registry_pb2.Model:

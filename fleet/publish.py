@@ -5,15 +5,17 @@ takes the digests; `publish` asks which version is the latest, ends there when i
 uploads what the store lacks, lets the operator's keys sign and commits the manifest. Only the commit makes
 anything visible; a push that was cut off goes on where it stopped when it is run again.
 
-Two pushers may meet: the one that comes second is told VERSION_NOT_NEXT or VERSION_CONFLICT, and tries once
-more with the number after, unless the operator asked for a certain one.
+Two pushers may meet: the one that comes second is told so, and tries again with the number after, unless the
+operator asked for a certain one.
 """
 
 from __future__ import annotations
 
+import random
 import re
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +29,11 @@ from updater.formats import ModelFile, TensorSpan, detect_format, external_spans
 from updater.limits import MAX_FILE_BYTES
 from updater.manifest import FORMATS, File, Manifest, Variant, is_name
 
+_TRIES = 6
+_PAUSE_S = 0.5  # at most, before another try
+# What a push is told when another was faster, with its number or with its signature.
+_BEATEN_ALWAYS = (errors_pb2.METADATA_ROLLED_BACK,)
+_BEATEN = (errors_pb2.VERSION_NOT_NEXT, errors_pb2.VERSION_CONFLICT, *_BEATEN_ALWAYS)
 # A type is a variant's precision when it holds at least this share of the weights' bytes.
 PRECISION_SHARE = 0.75
 # Types that weights have. Others (indices, shapes, 32-bit biases) say nothing about precision.
@@ -43,7 +50,8 @@ _PRECISION_OF = {
 }
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
-Sign = Callable[[Manifest], object]
+# Metadata that names a version, signed and not published yet: (role, bytes); none where it is published.
+Sign = Callable[[Manifest], Sequence[tuple[str, bytes]]]
 Step = Callable[[str, int, int], None]  # (what: a file's name, bytes done, bytes in all)
 
 
@@ -123,13 +131,15 @@ def publish(
     Raises SluiceError: VERSION_NOT_NEXT, and what `sign` raises, and whatever uploading and publishing raise
     (see ControlClient).
     """
-    try:
-        return _publish_once(client, draft, version, progress, sign)
-    except SluiceError as error:
-        beaten = error.reason in (errors_pb2.VERSION_NOT_NEXT, errors_pb2.VERSION_CONFLICT)
-        if version is not None or not beaten:
-            raise
-    return _publish_once(client, draft, version, progress, sign)
+    for last in (False,) * (_TRIES - 1) + (True,):
+        try:
+            return _publish_once(client, draft, version, progress, sign)
+        except SluiceError as error:
+            beaten = error.reason in _BEATEN and (version is None or error.reason in _BEATEN_ALWAYS)
+            if last or not beaten:
+                raise
+        time.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311 - two pushers, not in step
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 def _publish_once(
@@ -151,9 +161,7 @@ def _publish_once(
     manifest = replace(draft.manifest, version=following)
     data = manifest.to_bytes()
     files, brought = _upload(client, draft, progress)
-    if sign is not None:
-        sign(manifest)
-    response = client.publish_version(data)
+    response = client.publish_version(data, sign(manifest) if sign is not None else ())
     published = Manifest.parse(response.version.manifest) if response.version.manifest else manifest
     return Published(published, response.version.manifest_digest, response.created, files, brought)
 

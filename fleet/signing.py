@@ -28,7 +28,6 @@ from updater.trust.documents import ROOT, TARGETS, Document, in_days, read, read
 from updater.trust.keys import Passphrase
 from updater.trust.roles import add_version, delegated, describe, make_targets, renew, role_for
 
-_TRIES = 3  # at naming a version, when other operators publish at the same time
 # One document's change: takes the newest and the date that the next counts until.
 Change = Callable[[Metadata[Any], datetime], Metadata[Any]]
 
@@ -206,33 +205,21 @@ class Signing:
 
     # Versions.
 
-    def sign_version(self, manifest: Manifest) -> str:
-        """Names a version in signed metadata and publishes that; returns the role that did.
+    def sign_version(self, manifest: Manifest) -> list[tuple[str, bytes]]:
+        """Names a version in signed metadata; returns that, to be published together with the version.
 
-        A version that is named with this content already changes nothing. When another operator publishes at
-        the same time, what they published is taken up and the version named again.
+        What is published is verified first. Nothing is returned for a version that is named with this content
+        already.
 
         Raises SluiceError(KEY_UNAVAILABLE) when no key here may sign the model,
-        SluiceError(SIGNATURE_INVALID) when further signers must sign, and as `refresh` and `publish`.
+        SluiceError(SIGNATURE_INVALID) when further signers must sign, and as `refresh`.
         """
-        for last in (False,) * (_TRIES - 1) + (True,):
-            trust = self.refresh()
-            role = role_for(self.directory.current_targets().signed, manifest.model)
-            try:
-                self._sign_version(manifest, role, trust)
-            except SluiceError as error:
-                if last or error.reason != errors_pb2.METADATA_ROLLED_BACK:
-                    raise
-                self.directory.drop(role)
-            else:
-                return role
-        raise AssertionError("unreachable: the last try returns or raises")
-
-    def _sign_version(self, manifest: Manifest, role: str, trust: TrustClient | None) -> None:
-        name = f"{manifest.model}@{manifest.version}"
+        trust = self.refresh()
         named = trust.version(manifest.model, manifest.version) if trust is not None else None
         if named is not None and named.digest == manifest.digest:
-            return
+            return []
+        name = f"{manifest.model}@{manifest.version}"
+        role = role_for(self.directory.current_targets().signed, manifest.model)
         if not self.directory.may_sign(role):
             raise SluiceError(
                 errors_pb2.KEY_UNAVAILABLE,
@@ -245,15 +232,17 @@ class Signing:
         def change(document: Metadata[Any], expires: datetime) -> Metadata[Any]:
             return add_version(document, manifest.model, manifest.version, manifest.digest, length, expires)
 
-        signed = self.apply(self.plan({role: change}))
-        waiting = [item for item in signed if item.role == role and not item.complete]
-        if waiting:
+        (planned,) = self.plan({role: change})
+        self.directory.put(role, planned.after)
+        signed = self.directory.sign(role, planned.after, self._passphrase)
+        if not signed.complete:
+            path = self.directory.pending_path(role)
             raise SluiceError(
                 errors_pb2.SIGNATURE_INVALID,
-                f"{name} needs signatures of other keys of {waiting[0].role}:"
-                f" {sum(item.missing for item in waiting[0].needed)} more",
-                hint=f"let them run `sluice trust sign {self.directory.pending_path(waiting[0].role)}`, then"
-                " `sluice trust publish`, then push again",
+                f"{name} needs signatures of other keys of {role}:"
+                f" {sum(item.missing for item in signed.needed)} more",
+                hint=f"let them run `sluice trust sign {path}`, then `sluice trust publish`, then push again",
                 obj=name,
             )
-        self.publish()
+        self.directory.drop(role)  # either it is published with the version, or signed anew
+        return [(role, write(planned.after))]

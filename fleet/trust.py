@@ -12,7 +12,7 @@ says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -27,6 +27,7 @@ from fleet.limits import (
     MAX_METADATA_PARTS,
     MAX_PUBLICATION_BYTES,
     MAX_ROLES,
+    MAX_STORED_INTEGER,
     METADATA_KEPT,
     STATEMENT_LIFE_S,
 )
@@ -34,7 +35,7 @@ from sluice.api.v1 import errors_pb2, sync_pb2
 from updater.errors import SluiceError, os_errors
 from updater.manifest import Manifest
 from updater.trust.director import sign_desired
-from updater.trust.documents import ROOT, SNAPSHOT, TIMESTAMP, in_days, read, read_root, write
+from updater.trust.documents import ROOT, SNAPSHOT, TIMESTAMP, in_days, read, read_root, read_targets, write
 from updater.trust.keys import KeyFile, new_key, read_key_file
 from updater.trust.online import ONLINE_DAYS, RESIGN_DAYS, Online
 from updater.trust.repository import Publication, Repository, publish, with_online
@@ -90,8 +91,9 @@ class Trust:
                 hint="publish some of them first",
             )
         now = datetime.now(UTC)
+        before = _repository(connection)
         published = publish(
-            _repository(connection),
+            before,
             submitted,
             online_keyid=self.online_key.keyid,
             now=now,
@@ -101,6 +103,7 @@ class Trust:
             raise SluiceError(errors_pb2.LIMIT_EXCEEDED, f"more than {MAX_ROLES} roles were ever delegated")
         if not published.changed:
             return published
+        _check_versions(connection, before.targets, published.roles)
         if replace_root:
             connection.execute(delete(tables.trust_metadata).where(tables.trust_metadata.c.role == ROOT))
         for version, data in published.roots.items():
@@ -108,6 +111,17 @@ class Trust:
         for role, data in published.roles.items():
             _keep(connection, role, read(role, data).signed.version, data)
         return Publication(self._sign(connection, published.repository), published.roots, published.roles)
+
+    def publish_targets(self, connection: Connection, submitted: Sequence[tuple[str, bytes]]) -> None:
+        """The same for what comes with a version: who counts is not changed that way. Raises as `publish`."""
+        if any(role == ROOT for role, _ in submitted):
+            raise SluiceError(
+                errors_pb2.METADATA_INVALID,
+                "a root cannot come with a version",
+                hint="publish it first: `sluice trust publish`",
+                obj=ROOT,
+            )
+        self.publish(connection, submitted)
 
     def resign(self, connection: Connection) -> int:
         """Signs snapshot and timestamp anew when they are older than RESIGN_DAYS; how many were signed.
@@ -125,7 +139,7 @@ class Trust:
         return 2
 
     def _sign(self, connection: Connection, repository: Repository) -> Repository:
-        signed = with_online(repository, self._signer, now_us() // 1_000_000, in_days(ONLINE_DAYS))
+        signed = with_online(repository, self._signer, now_us() // 1_000, in_days(ONLINE_DAYS))
         online = cast("Online", signed.online)
         _keep(connection, SNAPSHOT, online.snapshot.signed.version, write(online.snapshot))
         _keep(connection, TIMESTAMP, online.timestamp.signed.version, write(online.timestamp))
@@ -172,6 +186,33 @@ class Trust:
         proven.CopyFrom(desired)
         proven.proof.CopyFrom(sign_desired(device_id, desired, self._signer, now, STATEMENT_LIFE_S))
         return proven
+
+
+def _check_versions(
+    connection: Connection, before: Mapping[str, bytes], changed: Mapping[str, bytes]
+) -> None:
+    """Raises SluiceError(VERSION_CONFLICT) when a published version would be named with other content.
+
+    A version that devices run would else be refused by all others, and nobody could tell why.
+    """
+    columns = tables.versions.c
+    for role, data in changed.items():
+        old = read_targets(role, before[role]).signed.targets if role in before else {}
+        for path, target in read_targets(role, data).signed.targets.items():
+            model, _, number = path.partition("/")
+            if old.get(path) == target or not number.isascii() or not number.isdigit():
+                continue
+            query = select(columns.manifest_digest).where(
+                columns.model == model, columns.version == min(int(number), MAX_STORED_INTEGER)
+            )
+            published = connection.execute(query).scalar()
+            if published is not None and published != named(target).digest:
+                raise SluiceError(
+                    errors_pb2.VERSION_CONFLICT,
+                    f"{model}@{number} is published, and {role} names it with other content",
+                    hint="publish this content as the next version",
+                    obj=f"{model}@{number}",
+                )
 
 
 def _online_signer(directory: Path) -> Signer:

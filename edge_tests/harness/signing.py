@@ -29,6 +29,7 @@ class OperatorTrust:
     """
 
     def __init__(self, directory: Path, client: ControlClient) -> None:
+        self._client = client
         self.directory = TrustDirectory(directory)
         self.root = self.directory.root_path
         self.signing = Signing(self.directory, client, _unasked)
@@ -43,8 +44,9 @@ class OperatorTrust:
         _standing.append(self)
 
     def sign(self, manifest: Manifest) -> None:
-        """Names a version in signed metadata, as a push does."""
-        self.signing.sign_version(manifest)
+        """Names a version in signed metadata that is published without the version itself."""
+        if documents := self.signing.sign_version(manifest):
+            self._client.publish_metadata(documents)
 
     def close(self) -> None:
         """Agents that start from now on get no root from here."""

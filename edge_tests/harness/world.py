@@ -63,7 +63,7 @@ class World:
     def publish(self, *variants: VariantRecipe, model: str = MODEL) -> Published:
         """The next version of a model."""
         published = publish(
-            self.client, prepare(Recipe(model=model, variants=variants)), sign=self.trust.sign
+            self.client, prepare(Recipe(model=model, variants=variants)), sign=self.trust.signing.sign_version
         )
         self.models[published.manifest.version] = variants[0].file
         return published

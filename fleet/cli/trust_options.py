@@ -14,11 +14,11 @@ from rich.text import Text
 from fleet.cli.passphrase import Passphrases
 from fleet.cli.session import Session, line
 from fleet.client import ControlClient
+from fleet.publish import Sign
 from fleet.signing import Change, Planned, Signing
 from fleet.trust_directory import Signed, TrustDirectory
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
-from updater.manifest import Manifest
 from updater.trust.keys import KeyFile, new_key
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -84,9 +84,7 @@ def open_directory(path: Path | None) -> TrustDirectory:
     return TrustDirectory(path or default_directory())
 
 
-def signer(
-    client: ControlClient, path: Path | None, passphrase_file: Path | None
-) -> Callable[[Manifest], object] | None:
+def signer(client: ControlClient, path: Path | None, passphrase_file: Path | None) -> Sign | None:
     """What signs versions for this control plane; None where trust is not set up there.
 
     Raises SluiceError(KEY_UNAVAILABLE) when it is, and there are no keys here.

@@ -74,10 +74,14 @@ class RegistryService(RegistryServicer):
         manifest = await self._control.files(Manifest.parse, data)
         found = await self._database.read(lambda c: publication.find_published(c, manifest, data))
         if found is None:
-            await self._database.read(lambda c: self._control.trust.require_signed(c, manifest, data))
+            metadata = [(item.role, item.metadata) for item in request.metadata]
+            if not metadata:
+                await self._database.read(lambda c: self._control.trust.require_signed(c, manifest, data))
             await self._control.files(publication.check_files, self._control.store, manifest)
 
             def insert(connection: Connection) -> tuple[Row[Any], bool]:
+                if metadata:
+                    self._control.trust.publish_targets(connection, metadata)
                 self._control.trust.require_signed(connection, manifest, data)
                 return publication.insert_unless_published(connection, manifest, data)
 

@@ -1,8 +1,8 @@
 """The online half of a repository: snapshot and timestamp over what operators signed. Pure, but for signing.
 
-Version numbers are the time in seconds, or one more than the last where the clock went back: a control plane
-that was restored from an old backup goes on above what devices have seen. Both name what they refer to by
-version, length and SHA-256, so that nothing of one state goes with another.
+Version numbers are the time in milliseconds, or one more than the last where the clock went back: a control
+plane that was restored from an old backup goes on above what devices have seen. Both name what they refer to
+by version, length and SHA-256, so that nothing of one state goes with another.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Online:
 
 
 def sign_online(
-    targets: Mapping[str, bytes], before: Online | None, signer: Signer, now_s: int, expires: datetime
+    targets: Mapping[str, bytes], before: Online | None, signer: Signer, now_ms: int, expires: datetime
 ) -> Online:
     """Snapshot and timestamp for these targets.
 
@@ -37,10 +37,10 @@ def sign_online(
         targets: bytes of the top-level targets and of every delegated role, by name; checked by the caller.
         before: what was signed last, if anything.
         signer: the online key.
-        now_s: seconds since 1970.
+        now_ms: milliseconds since 1970.
         expires: of both.
     """
-    version = max(now_s, before.snapshot.signed.version + 1 if before is not None else 1)
+    version = max(now_ms, before.snapshot.signed.version + 1 if before is not None else 1)
     meta = {
         f"{name}.json": MetaFile.from_data(read_targets(name, data).signed.version, data, ["sha256"])
         for name, data in targets.items()
@@ -49,6 +49,6 @@ def sign_online(
     sign(snapshot, [signer])
     last = before.timestamp.signed.version + 1 if before is not None else 1
     described = MetaFile.from_data(version, write(snapshot), ["sha256"])
-    timestamp = Metadata(Timestamp(version=max(now_s, last), expires=expires, snapshot_meta=described))
+    timestamp = Metadata(Timestamp(version=max(now_ms, last), expires=expires, snapshot_meta=described))
     sign(timestamp, [signer])
     return Online(snapshot, timestamp)

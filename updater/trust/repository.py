@@ -130,13 +130,13 @@ def publish(
     return Publication(after, roots, roles)
 
 
-def with_online(repository: Repository, signer: Signer, now_s: int, expires: datetime) -> Repository:
+def with_online(repository: Repository, signer: Signer, now_ms: int, expires: datetime) -> Repository:
     """The same with a new snapshot and timestamp. Raises SluiceError(KEY_UNAVAILABLE | METADATA_INVALID)."""
     if repository.root is None:
         raise invalid(ROOT, "is missing", "set trust up first: `sluice trust init`")
     key_for_online(read_root(repository.root).signed, signer.public_key.keyid)
     return replace(
-        repository, online=sign_online(repository.targets, repository.online, signer, now_s, expires)
+        repository, online=sign_online(repository.targets, repository.online, signer, now_ms, expires)
     )
 
 

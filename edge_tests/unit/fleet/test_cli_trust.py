@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from edge_tests.harness.command import Ran, sluice
 from edge_tests.harness.local_control import LocalControl
+from edge_tests.harness.models import tiny_onnx
 from edge_tests.harness.operator import Operator, failing, manifest, onnx_model
 from fleet.client import ControlClient
+from fleet.publish import prepare, publish
+from fleet.recipe import Recipe, VariantRecipe
 from fleet.signing import Signing
 from fleet.trust_directory import TrustDirectory
 from sluice.api.v1 import errors_pb2, registry_pb2
@@ -63,10 +68,15 @@ def device(control: LocalControl, pinned: Path, directory: Path) -> TrustClient:
 
 
 def push(control: LocalControl, place: Path, name: str, number: int) -> str:
-    """Signs a version as `sluice model push` does, its files left out; returns the role that signed."""
+    """Signs a version and publishes that alone; returns the role that signed."""
     with ControlClient(control.address) as client:
-        signing = Signing(TrustDirectory(place), client, lambda _name: "correct horse")
-        return signing.sign_version(manifest(name, number, b"model"))
+        ((role, data),) = signing_at(place, client).sign_version(manifest(name, number, b"model"))
+        client.publish_metadata([(role, data)])
+        return role
+
+
+def signing_at(place: Path, client: ControlClient) -> Signing:
+    return Signing(TrustDirectory(place), client, lambda _name: "correct horse")
 
 
 def test_init_pins_publishes_and_can_be_explained(
@@ -100,8 +110,7 @@ def test_a_registry_with_a_root_takes_only_signed_versions(
 
     assert failing(publish).reason == errors_pb2.VERSION_NOT_SIGNED
     with ControlClient(control.address) as client:
-        Signing(TrustDirectory(place), client, lambda _name: "correct horse").sign_version(one)
-    publish()
+        client.publish_version(one.to_bytes(), signing_at(place, client).sign_version(one))
     assert (
         failing(
             lambda: operator.registry.PublishVersion(
@@ -192,6 +201,75 @@ def test_two_operators_sign_a_root_together(
     assert signed["signed"][0]["complete"]
     assert trust("publish").document["trust"]["root_version"] == 1
     assert trust("verify").document["trust"]["sound"]
+
+
+def test_push_signs_and_without_keys_says_so(
+    control: LocalControl, trust: Trust, place: Path, tmp_path: Path
+) -> None:
+    trust("init")
+    model = tiny_onnx(tmp_path / "m.onnx")
+
+    def push_file(directory: Path) -> Ran:
+        options = ("--name", "detector", "--trust", directory)
+        return sluice("--json", "--control", control.address, "model", "push", model, *options)
+
+    refused = push_file(tmp_path / "nobody").expect(5).document["error"]
+    assert refused["reason"] == "KEY_UNAVAILABLE"
+    assert push_file(place).expect().document["version"] == 1
+    told = trust("verify").document["trust"]["findings"]
+    assert any(item["what"].startswith("names detector/1: manifest sha256:") for item in told)
+
+
+def test_two_operators_who_push_at_once_both_succeed(
+    control: LocalControl, trust: Trust, place: Path, tmp_path: Path
+) -> None:
+    """They sign the same document and want the same numbers; what is published is what is signed."""
+    trust("init")
+    other = tmp_path / "other"
+    trust("join", place / "root.json", directory=other)
+    shutil.copytree(place / "keys", other / "keys")
+
+    def push_some(directory: Path, seed: int) -> None:
+        with ControlClient(control.address) as client:
+            signing = signing_at(directory, client)
+            for number in range(2):
+                file = tiny_onnx(tmp_path / f"{seed}-{number}.onnx", seed * 10 + number)
+                draft = prepare(Recipe(model="detector", variants=(VariantRecipe(file),)))
+                publish(client, draft, sign=signing.sign_version)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(push_some, place, 1), pool.submit(push_some, other, 2)]:
+            done.result()
+    box = device(control, place / "root.json", tmp_path / "box")
+    box.refresh()
+    with ControlClient(control.address) as client:
+        versions = list(client.list_versions("detector"))
+        assert [item.version for item in versions] == [4, 3, 2, 1]
+        for item in versions:
+            found = box.version("detector", item.version)
+            assert found is not None
+            assert found.digest == item.manifest_digest
+
+
+def test_the_name_of_a_published_version_keeps_its_content(
+    control: LocalControl, trust: Trust, place: Path, operator: Operator
+) -> None:
+    model = onnx_model()
+    operator.upload(model)
+    trust("init")
+    one, other = manifest("detector", 1, model), manifest("detector", 1, model, other="content")
+    with ControlClient(control.address) as client:
+        signing = signing_at(place, client)
+        client.publish_version(one.to_bytes(), signing.sign_version(one))
+        forged = signing.sign_version(other)
+        with pytest.raises(SluiceError) as refused:
+            client.publish_metadata(forged)
+        assert refused.value.reason == errors_pb2.VERSION_CONFLICT
+        with pytest.raises(SluiceError) as rooted:
+            two = manifest("detector", 2, model, x="y")
+            root = (place / "root.json").read_bytes()
+            client.publish_version(two.to_bytes(), [("root", root)])
+        assert rooted.value.reason == errors_pb2.METADATA_INVALID
 
 
 # Losing keys, as docs/operator-guide.md tells it.

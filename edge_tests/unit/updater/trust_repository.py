@@ -81,7 +81,9 @@ class Simulator:
 
     def resign(self) -> None:
         """Snapshot and timestamp anew, at this time."""
-        self.repository = with_online(self.repository, self.online, int(self.now.timestamp()), self.until(7))
+        self.repository = with_online(
+            self.repository, self.online, int(self.now.timestamp() * 1000), self.until(7)
+        )
         assert self.repository.online is not None
         for role, document in (
             (SNAPSHOT, self.repository.online.snapshot),

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from sluice.api.v1 import access_pb2 as sluice_dot_api_dot_v1_dot_access__pb2
+from sluice.api.v1 import trust_pb2 as sluice_dot_api_dot_v1_dot_trust__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csluice/api/v1/registry.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asluice/api/v1/access.proto\"[\n\x11UploadFileRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.sluice.api.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"<\n\x0cUploadHeader\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"=\n\x12UploadFileResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x04\"\"\n\x10GetUploadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\">\n\x11GetUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\")\n\x15PublishVersionRequest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\"R\n\x16PublishVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.sluice.api.v1.Version\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\xc2\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0elatest_version\x18\x02 \x01(\x04\x12\x32\n\x07\x61liases\x18\x03 \x03(\x0b\x32!.sluice.api.v1.Model.AliasesEntry\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xbc\x01\n\x07Version\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\x12\x0f\n\x07retired\x18\x05 \x01(\x08\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08variants\x18\x08 \x03(\t\"O\n\x11GetVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x04H\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x42\x07\n\x05which\"K\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x14ListVersionsResponse\x12(\n\x08versions\x18\x01 \x03(\x0b\x32\x16.sluice.api.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.sluice.api.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x0fSetAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"6\n\x14RetireVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x32\xa6\x06\n\x08Registry\x12]\n\nUploadFile\x12 .sluice.api.v1.UploadFileRequest\x1a!.sluice.api.v1.UploadFileResponse\"\x08\xfa\xe9\x18\x04\x18\x02 \x01(\x01\x12V\n\tGetUpload\x12\x1f.sluice.api.v1.GetUploadRequest\x1a .sluice.api.v1.GetUploadResponse\"\x06\xfa\xe9\x18\x02\x18\x02\x12g\n\x0ePublishVersion\x12$.sluice.api.v1.PublishVersionRequest\x1a%.sluice.api.v1.PublishVersionResponse\"\x08\xfa\xe9\x18\x04\x18\x02 \x01\x12P\n\nGetVersion\x12 .sluice.api.v1.GetVersionRequest\x1a\x16.sluice.api.v1.Version\"\x08\xfa\xe9\x18\x04\x10\x01\x18\x01\x12_\n\x0cListVersions\x12\".sluice.api.v1.ListVersionsRequest\x1a#.sluice.api.v1.ListVersionsResponse\"\x06\xfa\xe9\x18\x02\x18\x01\x12H\n\x08GetModel\x12\x1e.sluice.api.v1.GetModelRequest\x1a\x14.sluice.api.v1.Model\"\x06\xfa\xe9\x18\x02\x18\x01\x12Y\n\nListModels\x12 .sluice.api.v1.ListModelsRequest\x1a!.sluice.api.v1.ListModelsResponse\"\x06\xfa\xe9\x18\x02\x18\x01\x12J\n\x08SetAlias\x12\x1e.sluice.api.v1.SetAliasRequest\x1a\x14.sluice.api.v1.Model\"\x08\xfa\xe9\x18\x04\x18\x03 \x01\x12V\n\rRetireVersion\x12#.sluice.api.v1.RetireVersionRequest\x1a\x16.sluice.api.v1.Version\"\x08\xfa\xe9\x18\x04\x18\x02 \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csluice/api/v1/registry.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asluice/api/v1/access.proto\x1a\x19sluice/api/v1/trust.proto\"[\n\x11UploadFileRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.sluice.api.v1.UploadHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"<\n\x0cUploadHeader\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"=\n\x12UploadFileResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x04\"\"\n\x10GetUploadRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\">\n\x11GetUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"X\n\x15PublishVersionRequest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12-\n\x08metadata\x18\x02 \x03(\x0b\x32\x1b.sluice.api.v1.RoleMetadata\"R\n\x16PublishVersionResponse\x12\'\n\x07version\x18\x01 \x01(\x0b\x32\x16.sluice.api.v1.Version\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\xc2\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0elatest_version\x18\x02 \x01(\x04\x12\x32\n\x07\x61liases\x18\x03 \x03(\x0b\x32!.sluice.api.v1.Model.AliasesEntry\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0c\x41liasesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xbc\x01\n\x07Version\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x10\n\x08manifest\x18\x03 \x01(\x0c\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\x12\x0f\n\x07retired\x18\x05 \x01(\x08\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08variants\x18\x08 \x03(\t\"O\n\x11GetVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x04H\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x42\x07\n\x05which\"K\n\x13ListVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x14ListVersionsResponse\x12(\n\x08versions\x18\x01 \x03(\x0b\x32\x16.sluice.api.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.sluice.api.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x0fSetAliasRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"6\n\x14RetireVersionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x32\xa6\x06\n\x08Registry\x12]\n\nUploadFile\x12 .sluice.api.v1.UploadFileRequest\x1a!.sluice.api.v1.UploadFileResponse\"\x08\xfa\xe9\x18\x04\x18\x02 \x01(\x01\x12V\n\tGetUpload\x12\x1f.sluice.api.v1.GetUploadRequest\x1a .sluice.api.v1.GetUploadResponse\"\x06\xfa\xe9\x18\x02\x18\x02\x12g\n\x0ePublishVersion\x12$.sluice.api.v1.PublishVersionRequest\x1a%.sluice.api.v1.PublishVersionResponse\"\x08\xfa\xe9\x18\x04\x18\x02 \x01\x12P\n\nGetVersion\x12 .sluice.api.v1.GetVersionRequest\x1a\x16.sluice.api.v1.Version\"\x08\xfa\xe9\x18\x04\x10\x01\x18\x01\x12_\n\x0cListVersions\x12\".sluice.api.v1.ListVersionsRequest\x1a#.sluice.api.v1.ListVersionsResponse\"\x06\xfa\xe9\x18\x02\x18\x01\x12H\n\x08GetModel\x12\x1e.sluice.api.v1.GetModelRequest\x1a\x14.sluice.api.v1.Model\"\x06\xfa\xe9\x18\x02\x18\x01\x12Y\n\nListModels\x12 .sluice.api.v1.ListModelsRequest\x1a!.sluice.api.v1.ListModelsResponse\"\x06\xfa\xe9\x18\x02\x18\x01\x12J\n\x08SetAlias\x12\x1e.sluice.api.v1.SetAliasRequest\x1a\x14.sluice.api.v1.Model\"\x08\xfa\xe9\x18\x04\x18\x03 \x01\x12V\n\rRetireVersion\x12#.sluice.api.v1.RetireVersionRequest\x1a\x16.sluice.api.v1.Version\"\x08\xfa\xe9\x18\x04\x18\x02 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,42 +54,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTRY'].methods_by_name['SetAlias']._serialized_options = b'\372\351\030\004\030\003 \001'
   _globals['_REGISTRY'].methods_by_name['RetireVersion']._loaded_options = None
   _globals['_REGISTRY'].methods_by_name['RetireVersion']._serialized_options = b'\372\351\030\004\030\002 \001'
-  _globals['_UPLOADFILEREQUEST']._serialized_start=108
-  _globals['_UPLOADFILEREQUEST']._serialized_end=199
-  _globals['_UPLOADHEADER']._serialized_start=201
-  _globals['_UPLOADHEADER']._serialized_end=261
-  _globals['_UPLOADFILERESPONSE']._serialized_start=263
-  _globals['_UPLOADFILERESPONSE']._serialized_end=324
-  _globals['_GETUPLOADREQUEST']._serialized_start=326
-  _globals['_GETUPLOADREQUEST']._serialized_end=360
-  _globals['_GETUPLOADRESPONSE']._serialized_start=362
-  _globals['_GETUPLOADRESPONSE']._serialized_end=424
-  _globals['_PUBLISHVERSIONREQUEST']._serialized_start=426
-  _globals['_PUBLISHVERSIONREQUEST']._serialized_end=467
-  _globals['_PUBLISHVERSIONRESPONSE']._serialized_start=469
-  _globals['_PUBLISHVERSIONRESPONSE']._serialized_end=551
-  _globals['_MODEL']._serialized_start=554
-  _globals['_MODEL']._serialized_end=748
-  _globals['_MODEL_ALIASESENTRY']._serialized_start=702
-  _globals['_MODEL_ALIASESENTRY']._serialized_end=748
-  _globals['_VERSION']._serialized_start=751
-  _globals['_VERSION']._serialized_end=939
-  _globals['_GETVERSIONREQUEST']._serialized_start=941
-  _globals['_GETVERSIONREQUEST']._serialized_end=1020
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=1022
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=1097
-  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1099
-  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1188
-  _globals['_GETMODELREQUEST']._serialized_start=1190
-  _globals['_GETMODELREQUEST']._serialized_end=1221
-  _globals['_LISTMODELSREQUEST']._serialized_start=1223
-  _globals['_LISTMODELSREQUEST']._serialized_end=1281
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1283
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1366
-  _globals['_SETALIASREQUEST']._serialized_start=1368
-  _globals['_SETALIASREQUEST']._serialized_end=1432
-  _globals['_RETIREVERSIONREQUEST']._serialized_start=1434
-  _globals['_RETIREVERSIONREQUEST']._serialized_end=1488
-  _globals['_REGISTRY']._serialized_start=1491
-  _globals['_REGISTRY']._serialized_end=2297
+  _globals['_UPLOADFILEREQUEST']._serialized_start=135
+  _globals['_UPLOADFILEREQUEST']._serialized_end=226
+  _globals['_UPLOADHEADER']._serialized_start=228
+  _globals['_UPLOADHEADER']._serialized_end=288
+  _globals['_UPLOADFILERESPONSE']._serialized_start=290
+  _globals['_UPLOADFILERESPONSE']._serialized_end=351
+  _globals['_GETUPLOADREQUEST']._serialized_start=353
+  _globals['_GETUPLOADREQUEST']._serialized_end=387
+  _globals['_GETUPLOADRESPONSE']._serialized_start=389
+  _globals['_GETUPLOADRESPONSE']._serialized_end=451
+  _globals['_PUBLISHVERSIONREQUEST']._serialized_start=453
+  _globals['_PUBLISHVERSIONREQUEST']._serialized_end=541
+  _globals['_PUBLISHVERSIONRESPONSE']._serialized_start=543
+  _globals['_PUBLISHVERSIONRESPONSE']._serialized_end=625
+  _globals['_MODEL']._serialized_start=628
+  _globals['_MODEL']._serialized_end=822
+  _globals['_MODEL_ALIASESENTRY']._serialized_start=776
+  _globals['_MODEL_ALIASESENTRY']._serialized_end=822
+  _globals['_VERSION']._serialized_start=825
+  _globals['_VERSION']._serialized_end=1013
+  _globals['_GETVERSIONREQUEST']._serialized_start=1015
+  _globals['_GETVERSIONREQUEST']._serialized_end=1094
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1096
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1171
+  _globals['_LISTVERSIONSRESPONSE']._serialized_start=1173
+  _globals['_LISTVERSIONSRESPONSE']._serialized_end=1262
+  _globals['_GETMODELREQUEST']._serialized_start=1264
+  _globals['_GETMODELREQUEST']._serialized_end=1295
+  _globals['_LISTMODELSREQUEST']._serialized_start=1297
+  _globals['_LISTMODELSREQUEST']._serialized_end=1355
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1357
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1440
+  _globals['_SETALIASREQUEST']._serialized_start=1442
+  _globals['_SETALIASREQUEST']._serialized_end=1506
+  _globals['_RETIREVERSIONREQUEST']._serialized_start=1508
+  _globals['_RETIREVERSIONREQUEST']._serialized_end=1562
+  _globals['_REGISTRY']._serialized_start=1565
+  _globals['_REGISTRY']._serialized_end=2371
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,7 @@ from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
+from sluice.api.v1 import trust_pb2 as trust_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -158,16 +159,24 @@ class PublishVersionRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     MANIFEST_FIELD_NUMBER: builtins.int
+    METADATA_FIELD_NUMBER: builtins.int
     manifest: builtins.bytes
     """Canonical JSON (docs/manifest.md), at most 1 MiB."""
+    @builtins.property
+    def metadata(self) -> containers.RepeatedCompositeFieldContainer[trust_pb2.RoleMetadata]:
+        """Signed metadata that names the version, where none published does yet: published together with it or not at all.
+        At most 64, with the manifest less than 2 MiB.
+        """
+
     def __init__(
         self,
         *,
         manifest: builtins.bytes = ...,
+        metadata: abc.Iterable[trust_pb2.RoleMetadata] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["manifest", b"manifest", "metadata", b"metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -110,7 +110,8 @@ class RegistryServicer:
         """Publishes a version from its canonical manifest. Idempotent: content equal to the latest version's makes
         nothing new and returns that version. Errors: MANIFEST_INVALID, VERSION_NOT_NEXT, VERSION_CONFLICT,
         FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, VERSION_NOT_SIGNED (trust is set
-        up, and no signed metadata names the version with this content), IO_FAILED.
+        up, and no signed metadata names the version with this content), IO_FAILED; with metadata also what
+        Trust.PublishMetadata fails with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,7 +56,8 @@ class RegistryStub:
     """Publishes a version from its canonical manifest. Idempotent: content equal to the latest version's makes
     nothing new and returns that version. Errors: MANIFEST_INVALID, VERSION_NOT_NEXT, VERSION_CONFLICT,
     FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, VERSION_NOT_SIGNED (trust is set
-    up, and no signed metadata names the version with this content), IO_FAILED.
+    up, and no signed metadata names the version with this content), IO_FAILED; with metadata also what
+    Trust.PublishMetadata fails with.
     """
     GetVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.Version]
     """One version with its manifest. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, ALIAS_UNKNOWN."""
@@ -97,7 +98,8 @@ class RegistryAsyncStub(RegistryStub):
     """Publishes a version from its canonical manifest. Idempotent: content equal to the latest version's makes
     nothing new and returns that version. Errors: MANIFEST_INVALID, VERSION_NOT_NEXT, VERSION_CONFLICT,
     FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, VERSION_NOT_SIGNED (trust is set
-    up, and no signed metadata names the version with this content), IO_FAILED.
+    up, and no signed metadata names the version with this content), IO_FAILED; with metadata also what
+    Trust.PublishMetadata fails with.
     """
     GetVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetVersionRequest, _registry_pb2.Version]  # type: ignore[assignment]
     """One version with its manifest. Errors: MODEL_UNKNOWN, VERSION_UNKNOWN, ALIAS_UNKNOWN."""
@@ -153,7 +155,8 @@ class RegistryServicer(metaclass=_abc_1.ABCMeta):
         """Publishes a version from its canonical manifest. Idempotent: content equal to the latest version's makes
         nothing new and returns that version. Errors: MANIFEST_INVALID, VERSION_NOT_NEXT, VERSION_CONFLICT,
         FILE_UNKNOWN (the store lacks a file), MODEL_FILE_INVALID, MODEL_FILE_TRUNCATED, VERSION_NOT_SIGNED (trust is set
-        up, and no signed metadata names the version with this content), IO_FAILED.
+        up, and no signed metadata names the version with this content), IO_FAILED; with metadata also what
+        Trust.PublishMetadata fails with.
         """
 
     @_abc_1.abstractmethod

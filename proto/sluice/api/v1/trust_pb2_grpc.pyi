@@ -49,8 +49,8 @@ class TrustStub:
     """Publishes metadata, all of it or none, and signs snapshot and timestamp anew. May be repeated: metadata that is
     there already changes nothing. Errors: METADATA_INVALID (malformed, a gap between roots, a delegated role without
     metadata, a root that does not name the online key), SIGNATURE_INVALID (also of metadata published before that a
-    new root or new targets would leave unsigned), METADATA_ROLLED_BACK, METADATA_EXPIRED, LIMIT_EXCEEDED,
-    KEY_UNAVAILABLE (the online key is gone).
+    new root or new targets would leave unsigned), METADATA_ROLLED_BACK, METADATA_EXPIRED, VERSION_CONFLICT (a version
+    that is published would be named with other content), LIMIT_EXCEEDED.
     """
 
 @_typing.type_check_only
@@ -66,8 +66,8 @@ class TrustAsyncStub(TrustStub):
     """Publishes metadata, all of it or none, and signs snapshot and timestamp anew. May be repeated: metadata that is
     there already changes nothing. Errors: METADATA_INVALID (malformed, a gap between roots, a delegated role without
     metadata, a root that does not name the online key), SIGNATURE_INVALID (also of metadata published before that a
-    new root or new targets would leave unsigned), METADATA_ROLLED_BACK, METADATA_EXPIRED, LIMIT_EXCEEDED,
-    KEY_UNAVAILABLE (the online key is gone).
+    new root or new targets would leave unsigned), METADATA_ROLLED_BACK, METADATA_EXPIRED, VERSION_CONFLICT (a version
+    that is published would be named with other content), LIMIT_EXCEEDED.
     """
 
 class TrustServicer(metaclass=_abc_1.ABCMeta):
@@ -98,8 +98,8 @@ class TrustServicer(metaclass=_abc_1.ABCMeta):
         """Publishes metadata, all of it or none, and signs snapshot and timestamp anew. May be repeated: metadata that is
         there already changes nothing. Errors: METADATA_INVALID (malformed, a gap between roots, a delegated role without
         metadata, a root that does not name the online key), SIGNATURE_INVALID (also of metadata published before that a
-        new root or new targets would leave unsigned), METADATA_ROLLED_BACK, METADATA_EXPIRED, LIMIT_EXCEEDED,
-        KEY_UNAVAILABLE (the online key is gone).
+        new root or new targets would leave unsigned), METADATA_ROLLED_BACK, METADATA_EXPIRED, VERSION_CONFLICT (a version
+        that is published would be named with other content), LIMIT_EXCEEDED.
         """
 
 def add_TrustServicer_to_server(servicer: TrustServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
