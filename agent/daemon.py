@@ -82,6 +82,7 @@ class Daemon:
         self._config = config
         self._started_s = time.monotonic()
         self._stopping = threading.Event()
+        self._refusal = ""  # why the last desired state was not believed
         self._undo = ExitStack()
         try:
             self._build()
@@ -298,6 +299,9 @@ class Daemon:
             self._reconciler.take(self._gate.admit(message))
         except SluiceError as error:
             log.warning("a desired state was refused: %s", error)
+            self._refusal = f"a desired state was refused: {error}"
+        else:
+            self._refusal = ""
 
     def _connected(self) -> None:
         self._reconciler.connected()
@@ -349,7 +353,7 @@ class Daemon:
             uptime_s=int(time.monotonic() - self._started_s),
             control_address=self._config.control_address,
             control_connected=self._sync.connected,
-            control_error=self._sync.error,
+            control_error=self._sync.error or self._refusal,
             inference_address=self._inference.addresses[0] if self._inference.addresses else "",
             reported=self.reported(),
             desired=sync_pb2.DesiredState(

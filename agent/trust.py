@@ -14,6 +14,7 @@ later: a box without a battery starts in 1970.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -29,6 +30,8 @@ from sluice.api.v1 import errors_pb2, sync_pb2
 from updater.errors import SluiceError, os_errors
 from updater.limits import MAX_ROOT_BYTES
 from updater.trust.decision import Held, decide
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # heavy, and only needed where a root is pinned
     from tuf.api.metadata import Root
@@ -111,13 +114,25 @@ class Gate:
             if held.owns(desired.manifest_digest):
                 return  # needs nobody, and no network
             entry = f"{desired.manifest_digest} {desired.rollout_id}"
-            if self._state.accepted(desired.model) == entry:
+            if self._state.accepted(desired.model) == entry and self._is_stored(desired):
                 return
             self._source.begin()
             self._client.refresh()
             named = self._client.version(desired.model, desired.version)
             decide(held, desired.model, desired.version, desired.manifest_digest, named)
             self._state.save_accepted(desired.model, entry)
+
+    def _is_stored(self, desired: DesiredModel) -> bool:
+        """Whether the stored copy proves a version that was accepted, whatever its dates."""
+        from updater.trust.roles import named, target_path
+
+        assert self._client is not None
+        try:
+            target = self._client.stored_target(target_path(desired.model, desired.version))
+        except SluiceError as error:
+            log.warning("the stored metadata is fetched again: %s", error)
+            return False
+        return target is not None and named(target).digest == desired.manifest_digest
 
     def _now(self, root: Root) -> datetime:
         del root

@@ -11,11 +11,12 @@ repeated, and brings a control plane that was restored from a backup what it lac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata
 
 from fleet.client import ControlClient
@@ -24,9 +25,18 @@ from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 from updater.manifest import Manifest
 from updater.trust.client import TrustClient
-from updater.trust.documents import ROOT, TARGETS, Document, in_days, read, read_root, write
+from updater.trust.documents import ROOT, TARGETS, Document, in_days, read, read_root, read_targets, write
 from updater.trust.keys import Passphrase
-from updater.trust.roles import add_version, delegated, describe, make_targets, renew, role_for
+from updater.trust.roles import (
+    RoleKeys,
+    add_version,
+    delegated,
+    describe,
+    make_root,
+    make_targets,
+    renew,
+    role_for,
+)
 
 # One document's change: takes the newest and the date that the next counts until.
 Change = Callable[[Metadata[Any], datetime], Metadata[Any]]
@@ -102,11 +112,28 @@ class Signing:
             planned.append(Planned(role, after, describe(before, after)))
         return planned
 
-    def begin(self, planned: Sequence[Planned], *, replace_root: bool) -> list[Signed]:
-        """The first documents of a chain: signed, pinned here when complete, and published.
+    def set_up(
+        self, root: RoleKeys, targets: RoleKeys, online: Key, *, replace_root: bool = False
+    ) -> tuple[list[Planned], list[Signed]]:
+        """The first root and targets of a chain: signed, pinned here when complete, and published.
+
+        Args:
+            root: who signs the root from now on.
+            targets: who signs versions.
+            online: the control plane's key.
+            replace_root: begin a new chain in place of the one that is known here. What was signed stays
+                named, under a number above the old one, so that no device takes it for a rollback.
 
         Raises SluiceError as `publish`.
         """
+        before = self.directory.published_bytes(TARGETS) if replace_root else None
+        until = in_days(TARGETS_DAYS)
+        made = make_targets(until) if before is None else renew(read_targets(TARGETS, before), until)
+        first = make_root(root, targets, online, in_days(ROOT_DAYS))
+        planned = [
+            Planned(ROOT, first, describe(None, first)),
+            Planned(TARGETS, made, describe(None, made)),
+        ]
         if replace_root:
             self.directory.forget()
         signed = self.apply(planned)
@@ -114,7 +141,7 @@ class Signing:
             self.directory.pin(write(self.directory.pending()[ROOT]))
             if self._client is not None:
                 self.publish(replace_root=replace_root)
-        return signed
+        return planned, signed
 
     def apply(self, planned: Iterable[Planned]) -> list[Signed]:
         """Keeps the changed documents pending, and signs all that is pending.

@@ -10,11 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fleet.client import ControlClient
-from fleet.signing import Planned, Signing
-from fleet.trust_directory import ROOT_DAYS, TARGETS_DAYS, TrustDirectory
+from fleet.signing import Signing
+from fleet.trust_directory import TrustDirectory
 from updater.manifest import Manifest
 from updater.trust import roles
-from updater.trust.documents import ROOT, TARGETS, in_days
 from updater.trust.keys import new_key, parse_public_key
 
 _standing: list[OperatorTrust] = []
@@ -38,9 +37,7 @@ class OperatorTrust:
             self.directory.add_key(key)
         online = parse_public_key(client.get_trust().online_key)
         who, what = (roles.RoleKeys((key.public,)) for key in keys)
-        root = roles.make_root(who, what, online, in_days(ROOT_DAYS))
-        targets = roles.make_targets(in_days(TARGETS_DAYS))
-        self.signing.begin([Planned(ROOT, root, []), Planned(TARGETS, targets, [])], replace_root=False)
+        self.signing.set_up(who, what, online)
         _standing.append(self)
 
     def sign(self, manifest: Manifest) -> None:

@@ -23,8 +23,8 @@ from fleet.cli.trust_options import (
     signed_document,
     signed_text,
 )
-from fleet.signing import Planned, Signing
-from fleet.trust_directory import ROOT_DAYS, TARGETS_DAYS, TrustDirectory
+from fleet.signing import Signing
+from fleet.trust_directory import TrustDirectory
 from sluice.api.v1 import errors_pb2
 from updater.atomic import write_atomic
 from updater.errors import SluiceError, os_errors
@@ -36,8 +36,6 @@ from updater.trust.documents import (
     SNAPSHOT,
     TARGETS,
     TIMESTAMP,
-    in_days,
-    next_of,
     read,
     read_targets,
 )
@@ -119,22 +117,12 @@ def init(
         else:
             third = parse_public_key(client.get_trust().online_key)
         who, what = (tuple(obtain_key(place, name, phrases).public for name in wanted) for wanted in names)
-        root = roles.make_root(
+        planned, signed = Signing(place, None if offline else client, phrases).set_up(
             roles.RoleKeys(who, root_threshold),
             roles.RoleKeys(what, targets_threshold),
             third,
-            in_days(ROOT_DAYS),
+            replace_root=replace,
         )
-        before = place.published_bytes(TARGETS) if replace else None
-        targets = roles.make_targets(in_days(TARGETS_DAYS))
-        if before is not None:  # what was signed stays named, under a number above the old one
-            targets = next_of(read_targets(TARGETS, before), in_days(TARGETS_DAYS))
-        planned = [
-            Planned(ROOT, root, roles.describe(None, root)),
-            Planned(TARGETS, targets, roles.describe(None, targets)),
-        ]
-        signing = Signing(place, None if offline else client, phrases)
-        signed = signing.begin(planned, replace_root=replace)
     published = not offline and all(item.complete for item in signed)
     show(session, planned, signed, published=published, directory=place)
     if not session.json:

@@ -31,7 +31,6 @@ from updater.trust.documents import (
     require,
     root_signatures,
     signatures,
-    write,
 )
 from updater.trust.online import Online, sign_online
 from updater.trust.roles import delegated, find_target, key_for_online
@@ -60,13 +59,6 @@ class Repository:
             return read_targets(role, self.targets[role]).signed if role in self.targets else None
 
         return find_target(get, path)
-
-    def names(self) -> dict[str, bytes]:
-        """The newest metadata of every role, as `chain.explain` takes it."""
-        found = dict(self.targets)
-        if self.online is not None:
-            found |= {SNAPSHOT: write(self.online.snapshot), TIMESTAMP: write(self.online.timestamp)}
-        return found
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from sluice.api.v1 import errors_pb2, registry_pb2
 from updater.errors import SluiceError
 from updater.trust import keys, roles
 from updater.trust.client import TrustClient
+from updater.trust.documents import TIMESTAMP, read
 
 Trust = Callable[..., Ran]
 
@@ -270,6 +271,26 @@ def test_the_name_of_a_published_version_keeps_its_content(
             root = (place / "root.json").read_bytes()
             client.publish_version(two.to_bytes(), [("root", root)])
         assert rooted.value.reason == errors_pb2.METADATA_INVALID
+
+
+def test_the_control_plane_signs_anew_before_its_dates_run_out(
+    control: LocalControl, trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust("init")
+
+    def timestamp() -> int:
+        with ControlClient(control.address) as client:
+            return read(TIMESTAMP, client.get_metadata(TIMESTAMP)).signed.version
+
+    first = timestamp()
+    control.stop()
+    control.start()
+    assert timestamp() == first  # a day has not passed
+    control.stop()
+    monkeypatch.setattr("fleet.trust.RESIGN_DAYS", -1.0)
+    control.start()
+    assert timestamp() > first
+    assert trust("verify").document["trust"]["sound"]
 
 
 # Losing keys, as docs/operator-guide.md tells it.

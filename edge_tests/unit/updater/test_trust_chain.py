@@ -28,7 +28,7 @@ def repository() -> Simulator:
 
 
 def findings(made: Simulator, days: float = 0, **others: bytes | None) -> list[Finding]:
-    given = {**made.repository.names(), **others}
+    given = {**made.others(), **others}
     present = {role: data for role, data in given.items() if data is not None}
     roots = [made.history[ROOT, version] for version in range(1, made.root().signed.version + 1)]
     return explain(roots, present, made.now + timedelta(days=days))
@@ -54,7 +54,7 @@ def test_each_fault_is_named() -> None:
     assert "NOT signed" in faults(findings(made, targets=json.dumps(value).encode()))[TARGETS]
     assert faults(findings(made, snapshot=None)).keys() == {SNAPSHOT, TARGETS, "team"}
     assert "METADATA" not in faults(findings(made, timestamp=b"{"))[TIMESTAMP]
-    old = made.repository.names()[SNAPSHOT]
+    old = made.others()[SNAPSHOT]
     made.push(2)
     assert "is NOT the one that is listed" in faults(findings(made, snapshot=old))[SNAPSHOT]
     assert faults(findings(made, team=None)) == {"team": "is missing"}
@@ -72,6 +72,6 @@ def test_a_root_that_does_not_follow() -> None:
     thief = CryptoSigner.generate_ed25519()
     forged = roles.change_root(made.root(), ROOT, made.until(365), add=[thief.public_key])
     sign(forged, [thief])
-    found = explain([made.pinned, write(forged)], made.repository.names(), made.now)
+    found = explain([made.pinned, write(forged)], made.others(), made.now)
     assert "NOT signed by 0 of the 1 keys that the root before needs" in faults(found)[ROOT]
     assert faults(explain([], {}, made.now)).keys() == {ROOT}

@@ -106,6 +106,13 @@ class Simulator:
         sign(after, self.signers)
         self.publish((TARGETS, write(after)))
 
+    def others(self) -> dict[str, bytes]:
+        """The newest metadata of every role but the root."""
+        online = self.repository.online
+        assert online is not None
+        signed = {SNAPSHOT: write(online.snapshot), TIMESTAMP: write(online.timestamp)}
+        return {**self.repository.targets, **signed}
+
     def pass_days(self, days: float) -> None:
         self.now += timedelta(days=days)
         self.resign()
