@@ -120,6 +120,7 @@ _CAUSES: dict[int, Cause] = {
             errors_pb2.METADATA_EXPIRED,
             errors_pb2.METADATA_ROLLED_BACK,
             errors_pb2.METADATA_INVALID,
+            errors_pb2.CONFIG_INVALID,  # the pinned root cannot be read
         ),
         Cause.TRUST,
     ),

@@ -42,101 +42,106 @@ if TYPE_CHECKING:  # heavy, and only needed where a root is pinned
 class Gate:
     """What one box believes. Its methods may be called from any thread; one at a time refreshes.
 
+    Nothing is read before the first question, so that neither a damaged root nor a full disk keeps a box from
+    serving.
+
     Args:
         config: with or without a pinned root.
         state: where accepted versions are written down.
         identity: gives connections to the control plane.
-
-    Raises SluiceError(CONFIG_INVALID) when the root cannot be read, and what `TrustClient` raises for one
-    that is none.
     """
 
     def __init__(self, config: AgentConfig, state: State, identity: Channels) -> None:
         self._device_id = config.device_id
         self._state = state
+        self._root_path = config.trust_root
+        self._directory = config.state_dir / "trust"
         self._control = Control(config.control_address, identity)
         self._source = Source(self._control)
         self._lock = threading.RLock()
         self._issued = datetime.fromtimestamp(0, timezone.utc)
-        self._client: TrustClient | None = None
-        if config.trust_root is not None:
-            self._client = open_client(
-                config.trust_root, config.state_dir / "trust", self._source, clock=self._now
-            )
+        self._opened: TrustClient | None = None
 
     def close(self) -> None:
         self._control.close()
+
+    def _client(self, root_path: Path) -> TrustClient:
+        if self._opened is None:
+            self._opened = open_client(root_path, self._directory, self._source, clock=self._now)
+        return self._opened
 
     def admit(self, message: sync_pb2.DesiredState) -> sync_pb2.DesiredState:
         """The desired state that a message proves; the message itself where no root is pinned.
 
         An online key that is not known may be a new one: the metadata is refreshed once and the message
         looked at again. Raises SluiceError(SIGNATURE_INVALID | METADATA_EXPIRED | METADATA_INVALID |
-        LIMIT_EXCEEDED).
+        LIMIT_EXCEEDED), and as `open_client`.
         """
-        with self._lock:
-            if self._client is None:
-                return message
-            from updater.trust.director import read_desired
+        if self._root_path is None:
+            return message
+        from updater.trust.director import read_desired
 
+        with self._lock:
+            client = self._client(self._root_path)
             now = datetime.now(timezone.utc)
             try:
-                statement = read_desired(message.proof, self._client.root, self._device_id, now)
+                statement = read_desired(message.proof, client.root, self._device_id, now)
             except SluiceError as error:
                 if error.reason != errors_pb2.SIGNATURE_INVALID:
                     raise
-                self._refresh_for_new_key(error)
-                statement = read_desired(message.proof, self._client.root, self._device_id, now)
+                self._refresh_for_new_key(client, error)
+                statement = read_desired(message.proof, client.root, self._device_id, now)
             self._issued = statement.issue_time.ToDatetime(timezone.utc)
             return statement.desired
 
-    def _refresh_for_new_key(self, refused: SluiceError) -> None:
-        assert self._client is not None
-        before = self._client.root.version
+    def _refresh_for_new_key(self, client: TrustClient, refused: SluiceError) -> None:
+        before = client.root.version
         self._source.begin()
         try:
-            self._client.refresh()
+            client.refresh()
         except SluiceError as error:
             # What hangs on the root may be broken; a new root alone is enough to look again.
-            if self._client.root.version == before:
+            if client.root.version == before:
                 raise refused from error
-        if self._client.root.version == before:
+        if client.root.version == before:
             raise refused
 
     def check(self, desired: DesiredModel, held: Held) -> None:
         """Lets a version be installed, or says why not.
 
-        Raises SluiceError(VERSION_NOT_SIGNED | VERSION_BELOW_FLOOR), and as `TrustClient.refresh`.
+        Raises SluiceError(VERSION_NOT_SIGNED | VERSION_BELOW_FLOOR), and as `TrustClient.refresh` and
+        `open_client`.
         """
+        if self._root_path is None:
+            return
         with self._lock:
-            if self._client is None:
-                return
             if held.owns(desired.manifest_digest):
                 return  # needs nobody, and no network
+            client = self._client(self._root_path)
             entry = f"{desired.manifest_digest} {desired.rollout_id}"
-            if self._state.accepted(desired.model) == entry and self._is_stored(desired):
+            if self._state.accepted(desired.model) == entry and _is_stored(client, desired):
                 return
             self._source.begin()
-            self._client.refresh()
-            named = self._client.version(desired.model, desired.version)
+            client.refresh()
+            named = client.version(desired.model, desired.version)
             decide(held, desired.model, desired.version, desired.manifest_digest, named)
             self._state.save_accepted(desired.model, entry)
-
-    def _is_stored(self, desired: DesiredModel) -> bool:
-        """Whether the stored copy proves a version that was accepted, whatever its dates."""
-        from updater.trust.roles import named, target_path
-
-        assert self._client is not None
-        try:
-            target = self._client.stored_target(target_path(desired.model, desired.version))
-        except SluiceError as error:
-            log.warning("the stored metadata is fetched again: %s", error)
-            return False
-        return target is not None and named(target).digest == desired.manifest_digest
 
     def _now(self, root: Root) -> datetime:
         del root
         return max(datetime.now(timezone.utc), self._issued)
+
+
+def _is_stored(client: TrustClient, desired: DesiredModel) -> bool:
+    """Whether the stored copy proves a version that was accepted, whatever its dates."""
+    from updater.trust.roles import named, target_path
+
+    try:
+        target = client.stored_target(target_path(desired.model, desired.version))
+    except SluiceError as error:
+        log.warning("the stored metadata is fetched again: %s", error)
+        return False
+    return target is not None and named(target).digest == desired.manifest_digest
 
 
 class Source:

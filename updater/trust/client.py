@@ -93,7 +93,9 @@ class DurableUpdater(Updater):
         return self._fetcher.download_bytes(f"{number}/{quote(rolename, '')}", length)
 
     def _persist_file(self, filename: str, data: bytes) -> None:
-        write_atomic(Path(filename), data)
+        path = Path(filename)
+        if not path.is_file() or path.read_bytes() != data:  # the root it begins with is kept at each refresh
+            write_atomic(path, data)
 
     def _update_root_symlink(self) -> None:
         directory = Path(self._dir)

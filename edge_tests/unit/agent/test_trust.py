@@ -208,9 +208,15 @@ def test_without_a_pinned_root_everything_passes_and_a_broken_one_is_told(
     assert open_gate.admit(sync_pb2.DesiredState(generation=3)).generation == 3
     open_gate.close()
     absent = replace(setting.config, trust_root=tmp_path / "none.json")
-    assert refused(lambda: Gate(absent, setting.state, BoxChannels())) == "CONFIG_INVALID"
+    broken = Gate(absent, setting.state, BoxChannels())  # the box starts and serves all the same
+    assert refused(lambda: broken.admit(setting.sent())) == "CONFIG_INVALID"
     (tmp_path / "none.json").write_text("{}")
-    assert refused(lambda: Gate(absent, setting.state, BoxChannels())) == "METADATA_INVALID"
+    assert refused(lambda: broken.admit(setting.sent())) == "METADATA_INVALID"
+    assert refused(lambda: broken.check(desired(version(9)), Held())) == "METADATA_INVALID"
+    broken.check(desired(version(9)), held(version(9)))
+    (tmp_path / "none.json").write_bytes(setting.trust.root.read_bytes())
+    assert broken.admit(setting.sent()).generation == 5
+    broken.close()
 
 
 def test_a_refresh_ends_in_time_however_slowly_it_is_fed(
