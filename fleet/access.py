@@ -30,8 +30,8 @@ from fleet.database import Database
 from fleet.denials import Denials
 from fleet.limits import FIRST_MESSAGE_S
 from fleet.operators import Operators
-from fleet.ownership import rule_of
-from fleet.quotas import Callers, Quotas, Usage
+from fleet.ownership import check_operator, rule_of
+from fleet.quotas import Quotas, Usage, Usages
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 from updater.identity import Identity, Kind, Role
@@ -47,7 +47,7 @@ class Policy:
 
     Attributes:
         trust_domain: whose identities count.
-        stands: raises SluiceError when a certificate counts no longer (expired, revoked), for each call.
+        stands: raises SluiceError when a certificate counts no longer (revoked, …); called for each call.
         quotas: what one caller may take.
     """
 
@@ -60,7 +60,7 @@ class Access:
     """The way into one control plane.
 
     Args:
-        policy: whose certificates count, and for how much.
+        policy: whom it lets in.
         clock: seconds that only move forward.
     """
 
@@ -77,7 +77,7 @@ class Access:
         self._operators = operators
         self._audit = audit
         self._clock = clock
-        self._callers = Callers(policy.quotas)
+        self._usages = Usages(policy.quotas)
         self._denials = Denials(audit, clock)
 
     async def stop(self) -> None:
@@ -112,19 +112,20 @@ class Access:
             await call.ended("OK", "")
 
     def _admit(self, call: Call, context: Context, held: ExitStack) -> None:
-        identity = None
+        policy, caller = self._policy, None
         try:
-            caller = read_caller(context)
-            identity = call.identity = None if caller is None else caller.identity
+            if not call.anonymous:  # what is for everybody asks nobody
+                caller = read_caller(context)
         finally:  # also what cannot be read costs its sender something
+            identity = call.identity = None if caller is None else caller.identity
             # Only identities of ours have quotas of their own: others choose their names as they like.
-            ours = identity is not None and identity.trust_domain == self._policy.trust_domain
-            usage = self._callers.usage(identity if ours else None, call.address, self._clock())
+            ours = identity is not None and identity.trust_domain == policy.trust_domain
+            usage = self._usages.usage(identity if ours else None, call.address, self._clock())
             usage.request(self._clock())
-        if caller is not None and identity is not None and ours:
-            self._policy.stands(caller)
-            call.role = role_of(identity, self._operators.granted(identity))
-        refusal = may(identity, call.role, call.method, trust_domain=self._policy.trust_domain)
+        if caller is not None:
+            policy.stands(caller)
+            call.role = role_of(caller.identity, self._operators.granted(caller.identity))
+        refusal = may(identity, call.role, call.method, trust_domain=policy.trust_domain)
         if refusal is not None:
             raise refusal
         call.admitted = True
@@ -139,6 +140,7 @@ class Call:
     Attributes:
         identity: of the caller; None without a certificate, or where nobody is asked.
         role: of an operator.
+        anonymous: its method is for everybody.
         admitted: it passed the table.
         begun: the head of its record, once that is written.
     """
@@ -156,6 +158,9 @@ class Call:
         self._clock: Callable[[], float] = time.monotonic
         access = access_of(method)
         self._recorded = access is not None and access.recorded
+        self.anonymous = access is not None and access.anonymous
+        self._recorded_after = access is not None and access.recorded_after
+        self._asked: Message | None = None
 
     def limit(self, usage: Usage, clock: Callable[[], float]) -> None:
         """Messages count against a quota from now on."""
@@ -171,8 +176,12 @@ class Call:
             self._usage.received(request.ByteSize(), self._clock())
         if self.identity is not None and self.identity.kind is Kind.DEVICE:
             request = await rule_of(self.method)(self._database, self.identity.name, request)
+        elif self.identity is not None:
+            check_operator(self.method, self.role, request)
         if self._recorded and self.begun is None:
             await self._begin(audit_record.call(self.who(), short_name(self.method), request, now_us()))
+        elif self._recorded_after:
+            self._asked = request
         return request
 
     async def _begin(self, entry: dict[str, Any]) -> None:
@@ -192,15 +201,19 @@ class Call:
             yield await self.message(request)
 
     async def ended(self, code: str, message: str) -> None:
-        """Records how it ended, if its beginning was recorded."""
-        if self.begun is None:
+        """Records how it ended, if its beginning was recorded, or if it succeeded and that is."""
+        name = short_name(self.method)
+        if self.begun is not None:
+            entry = audit_record.outcome(self.begun.sequence, name, code, message, now_us())
+        elif self._asked is not None and code == "OK":
+            entry = {**audit_record.call(self.who(), name, self._asked, now_us()), "outcome": code}
+        else:
             return
-        entry = audit_record.outcome(self.begun.sequence, short_name(self.method), code, message, now_us())
         try:
             await self._audit.append(entry)
         except SluiceError as error:
-            # The change is recorded as begun, and no other begins until the log can be written again.
-            log.warning("outcome_not_recorded", error, call=self.begun.sequence, outcome=code)
+            # What was recorded as begun stays so, and nothing else begins until the log can be written again.
+            log.warning("outcome_not_recorded", error, method=name, caller=self.who(), outcome=code)
 
 
 async def _first(requests: AsyncIterator[Message]) -> Message:

@@ -56,7 +56,7 @@ class Callers:
             raise _revoked(identity)
         return identity
 
-    def stands(self, caller: Caller) -> None:
+    def check_now(self, caller: Caller) -> None:
         """As `check`, by this machine's clock."""
         self.check(caller, datetime.datetime.now(datetime.UTC))
 

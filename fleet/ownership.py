@@ -1,5 +1,7 @@
-"""What devices see of what they may call: their own twin, the versions they were given, deltas between
-those.
+"""What callers see of what they may call.
+
+Devices: their own twin, the versions they were given, deltas between those. Operators: what is about other
+operators needs an admin, so that nobody lets in somebody above themselves.
 
 A rule for each method that lets devices in; a method without one lets none in. A rule gets the device's id
 and the request and gives the request that the handler shall see: the same, or one that asks for less. On a
@@ -13,10 +15,12 @@ from typing import Any
 
 from fleet import assignments
 from fleet.database import Database
+from fleet.devices import check_device_id
 from fleet.limits import MAX_BASES
 from sluice.api.v1 import devices_pb2, diff_pb2, errors_pb2, registry_pb2, sync_pb2, telemetry_pb2, trust_pb2
 from updater.digests import is_digest
 from updater.errors import SluiceError
+from updater.identity import Kind, Role
 
 Rule = Callable[[Database, str, Any], Awaitable[Any]]
 
@@ -104,6 +108,23 @@ RULES: dict[str, Rule] = {
 }
 
 
+# Methods whose entry is for both kinds of identity, with a field `kind`.
+_BY_KIND = frozenset(
+    f"/sluice.api.v1.Identities/{name}" for name in ("CreateToken", "Approve", "Reject", "Revoke")
+)
+
+
+def check_operator(method: str, role: Role | None, request: Any) -> None:
+    """Raises SluiceError(PERMISSION_DENIED) when an operator asks for what their role does not reach."""
+    if method in _BY_KIND and request.kind != Kind.DEVICE.value and role is not Role.ADMIN:
+        raise SluiceError(
+            errors_pb2.PERMISSION_DENIED,
+            f"what is about operators needs the role admin, not {role.value if role else 'none'}",
+            hint="ask an admin",
+            obj=request.name[:80],
+        )
+
+
 def rule_of(method: str) -> Rule:
     """The rule for devices that call a method."""
     found = RULES.get(method)
@@ -113,6 +134,7 @@ def rule_of(method: str) -> Rule:
 
 
 def _check_own(device: str, named: str) -> None:
+    check_device_id(named)
     if named != device:
         raise _denied(f"{device} may not speak for {named[:80]!r}", named[:80])
 

@@ -141,7 +141,7 @@ class Usage:
         )
 
 
-class Callers:
+class Usages:
     """The usage of every caller, at most MAX_CALLERS of them."""
 
     def __init__(self, quotas: Quotas, most: int = limits.MAX_CALLERS) -> None:

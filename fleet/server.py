@@ -109,7 +109,7 @@ async def serve(config: ControlConfig, stop: asyncio.Event | None = None) -> Non
 
 
 async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
-    policy = Policy(control.authority.trust_domain, control.callers.stands)
+    policy = Policy(control.authority.trust_domain, control.callers.check_now)
     access = Access(policy, control.database, control.operators, control.audit)
     let_in = AccessInterceptor(access)
     server = make_server(control, let_in, AuthenticationInterceptor(control.callers))

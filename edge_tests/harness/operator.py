@@ -91,8 +91,44 @@ def eventually(check: Callable[[], Any], what: str, within_s: float = 30.0) -> A
         time.sleep(0.05)
 
 
+class AsDevices:
+    """What devices call, each call over a connection of the device that it names."""
+
+    def __init__(self, address: str, operators: grpc.Channel) -> None:
+        self._address = address
+        self._channels: dict[str, grpc.Channel] = {}
+        self.QueryMetrics = telemetry_pb2_grpc.TelemetryStub(operators).QueryMetrics
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+    def Poll(  # noqa: N802 - named as the stubs' are
+        self, request: sync_pb2.PollRequest, **options: Any
+    ) -> sync_pb2.PollResponse:
+        return sync_pb2_grpc.SyncStub(self._channel(request.hello.device_id)).Poll(request, **options)
+
+    def Connect(  # noqa: N802
+        self, requests: Iterator[sync_pb2.ConnectRequest], **options: Any
+    ) -> Any:
+        return sync_pb2_grpc.SyncStub(self._channel("")).Connect(requests, **options)
+
+    def Report(self, request: Any, **options: Any) -> Any:  # noqa: N802
+        return telemetry_pb2_grpc.TelemetryStub(self._channel(request.device_id)).Report(request, **options)
+
+    def _channel(self, device_id: str) -> grpc.Channel:
+        if device_id not in self._channels:
+            self._channels[device_id] = trust.channel(self._address, trust.device(device_id))
+        return self._channels[device_id]
+
+
 class Operator:
-    """Every service of one control plane over one channel."""
+    """Every service of one control plane: devices' calls as devices, all others as an admin.
+
+    Args:
+        address: of the control plane.
+        channel: instead, somebody's own, over which every call goes.
+    """
 
     def __init__(self, address: str, *, channel: grpc.Channel | None = None) -> None:
         self.channel = channel or trust.channel(address)
@@ -100,15 +136,18 @@ class Operator:
         self.diff = diff_pb2_grpc.DiffModelStub(self.channel)
         self.devices = devices_pb2_grpc.DevicesStub(self.channel)
         self.rollouts = rollouts_pb2_grpc.RolloutsStub(self.channel)
-        self.sync = sync_pb2_grpc.SyncStub(self.channel)
+        self._devices = None if channel is not None else AsDevices(address, self.channel)
+        self.sync = self._devices or sync_pb2_grpc.SyncStub(self.channel)
         self.identities = identity_pb2_grpc.IdentitiesStub(self.channel)
-        self.telemetry = telemetry_pb2_grpc.TelemetryStub(self.channel)
+        self.telemetry = self._devices or telemetry_pb2_grpc.TelemetryStub(self.channel)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.channel.close()
+        if self._devices is not None:
+            self._devices.close()
 
     def upload(self, data: bytes, *, offset: int = 0, end: int | None = None, digest: str = "") -> Any:
         """Sends a file's bytes from `offset` to `end`."""

@@ -21,7 +21,6 @@ import sluice.api.v1 as contract
 from edge_tests.harness.applicant import Applicant
 from edge_tests.harness.operator import failing, onnx_model
 from edge_tests.harness.secure import DOMAIN, Caller, SecureControl
-from fleet.quotas import Quota, Quotas
 from sluice.api.v1 import (
     access_pb2,
     audit_pb2,
@@ -177,50 +176,42 @@ def report(world: World, caller: Caller) -> Any:
     return caller.telemetry.Report(request, timeout=CALL_S)
 
 
-def token(admin: Caller, name: str) -> str:
-    request = identity_pb2.CreateTokenRequest(kind="device", name=name)
-    return str(admin.identities.CreateToken(request, timeout=CALL_S).token)
+def applicant(world: World, caller: Caller) -> Applicant:
+    """A box that nobody knows, which asks over the caller's connection."""
+    identity = Identity(DOMAIN, Kind.DEVICE, f"new-{world.number()}")
+    found = Applicant(world.control.enrolment_address, identity)
+    found.stub = caller.enrolment
+    return found
 
 
-def applicant(world: World) -> Applicant:
-    """A new box that asks for a certificate, at the address that everybody may call."""
-    box = Identity(DOMAIN, Kind.DEVICE, f"new-{world.number()}")
-    return Applicant(world.control.enrolment_address, box)
+def enrol(world: World, caller: Caller) -> Any:
+    request = identity_pb2.CreateTokenRequest(kind="device")
+    return applicant(world, caller).enrol(token=world.admin.identities.CreateToken(request).token)
 
 
-def enrol(world: World, _: Caller) -> Any:
-    with applicant(world) as box:
-        return box.enrol(token=token(world.admin, box.identity.name))
+def renew(world: World, caller: Caller) -> Any:
+    request = identity_pb2.CreateTokenRequest(kind="device")
+    box = applicant(world, caller)
+    box.enrol(token=world.admin.identities.CreateToken(request).token)
+    return box.renew()
 
 
-def renew(world: World, _: Caller) -> Any:
-    with applicant(world) as box:
-        box.enrol(token=token(world.admin, box.identity.name))
-        return box.renew()
+def waiting(world: World) -> Applicant:
+    """A box that waits for an operator."""
+    box = applicant(world, world.control.caller())
+    assert failing(box.enrol).code == "ENROLMENT_PENDING"
+    return box
 
 
-def challenge(world: World, _: Caller) -> Any:
-    with applicant(world) as box:
-        return box.nonce()
+def approve(world: World, caller: Caller) -> Any:
+    box = waiting(world)
+    request = identity_pb2.ApproveRequest(kind="device", name=box.identity.name, fingerprint=box.fingerprint)
+    return caller.identities.Approve(request, timeout=CALL_S)
 
 
-def bundle(world: World, _: Caller) -> Any:
-    with applicant(world) as box:
-        return box.stub.GetBundle(identity_pb2.GetBundleRequest(), timeout=CALL_S)
-
-
-def decide(method: str) -> Callable[[World, Caller], Any]:
-    """Approves or rejects a box that waits."""
-
-    def call(world: World, caller: Caller) -> Any:
-        with applicant(world) as box:
-            assert failing(lambda: box.enrol()).code == "ENROLMENT_PENDING"
-            kind: Any = {"Approve": identity_pb2.ApproveRequest, "Reject": identity_pb2.RejectRequest}[method]
-            shown = {"fingerprint": box.fingerprint} if method == "Approve" else {}
-            request = kind(kind="device", name=box.identity.name, **shown)
-            return getattr(caller.identities, method)(request, timeout=CALL_S)
-
-    return call
+def reject(world: World, caller: Caller) -> Any:
+    request = identity_pb2.RejectRequest(kind="device", name=waiting(world).identity.name)
+    return caller.identities.Reject(request, timeout=CALL_S)
 
 
 def publish_metadata(_: World, caller: Caller) -> Any:
@@ -292,17 +283,19 @@ CALLS: dict[str, Callable[[World, Caller], Any]] = {
         "operators", "SetRole", operators_pb2.SetRoleRequest(name="eve", role=access_pb2.ROLE_VIEWER)
     ),
     "Operators/ListRoles": once("operators", "ListRoles", operators_pb2.ListRolesRequest()),
-    "Identities/CreateToken": lambda world, caller: token(caller, f"box-{world.number()}"),
-    "Identities/ListIdentities": once("identities", "ListIdentities", identity_pb2.ListIdentitiesRequest()),
-    "Identities/Approve": decide("Approve"),
-    "Identities/Reject": decide("Reject"),
-    "Identities/Revoke": once(
-        "identities", "Revoke", identity_pb2.RevokeRequest(kind="device", name="stolen")
+    "Identities/CreateToken": once(
+        "identities", "CreateToken", identity_pb2.CreateTokenRequest(kind="device", name="box-7")
     ),
-    "Enrolment/Challenge": challenge,
+    "Identities/ListIdentities": once(
+        "identities", "ListIdentities", identity_pb2.ListIdentitiesRequest(kind="device")
+    ),
+    "Identities/Approve": approve,
+    "Identities/Reject": reject,
+    "Identities/Revoke": once("identities", "Revoke", identity_pb2.RevokeRequest(kind="device", name="gone")),
+    "Enrolment/Challenge": once("enrolment", "Challenge", identity_pb2.ChallengeRequest()),
     "Enrolment/Enrol": enrol,
     "Enrolment/Renew": renew,
-    "Enrolment/GetBundle": bundle,
+    "Enrolment/GetBundle": once("enrolment", "GetBundle", identity_pb2.GetBundleRequest()),
     "Trust/GetTrust": once("trust", "GetTrust", trust_pb2.GetTrustRequest()),
     "Trust/GetMetadata": once("trust", "GetMetadata", trust_pb2.GetMetadataRequest(role="root")),
     "Trust/PublishMetadata": publish_metadata,
@@ -325,9 +318,7 @@ def is_let_in(name: str, method: str, entry: access_pb2.Access) -> bool:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    roomy = Quota(requests_per_s=1000, requests_burst=1000, bytes_per_s=1e9, bytes_burst=1 << 30, diffs=8)
-    quotas = Quotas(roomy, roomy, roomy)
-    with SecureControl(tmp_path_factory.mktemp("matrix") / "control", quotas) as control:
+    with SecureControl(tmp_path_factory.mktemp("matrix") / "control") as control:
         yield World(control)
 
 

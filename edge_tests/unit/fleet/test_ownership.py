@@ -9,14 +9,16 @@ from pathlib import Path
 import grpc
 import pytest
 
+from edge_tests.harness import trust
 from edge_tests.harness.operator import eventually, failing, onnx_model
-from edge_tests.harness.secure import DOMAIN, Authority, Caller, SecureControl
-from fleet import authorisation, ownership
+from edge_tests.harness.secure import DOMAIN, Caller, SecureControl, issue
+from fleet import authorisation, ca, ownership
 from fleet.limits import ASSIGNED_VERSIONS
 from sluice.api.v1 import (
     access_pb2,
     devices_pb2,
     diff_pb2,
+    identity_pb2,
     operators_pb2,
     registry_pb2,
     rollouts_pb2,
@@ -83,6 +85,7 @@ def test_a_device_speaks_for_itself_only(control: SecureControl) -> None:
     refused(lambda: one.telemetry.Report(report, timeout=30))
     assert one.devices.GetDevice(devices_pb2.GetDeviceRequest(id="box-1"), timeout=30).id == "box-1"
     refused(lambda: one.devices.GetDevice(devices_pb2.GetDeviceRequest(id="box-2"), timeout=30))
+    assert failing(lambda: poll(one, "a/b")).code == "DEVICE_ID_INVALID"
     # Nor does it make another one known.
     refused(lambda: poll(one, "box-9"))
     admin = control.operator("root", "admin")
@@ -222,12 +225,13 @@ def test_roles_last_over_a_restart(tmp_path: Path) -> None:
 
 
 def test_nobody_gets_in_with_a_certificate_of_another_authority_or_without_one(
-    control: SecureControl,
+    control: SecureControl, tmp_path: Path
 ) -> None:
     request = registry_pb2.ListModelsRequest()
-    forged = Authority().issue(f"spiffe://{DOMAIN}/operator/root/admin")
-    for certified in (forged, None):
-        caller = control.stranger(certified)
+    other = ca.create(tmp_path / "ca", DOMAIN, trust.now())
+    forged = issue(f"spiffe://{DOMAIN}/operator/root/admin", by=other)
+    for shown in (forged, forged.anonymous()):
+        caller = control.showing(shown)
         with pytest.raises(grpc.RpcError) as caught:
             caller.registry.ListModels(request, timeout=5)
         assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -235,3 +239,22 @@ def test_nobody_gets_in_with_a_certificate_of_another_authority_or_without_one(
     assert eventually(
         lambda: control.operator("root", "admin").registry.ListModels(request, timeout=30).models, "an answer"
     )
+
+
+def test_only_an_admin_lets_operators_in(control: SecureControl) -> None:
+    """Or an operator would give themselves a token for an admin's certificate."""
+    admin, olga = control.operator("root", "admin"), control.operator("olga-2", "operator")
+    for kind, role in (("operator", "admin"), ("operator", ""), ("operator", "viewer")):
+        token = identity_pb2.CreateTokenRequest(kind=kind, name="eve", role=role)
+        assert "needs the role admin" in refused(
+            lambda token=token: olga.identities.CreateToken(token, timeout=30)
+        )
+        assert admin.identities.CreateToken(token, timeout=30).token
+    assert olga.identities.CreateToken(identity_pb2.CreateTokenRequest(kind="device"), timeout=30).token
+    named = {"kind": "operator", "name": "root"}
+    refused(lambda: olga.identities.Revoke(identity_pb2.RevokeRequest(**named), timeout=30))
+    refused(lambda: olga.identities.Reject(identity_pb2.RejectRequest(**named), timeout=30))
+    refused(lambda: olga.identities.Approve(identity_pb2.ApproveRequest(**named), timeout=30))
+    # A kind that is none of both is not a way round.
+    odd = identity_pb2.CreateTokenRequest(kind="Operator", name="eve")
+    refused(lambda: olga.identities.CreateToken(odd, timeout=30))

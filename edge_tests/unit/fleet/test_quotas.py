@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.limits import LEAST_COUNTED_BYTES
-from fleet.quotas import ANONYMOUS, DEVICE, OPERATOR, Bucket, Callers, Quota, Quotas
+from fleet.quotas import ANONYMOUS, DEVICE, OPERATOR, Bucket, Quota, Quotas, Usages
 from updater.errors import SluiceError
 from updater.identity import Identity, Kind
 
@@ -25,7 +25,7 @@ def refused(call: object) -> SluiceError:
 
 
 def test_calls_come_back_at_their_rate() -> None:
-    usage = Callers(Quotas(device=SMALL)).usage(BOX, "", 0)
+    usage = Usages(Quotas(device=SMALL)).usage(BOX, "", 0)
     for _ in range(3):
         usage.request(0)
     error = refused(lambda: usage.request(0))
@@ -39,7 +39,7 @@ def test_calls_come_back_at_their_rate() -> None:
 
 
 def test_bytes_count_and_small_messages_count_for_something() -> None:
-    usage = Callers(Quotas(device=SMALL)).usage(BOX, "", 0)
+    usage = Usages(Quotas(device=SMALL)).usage(BOX, "", 0)
     usage.received(4000, 0)
     assert refused(lambda: usage.received(2000, 0)).retry_s == pytest.approx(1)
     for _ in range(1000 // LEAST_COUNTED_BYTES):
@@ -51,7 +51,7 @@ def test_bytes_count_and_small_messages_count_for_something() -> None:
 
 
 def test_plans_at_once_are_counted_while_they_run() -> None:
-    usage = Callers(Quotas(device=SMALL)).usage(BOX, "", 0)
+    usage = Usages(Quotas(device=SMALL)).usage(BOX, "", 0)
     with usage.diff():
         refused(lambda: usage.diff().__enter__())
     with pytest.raises(ValueError, match="x"), usage.diff():
@@ -80,7 +80,7 @@ def test_kinds_of_callers_are_apart_and_the_table_is_bounded() -> None:
     assert (quotas.of(None), quotas.of(BOX)) == (ANONYMOUS, DEVICE)
     ann = Identity("test", Kind.OPERATOR, "ann")
     assert quotas.of(ann) == OPERATOR
-    callers = Callers(quotas, most=3)
+    callers = Usages(quotas, most=3)
     first = callers.usage(BOX, "10.0.0.1", 0)
     assert callers.usage(BOX, "10.0.0.2", 0) is first  # by identity, wherever it calls from
     assert callers.usage(None, "10.0.0.1", 0) is callers.usage(None, "10.0.0.1", 0)

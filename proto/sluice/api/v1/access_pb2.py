@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asluice/api/v1/access.proto\x12\rsluice.api.v1\x1a google/protobuf/descriptor.proto\"o\n\x06\x41\x63\x63\x65ss\x12\x11\n\tanonymous\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\x08\x12!\n\x04role\x18\x03 \x01(\x0e\x32\x13.sluice.api.v1.Role\x12\x10\n\x08recorded\x18\x04 \x01(\x08\x12\r\n\x05local\x18\x05 \x01(\x08*d\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_VIEWER\x10\x01\x12\x12\n\x0eROLE_PUBLISHER\x10\x02\x12\x11\n\rROLE_OPERATOR\x10\x03\x12\x0e\n\nROLE_ADMIN\x10\x04:G\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x9f\x8d\x03 \x01(\x0b\x32\x15.sluice.api.v1.Accessb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asluice/api/v1/access.proto\x12\rsluice.api.v1\x1a google/protobuf/descriptor.proto\"\x87\x01\n\x06\x41\x63\x63\x65ss\x12\x11\n\tanonymous\x18\x01 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\x08\x12!\n\x04role\x18\x03 \x01(\x0e\x32\x13.sluice.api.v1.Role\x12\x10\n\x08recorded\x18\x04 \x01(\x08\x12\x16\n\x0erecorded_after\x18\x06 \x01(\x08\x12\r\n\x05local\x18\x05 \x01(\x08*d\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_VIEWER\x10\x01\x12\x12\n\x0eROLE_PUBLISHER\x10\x02\x12\x11\n\rROLE_OPERATOR\x10\x03\x12\x0e\n\nROLE_ADMIN\x10\x04:G\n\x06\x61\x63\x63\x65ss\x12\x1e.google.protobuf.MethodOptions\x18\x9f\x8d\x03 \x01(\x0b\x32\x15.sluice.api.v1.Accessb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sluice.api.v1.access_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=192
-  _globals['_ROLE']._serialized_end=292
-  _globals['_ACCESS']._serialized_start=79
-  _globals['_ACCESS']._serialized_end=190
+  _globals['_ROLE']._serialized_start=217
+  _globals['_ROLE']._serialized_end=317
+  _globals['_ACCESS']._serialized_start=80
+  _globals['_ACCESS']._serialized_end=215
 # @@protoc_insertion_point(module_scope)

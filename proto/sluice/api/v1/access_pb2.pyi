@@ -67,6 +67,7 @@ class Access(message.Message):
     DEVICE_FIELD_NUMBER: builtins.int
     ROLE_FIELD_NUMBER: builtins.int
     RECORDED_FIELD_NUMBER: builtins.int
+    RECORDED_AFTER_FIELD_NUMBER: builtins.int
     LOCAL_FIELD_NUMBER: builtins.int
     anonymous: builtins.bool
     """Everybody, without a certificate too."""
@@ -78,6 +79,10 @@ class Access(message.Message):
     """It changes what others see or do: each call is in the audit log, and none is let through while that cannot be
     written. What a device says about itself does not count; its twin keeps that.
     """
+    recorded_after: builtins.bool
+    """Each success is in the audit log, once it has happened. For callers whom nobody knows: what is recorded before it
+    happens would let them fill the log.
+    """
     local: builtins.bool
     """Not of the control plane: on a box's own socket, for whom the agent knows by peer credentials."""
     def __init__(
@@ -87,11 +92,12 @@ class Access(message.Message):
         device: builtins.bool = ...,
         role: Role.ValueType = ...,
         recorded: builtins.bool = ...,
+        recorded_after: builtins.bool = ...,
         local: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["anonymous", b"anonymous", "device", b"device", "local", b"local", "recorded", b"recorded", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["anonymous", b"anonymous", "device", b"device", "local", b"local", "recorded", b"recorded", "recorded_after", b"recorded_after", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sluice.api.v1 import access_pb2 as sluice_dot_api_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csluice/api/v1/identity.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asluice/api/v1/access.proto\"\xde\x03\n\x08Identity\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.sluice.api.v1.IdentityState\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x1c\n\x14\x63onflict_fingerprint\x18\x06 \x01(\t\x12\x31\n\rconflict_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06notice\x18\x08 \x01(\t\x12\x33\n\x06labels\x18\t \x03(\x0b\x32#.sluice.api.v1.Identity.LabelsEntry\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrenew_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63ounter\x18\r \x01(\x04\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x12\n\x10\x43hallengeRequest\"S\n\x11\x43hallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12/\n\x0bserver_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcf\x01\n\x0c\x45nrolRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x15\n\renrolment_key\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\r\n\x05token\x18\x05 \x01(\t\x12\x37\n\x06labels\x18\x06 \x03(\x0b\x32\'.sluice.api.v1.EnrolRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"R\n\x0cRenewRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x04 \x01(\x04\"v\n\x13\x43\x65rtificateResponse\x12\r\n\x05\x63hain\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62undle\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x12/\n\x0bserver_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x12\n\x10GetBundleRequest\"9\n\x11GetBundleResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\"\xbc\x01\n\x12\x43reateTokenRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0e\n\x06life_s\x18\x04 \x01(\r\x12=\n\x06labels\x18\x05 \x03(\x0b\x32-.sluice.api.v1.CreateTokenRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x15ListIdentitiesRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x16\n\x0e\x61ttention_only\x18\x04 \x01(\x08\"^\n\x16ListIdentitiesResponse\x12+\n\nidentities\x18\x01 \x03(\x0b\x32\x17.sluice.api.v1.Identity\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x0e\x41pproveRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"+\n\rRejectRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"+\n\rRevokeRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t*\xa1\x01\n\rIdentityState\x12\x1e\n\x1aIDENTITY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16IDENTITY_STATE_PENDING\x10\x01\x12\x1b\n\x17IDENTITY_STATE_ACCEPTED\x10\x02\x12\x1b\n\x17IDENTITY_STATE_REJECTED\x10\x03\x12\x1a\n\x16IDENTITY_STATE_REVOKED\x10\x04\x32\xe1\x02\n\tEnrolment\x12V\n\tChallenge\x12\x1f.sluice.api.v1.ChallengeRequest\x1a .sluice.api.v1.ChallengeResponse\"\x06\xfa\xe9\x18\x02\x08\x01\x12R\n\x05\x45nrol\x12\x1b.sluice.api.v1.EnrolRequest\x1a\".sluice.api.v1.CertificateResponse\"\x08\xfa\xe9\x18\x04\x08\x01 \x01\x12P\n\x05Renew\x12\x1b.sluice.api.v1.RenewRequest\x1a\".sluice.api.v1.CertificateResponse\"\x06\xfa\xe9\x18\x02\x08\x01\x12V\n\tGetBundle\x12\x1f.sluice.api.v1.GetBundleRequest\x1a .sluice.api.v1.GetBundleResponse\"\x06\xfa\xe9\x18\x02\x08\x01\x32\xb6\x03\n\nIdentities\x12^\n\x0b\x43reateToken\x12!.sluice.api.v1.CreateTokenRequest\x1a\".sluice.api.v1.CreateTokenResponse\"\x08\xfa\xe9\x18\x04\x18\x04 \x01\x12\x65\n\x0eListIdentities\x12$.sluice.api.v1.ListIdentitiesRequest\x1a%.sluice.api.v1.ListIdentitiesResponse\"\x06\xfa\xe9\x18\x02\x18\x01\x12K\n\x07\x41pprove\x12\x1d.sluice.api.v1.ApproveRequest\x1a\x17.sluice.api.v1.Identity\"\x08\xfa\xe9\x18\x04\x18\x04 \x01\x12I\n\x06Reject\x12\x1c.sluice.api.v1.RejectRequest\x1a\x17.sluice.api.v1.Identity\"\x08\xfa\xe9\x18\x04\x18\x04 \x01\x12I\n\x06Revoke\x12\x1c.sluice.api.v1.RevokeRequest\x1a\x17.sluice.api.v1.Identity\"\x08\xfa\xe9\x18\x04\x18\x04 \x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csluice/api/v1/identity.proto\x12\rsluice.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1asluice/api/v1/access.proto\"\xde\x03\n\x08Identity\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.sluice.api.v1.IdentityState\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x1c\n\x14\x63onflict_fingerprint\x18\x06 \x01(\t\x12\x31\n\rconflict_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06notice\x18\x08 \x01(\t\x12\x33\n\x06labels\x18\t \x03(\x0b\x32#.sluice.api.v1.Identity.LabelsEntry\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrenew_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63ounter\x18\r \x01(\x04\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x12\n\x10\x43hallengeRequest\"S\n\x11\x43hallengeResponse\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12/\n\x0bserver_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xd4\x01\n\x0c\x45nrolRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x15\n\renrolment_key\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x12\n\x05token\x18\x05 \x01(\tB\x03\x80\x01\x01\x12\x37\n\x06labels\x18\x06 \x03(\x0b\x32\'.sluice.api.v1.EnrolRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"R\n\x0cRenewRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0f\n\x07request\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x04 \x01(\x04\"v\n\x13\x43\x65rtificateResponse\x12\r\n\x05\x63hain\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62undle\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x04\x12/\n\x0bserver_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x12\n\x10GetBundleRequest\"9\n\x11GetBundleResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\x12\x14\n\x0ctrust_domain\x18\x02 \x01(\t\"\xbc\x01\n\x12\x43reateTokenRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0e\n\x06life_s\x18\x04 \x01(\r\x12=\n\x06labels\x18\x05 \x03(\x0b\x32-.sluice.api.v1.CreateTokenRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x15ListIdentitiesRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x16\n\x0e\x61ttention_only\x18\x04 \x01(\x08\"^\n\x16ListIdentitiesResponse\x12+\n\nidentities\x18\x01 \x03(\x0b\x32\x17.sluice.api.v1.Identity\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x0e\x41pproveRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"+\n\rRejectRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"+\n\rRevokeRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t*\xa1\x01\n\rIdentityState\x12\x1e\n\x1aIDENTITY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16IDENTITY_STATE_PENDING\x10\x01\x12\x1b\n\x17IDENTITY_STATE_ACCEPTED\x10\x02\x12\x1b\n\x17IDENTITY_STATE_REJECTED\x10\x03\x12\x1a\n\x16IDENTITY_STATE_REVOKED\x10\x04\x32\xe1\x02\n\tEnrolment\x12V\n\tChallenge\x12\x1f.sluice.api.v1.ChallengeRequest\x1a .sluice.api.v1.ChallengeResponse\"\x06\xfa\xe9\x18\x02\x08\x01\x12R\n\x05\x45nrol\x12\x1b.sluice.api.v1.EnrolRequest\x1a\".sluice.api.v1.CertificateResponse\"\x08\xfa\xe9\x18\x04\x08\x01\x30\x01\x12P\n\x05Renew\x12\x1b.sluice.api.v1.RenewRequest\x1a\".sluice.api.v1.CertificateResponse\"\x06\xfa\xe9\x18\x02\x08\x01\x12V\n\tGetBundle\x12\x1f.sluice.api.v1.GetBundleRequest\x1a .sluice.api.v1.GetBundleResponse\"\x06\xfa\xe9\x18\x02\x08\x01\x32\xb6\x03\n\nIdentities\x12^\n\x0b\x43reateToken\x12!.sluice.api.v1.CreateTokenRequest\x1a\".sluice.api.v1.CreateTokenResponse\"\x08\xfa\xe9\x18\x04\x18\x03 \x01\x12\x65\n\x0eListIdentities\x12$.sluice.api.v1.ListIdentitiesRequest\x1a%.sluice.api.v1.ListIdentitiesResponse\"\x06\xfa\xe9\x18\x02\x18\x01\x12K\n\x07\x41pprove\x12\x1d.sluice.api.v1.ApproveRequest\x1a\x17.sluice.api.v1.Identity\"\x08\xfa\xe9\x18\x04\x18\x03 \x01\x12I\n\x06Reject\x12\x1c.sluice.api.v1.RejectRequest\x1a\x17.sluice.api.v1.Identity\"\x08\xfa\xe9\x18\x04\x18\x03 \x01\x12I\n\x06Revoke\x12\x1c.sluice.api.v1.RevokeRequest\x1a\x17.sluice.api.v1.Identity\"\x08\xfa\xe9\x18\x04\x18\x03 \x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,28 +37,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IDENTITY_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_ENROLREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_ENROLREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_ENROLREQUEST'].fields_by_name['token']._loaded_options = None
+  _globals['_ENROLREQUEST'].fields_by_name['token']._serialized_options = b'\200\001\001'
   _globals['_CREATETOKENREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_CREATETOKENREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_ENROLMENT'].methods_by_name['Challenge']._loaded_options = None
   _globals['_ENROLMENT'].methods_by_name['Challenge']._serialized_options = b'\372\351\030\002\010\001'
   _globals['_ENROLMENT'].methods_by_name['Enrol']._loaded_options = None
-  _globals['_ENROLMENT'].methods_by_name['Enrol']._serialized_options = b'\372\351\030\004\010\001 \001'
+  _globals['_ENROLMENT'].methods_by_name['Enrol']._serialized_options = b'\372\351\030\004\010\0010\001'
   _globals['_ENROLMENT'].methods_by_name['Renew']._loaded_options = None
   _globals['_ENROLMENT'].methods_by_name['Renew']._serialized_options = b'\372\351\030\002\010\001'
   _globals['_ENROLMENT'].methods_by_name['GetBundle']._loaded_options = None
   _globals['_ENROLMENT'].methods_by_name['GetBundle']._serialized_options = b'\372\351\030\002\010\001'
   _globals['_IDENTITIES'].methods_by_name['CreateToken']._loaded_options = None
-  _globals['_IDENTITIES'].methods_by_name['CreateToken']._serialized_options = b'\372\351\030\004\030\004 \001'
+  _globals['_IDENTITIES'].methods_by_name['CreateToken']._serialized_options = b'\372\351\030\004\030\003 \001'
   _globals['_IDENTITIES'].methods_by_name['ListIdentities']._loaded_options = None
   _globals['_IDENTITIES'].methods_by_name['ListIdentities']._serialized_options = b'\372\351\030\002\030\001'
   _globals['_IDENTITIES'].methods_by_name['Approve']._loaded_options = None
-  _globals['_IDENTITIES'].methods_by_name['Approve']._serialized_options = b'\372\351\030\004\030\004 \001'
+  _globals['_IDENTITIES'].methods_by_name['Approve']._serialized_options = b'\372\351\030\004\030\003 \001'
   _globals['_IDENTITIES'].methods_by_name['Reject']._loaded_options = None
-  _globals['_IDENTITIES'].methods_by_name['Reject']._serialized_options = b'\372\351\030\004\030\004 \001'
+  _globals['_IDENTITIES'].methods_by_name['Reject']._serialized_options = b'\372\351\030\004\030\003 \001'
   _globals['_IDENTITIES'].methods_by_name['Revoke']._loaded_options = None
-  _globals['_IDENTITIES'].methods_by_name['Revoke']._serialized_options = b'\372\351\030\004\030\004 \001'
-  _globals['_IDENTITYSTATE']._serialized_start=1821
-  _globals['_IDENTITYSTATE']._serialized_end=1982
+  _globals['_IDENTITIES'].methods_by_name['Revoke']._serialized_options = b'\372\351\030\004\030\003 \001'
+  _globals['_IDENTITYSTATE']._serialized_start=1826
+  _globals['_IDENTITYSTATE']._serialized_end=1987
   _globals['_IDENTITY']._serialized_start=109
   _globals['_IDENTITY']._serialized_end=587
   _globals['_IDENTITY_LABELSENTRY']._serialized_start=542
@@ -68,35 +70,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHALLENGERESPONSE']._serialized_start=609
   _globals['_CHALLENGERESPONSE']._serialized_end=692
   _globals['_ENROLREQUEST']._serialized_start=695
-  _globals['_ENROLREQUEST']._serialized_end=902
+  _globals['_ENROLREQUEST']._serialized_end=907
   _globals['_ENROLREQUEST_LABELSENTRY']._serialized_start=542
   _globals['_ENROLREQUEST_LABELSENTRY']._serialized_end=587
-  _globals['_RENEWREQUEST']._serialized_start=904
-  _globals['_RENEWREQUEST']._serialized_end=986
-  _globals['_CERTIFICATERESPONSE']._serialized_start=988
-  _globals['_CERTIFICATERESPONSE']._serialized_end=1106
-  _globals['_GETBUNDLEREQUEST']._serialized_start=1108
-  _globals['_GETBUNDLEREQUEST']._serialized_end=1126
-  _globals['_GETBUNDLERESPONSE']._serialized_start=1128
-  _globals['_GETBUNDLERESPONSE']._serialized_end=1185
-  _globals['_CREATETOKENREQUEST']._serialized_start=1188
-  _globals['_CREATETOKENREQUEST']._serialized_end=1376
+  _globals['_RENEWREQUEST']._serialized_start=909
+  _globals['_RENEWREQUEST']._serialized_end=991
+  _globals['_CERTIFICATERESPONSE']._serialized_start=993
+  _globals['_CERTIFICATERESPONSE']._serialized_end=1111
+  _globals['_GETBUNDLEREQUEST']._serialized_start=1113
+  _globals['_GETBUNDLEREQUEST']._serialized_end=1131
+  _globals['_GETBUNDLERESPONSE']._serialized_start=1133
+  _globals['_GETBUNDLERESPONSE']._serialized_end=1190
+  _globals['_CREATETOKENREQUEST']._serialized_start=1193
+  _globals['_CREATETOKENREQUEST']._serialized_end=1381
   _globals['_CREATETOKENREQUEST_LABELSENTRY']._serialized_start=542
   _globals['_CREATETOKENREQUEST_LABELSENTRY']._serialized_end=587
-  _globals['_CREATETOKENRESPONSE']._serialized_start=1378
-  _globals['_CREATETOKENRESPONSE']._serialized_end=1463
-  _globals['_LISTIDENTITIESREQUEST']._serialized_start=1465
-  _globals['_LISTIDENTITIESREQUEST']._serialized_end=1565
-  _globals['_LISTIDENTITIESRESPONSE']._serialized_start=1567
-  _globals['_LISTIDENTITIESRESPONSE']._serialized_end=1661
-  _globals['_APPROVEREQUEST']._serialized_start=1663
-  _globals['_APPROVEREQUEST']._serialized_end=1728
-  _globals['_REJECTREQUEST']._serialized_start=1730
-  _globals['_REJECTREQUEST']._serialized_end=1773
-  _globals['_REVOKEREQUEST']._serialized_start=1775
-  _globals['_REVOKEREQUEST']._serialized_end=1818
-  _globals['_ENROLMENT']._serialized_start=1985
-  _globals['_ENROLMENT']._serialized_end=2338
-  _globals['_IDENTITIES']._serialized_start=2341
-  _globals['_IDENTITIES']._serialized_end=2779
+  _globals['_CREATETOKENRESPONSE']._serialized_start=1383
+  _globals['_CREATETOKENRESPONSE']._serialized_end=1468
+  _globals['_LISTIDENTITIESREQUEST']._serialized_start=1470
+  _globals['_LISTIDENTITIESREQUEST']._serialized_end=1570
+  _globals['_LISTIDENTITIESRESPONSE']._serialized_start=1572
+  _globals['_LISTIDENTITIESRESPONSE']._serialized_end=1666
+  _globals['_APPROVEREQUEST']._serialized_start=1668
+  _globals['_APPROVEREQUEST']._serialized_end=1733
+  _globals['_REJECTREQUEST']._serialized_start=1735
+  _globals['_REJECTREQUEST']._serialized_end=1778
+  _globals['_REVOKEREQUEST']._serialized_start=1780
+  _globals['_REVOKEREQUEST']._serialized_end=1823
+  _globals['_ENROLMENT']._serialized_start=1990
+  _globals['_ENROLMENT']._serialized_end=2343
+  _globals['_IDENTITIES']._serialized_start=2346
+  _globals['_IDENTITIES']._serialized_end=2784
 # @@protoc_insertion_point(module_scope)

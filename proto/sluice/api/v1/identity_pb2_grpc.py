@@ -237,7 +237,7 @@ class Enrolment:
 
 
 class IdentitiesStub:
-    """For operators: who may take part.
+    """For operators: who may take part. What is about operators needs the role admin: nobody lets in somebody above them.
     """
 
     def __init__(self, channel):
@@ -274,7 +274,7 @@ class IdentitiesStub:
 
 
 class IdentitiesServicer:
-    """For operators: who may take part.
+    """For operators: who may take part. What is about operators needs the role admin: nobody lets in somebody above them.
     """
 
     def CreateToken(self, request, context):
@@ -350,7 +350,7 @@ def add_IdentitiesServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Identities:
-    """For operators: who may take part.
+    """For operators: who may take part. What is about operators needs the role admin: nobody lets in somebody above them.
     """
 
     @staticmethod

@@ -125,7 +125,7 @@ class EnrolmentServicer(metaclass=_abc_1.ABCMeta):
 def add_EnrolmentServicer_to_server(servicer: EnrolmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class IdentitiesStub:
-    """For operators: who may take part."""
+    """For operators: who may take part. What is about operators needs the role admin: nobody lets in somebody above them."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -146,7 +146,7 @@ class IdentitiesStub:
 
 @_typing.type_check_only
 class IdentitiesAsyncStub(IdentitiesStub):
-    """For operators: who may take part."""
+    """For operators: who may take part. What is about operators needs the role admin: nobody lets in somebody above them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateToken: _aio.UnaryUnaryMultiCallable[_identity_pb2.CreateTokenRequest, _identity_pb2.CreateTokenResponse]  # type: ignore[assignment]
@@ -163,7 +163,7 @@ class IdentitiesAsyncStub(IdentitiesStub):
     """Puts an identity out: its certificates count no longer, its streams end now. Errors: REQUEST_INVALID."""
 
 class IdentitiesServicer(metaclass=_abc_1.ABCMeta):
-    """For operators: who may take part."""
+    """For operators: who may take part. What is about operators needs the role admin: nobody lets in somebody above them."""
 
     @_abc_1.abstractmethod
     def CreateToken(
