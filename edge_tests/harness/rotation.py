@@ -31,8 +31,8 @@ from updater.errors import SluiceError
 from updater.keyfile import read_key
 
 LIFE_S = 6.0
-BOXES = 3
-PAUSE_S = 0.02  # between two calls of one box
+BOXES = 6
+PAUSE_S = 0.2  # between two calls of one box; the control plane takes ten a second
 START_S = 60.0
 
 
