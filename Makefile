@@ -27,7 +27,7 @@ peer = [ -d .cache/$(1) ] || { $(PYTHON) -m venv .cache/$(1) && .cache/$(1)/bin/
   bench-serve bench-tls bench-swap minilm-venv minilm soak vectors fuzz conformance-tuf clean
 
 help: ## Lists the targets.
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Creates .venv and installs sluice with everything its tests need.
 

@@ -53,8 +53,8 @@ class GetTrustResponse(message.Message):
     root_version: builtins.int
     """The newest root's; 0: trust is not set up, and versions need no signature."""
     online_key: builtins.str
-    """The public half of the online key as TUF's JSON, with its id as "keyid": compare its fingerprint with what
-    `sluice control` shows before a root names it.
+    """The public half of the online key as TUF's JSON, with its id as "keyid": compare the id with `online_key`
+    in the control plane's log before a root names it.
     """
     @builtins.property
     def roles(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
