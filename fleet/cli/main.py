@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-_NEEDED = ("click", "rich", "yaml")
+_NEEDED = ("click", "cryptography", "rich", "securesystemslib", "tuf", "yaml")
 _EXIT_FAILED = 1
 
 
