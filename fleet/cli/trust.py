@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -225,18 +226,16 @@ def _unasked(name: str) -> str:
     raise AssertionError(f"verifying opens no key, {name} neither")
 
 
-def _targets(get: object) -> dict[str, bytes]:
+def _targets(get: Callable[[str], bytes | None]) -> dict[str, bytes]:
     """Targets and delegated roles, from a function by role."""
-    assert callable(get)
     top = get(TARGETS)
     if not top:
         return {}
-    found = {TARGETS: top}
     try:
-        names = roles.delegated(read_targets(TARGETS, top).signed)
+        names = list(roles.delegated(read_targets(TARGETS, top).signed))
     except SluiceError:
-        return found  # `explain` names the fault
-    return found | {name: data for name in names if (data := get(name))}
+        names = []  # `explain` names the fault
+    return {TARGETS: top, **{name: data for name in names if (data := get(name))}}
 
 
 def _sentence(item: Finding) -> str:
