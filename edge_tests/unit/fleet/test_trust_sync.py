@@ -9,7 +9,7 @@ import pytest
 
 from edge_tests.harness.local_control import LocalControl
 from edge_tests.harness.operator import Device
-from edge_tests.harness.trust import OperatorTrust
+from edge_tests.harness.signing import OperatorTrust
 from fleet.client import ControlClient
 from sluice.api.v1 import sync_pb2
 from updater.trust.director import read_desired
