@@ -221,6 +221,24 @@ def test_push_signs_and_without_keys_says_so(
     assert any(item["what"].startswith("names detector/1: manifest sha256:") for item in told)
 
 
+def test_what_was_published_before_trust_was_set_up_is_signed_by_pushing_it_again(
+    control: LocalControl, trust: Trust, place: Path, tmp_path: Path
+) -> None:
+    command = ("--json", "--control", control.address, "model", "push", tiny_onnx(tmp_path / "m.onnx"))
+    options = ("--name", "detector", "--trust", place)
+    assert sluice(*command, *options).expect().document["created"]
+    trust("init")
+    box = device(control, place / "root.json", tmp_path / "box")
+    box.refresh()
+    assert box.version("detector", 1) is None
+    again = sluice(*command, *options).expect().document
+    assert (again["version"], again["created"]) == (1, False)
+    box.refresh()
+    named = box.version("detector", 1)
+    assert named is not None
+    assert named.digest == again["manifest_digest"]
+
+
 def test_two_operators_who_push_at_once_both_succeed(
     control: LocalControl, trust: Trust, place: Path, tmp_path: Path
 ) -> None:
