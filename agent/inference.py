@@ -18,7 +18,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
@@ -30,6 +30,7 @@ from agent.peer import Peers
 from agent.repository import Repository
 from agent.router import Router
 from agent.slow_requests import Reading
+from agent.thread_pool import ThreadPool
 from inference import open_inference_pb2 as pb
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
@@ -72,9 +73,9 @@ class InferenceServer:
         self._local = local
         if local is not None:
             self._wanted.append(local.address)
-        self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="inference")
+        self._pool = ThreadPool(threads, "inference")
         self._server = grpc.server(
-            self._pool,
+            cast("futures.ThreadPoolExecutor", self._pool),  # gRPC takes any executor
             maximum_concurrent_rpcs=concurrent_rpcs,
             options=(
                 ("grpc.max_receive_message_length", message_bytes),
