@@ -102,10 +102,11 @@ class _Box:
 
     def _call(self) -> None:
         control = Control(self.config.control_address, self.identity)
+        request = sync_pb2.PollRequest(hello=sync_pb2.Hello(device_id=self.config.device_id))
         while not self._stop.wait(PAUSE_S):
             self._outcome.calls += 1
             try:
-                control.check()
+                control.poll(request)  # what a device may ask
             except SluiceError as error:
                 self._outcome.failures[error.code] += 1
         control.close()
