@@ -40,7 +40,8 @@ from agent.router import Router
 from agent.shared_memory import Region, Regions
 from agent.staging import Staged
 from agent.tensors import FindRegion, decode_inputs
-from agent.worker import Worker, WorkerDied
+from agent.worker import Worker
+from agent.worker_spec import WorkerDied
 from inference import open_inference_pb2 as pb
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError

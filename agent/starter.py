@@ -16,7 +16,8 @@ from agent.batching import Gate
 from agent.installer import Prepared
 from agent.scheduling import Policy
 from agent.version_directory import verify
-from agent.worker import Worker, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import WorkerSpec
 from updater.store import Store
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from agent.worker import Worker, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import WorkerSpec
 from benchmarks.serve_models import Subject
 from benchmarks.serve_peers import ROOT
 from edge_tests.harness.agent import AgentProcess

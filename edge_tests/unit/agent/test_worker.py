@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from agent.limits import MAX_FRAME_PAYLOAD_BYTES, OOM_SCORE_ADJUST
-from agent.worker import Worker, WorkerDied, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import WorkerDied, WorkerSpec
 from edge_tests.harness import models, serving
 from runtimes import registry
 from sluice.api.v1 import errors_pb2
