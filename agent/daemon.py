@@ -226,7 +226,7 @@ class Daemon:
             return  # a worker that is still loading ends with this process
         notify("READY=1", f"STATUS={self._summary()}")
         if self._config.trust_root is None:
-            log.warning("no root is pinned (trust.root): versions that nobody signed are taken")
+            log.warning("no root is pinned (trust.root): no version can be installed")
         self._box = probe_box(self._config.runtimes)
         self._identity.start()
         self._held.start()

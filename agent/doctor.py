@@ -210,7 +210,7 @@ def _signatures(config: AgentConfig) -> Finding:
         return Finding(
             "signatures",
             state=FAULT,
-            detail="no root is pinned: this box takes versions that nobody signed",
+            detail="no root is pinned: this box installs nothing",
             hint="put the file of `sluice trust root` on this box and name it as trust.root",
         )
     control = Control(config.control_address, BoxIdentity(config))

@@ -149,11 +149,12 @@ class Reconciler:
             return self._desired
 
     def start(self) -> None:
-        """Begins. What failed for want of a runtime gets another chance: it may have been installed since."""
+        """Begins. What failed for want of a runtime or a root gets another chance: it may be there by now."""
         for update in self._state.updates().values():
             if update.final and update.reason in (
                 errors_pb2.NO_COMPATIBLE_VARIANT,
                 errors_pb2.RUNTIME_UNAVAILABLE,
+                errors_pb2.VERSION_NOT_SIGNED,
             ):
                 self._state.clear_update(update.model)
         self._thread.start()

@@ -4,7 +4,7 @@ With a root pinned (trust.root), in order: `admit` takes a desired state only ou
 online key signed for this device; `check`, before a version is installed, refreshes the signed metadata and
 lets `director.decide` say yes or no. What was accepted once on fresh metadata is written down, so that an
 attempt that goes on after a power cut, or without a network, needs no second answer. Without a root
-everything passes.
+nothing is installed.
 
 Rules: nothing here is asked when the box boots or serves; a failure leaves the box with what it runs. The
 clock that expiry is held against is this box's, or the time at which the last admitted statement was made if
@@ -71,7 +71,8 @@ class Gate:
         return self._opened
 
     def admit(self, message: sync_pb2.DesiredState) -> sync_pb2.DesiredState:
-        """The desired state that a message proves; the message itself where no root is pinned.
+        """The desired state that a message proves; the message itself where no root is pinned: nothing of it
+        is installed then.
 
         An online key that is not known may be a new one: the metadata is refreshed once and the message
         looked at again. Raises SluiceError(SIGNATURE_INVALID | METADATA_EXPIRED | METADATA_INVALID |
@@ -112,11 +113,16 @@ class Gate:
         Raises SluiceError(VERSION_NOT_SIGNED | VERSION_BELOW_FLOOR), and as `TrustClient.refresh` and
         `open_client`.
         """
+        if held.owns(desired.manifest_digest):
+            return  # needs nobody, and no network
         if self._root_path is None:
-            return
+            raise SluiceError(
+                errors_pb2.VERSION_NOT_SIGNED,
+                f"{desired.model}@{desired.version} is not installed: no root is pinned on this box",
+                hint="put the file of `sluice trust root` on it, name it as trust.root, restart the agent",
+                obj=f"{desired.model}@{desired.version}",
+            )
         with self._lock:
-            if held.owns(desired.manifest_digest):
-                return  # needs nobody, and no network
             client = self._client(self._root_path)
             entry = f"{desired.manifest_digest} {desired.rollout_id}"
             if self._state.accepted(desired.model) == entry and _is_stored(client, desired):

@@ -41,6 +41,8 @@ from sluice.api.v1 import (
     diff_pb2_grpc,
     registry_pb2,
     registry_pb2_grpc,
+    rollouts_pb2,
+    rollouts_pb2_grpc,
     sync_pb2,
     sync_pb2_grpc,
 )
@@ -133,6 +135,19 @@ def publish(side: Side, models: list[bytes]) -> None:
         base = digest_bytes(models[0])
         while any(file.WhichOneof("how") == "pending" for file in operator.plan("tiny", 2, [base]).files):
             time.sleep(0.2)
+        give(side, channel)
+
+
+def give(side: Side, operators: grpc.Channel) -> None:
+    """Makes the box known and gives it both versions: a device sees no others, and no other bases count."""
+    with side.channel() as own:
+        hello = sync_pb2.Hello(device_id="box")
+        sync_pb2_grpc.SyncStub(own).Poll(sync_pb2.PollRequest(hello=hello), timeout=CALL_S)
+    rollouts = rollouts_pb2_grpc.RolloutsStub(operators)
+    for number in (1, 2):
+        request = rollouts_pb2.CreateRolloutRequest(model="tiny", version=number)
+        begun = rollouts.CreateRollout(request, timeout=CALL_S)
+        rollouts.AbortRollout(rollouts_pb2.AbortRolloutRequest(id=begun.id), timeout=CALL_S)
 
 
 def update(side: Side, base: Path, target: Path) -> float:

@@ -114,6 +114,9 @@ _BY_KIND = frozenset(
 )
 
 
+_PUBLISH = "/sluice.api.v1.Trust/PublishMetadata"
+
+
 def check_operator(method: str, role: Role | None, request: Any) -> None:
     """Raises SluiceError(PERMISSION_DENIED) when an operator asks for what their role does not reach."""
     if method in _BY_KIND and request.kind != Kind.DEVICE.value and role is not Role.ADMIN:
@@ -122,6 +125,13 @@ def check_operator(method: str, role: Role | None, request: Any) -> None:
             f"what is about operators needs the role admin, not {role.value if role else 'none'}",
             hint="ask an admin",
             obj=request.name[:80],
+        )
+    if method == _PUBLISH and request.replace_root and role is not Role.ADMIN:
+        raise SluiceError(
+            errors_pb2.PERMISSION_DENIED,
+            f"a new chain of trust needs the role admin, not {role.value if role else 'none'}",
+            hint="ask an admin to run `sluice trust init --replace`",
+            obj="root",
         )
 
 

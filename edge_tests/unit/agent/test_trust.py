@@ -200,11 +200,12 @@ def test_a_control_plane_that_lost_its_metadata_installs_nothing(setting: Settin
     assert refused(lambda: gate.admit(setting.sent())) == "SIGNATURE_INVALID"
 
 
-def test_without_a_pinned_root_everything_passes_and_a_broken_one_is_told(
+def test_without_a_pinned_root_nothing_is_installed_and_a_broken_one_is_told(
     setting: Setting, tmp_path: Path
 ) -> None:
     open_gate = Gate(replace(setting.config, trust_root=None), setting.state, BoxChannels())
-    open_gate.check(desired(version(9)), Held())
+    assert refused(lambda: open_gate.check(desired(version(9)), Held())) == "VERSION_NOT_SIGNED"
+    open_gate.check(desired(version(9)), held(version(9)))  # its own versions need nobody
     assert open_gate.admit(sync_pb2.DesiredState(generation=3)).generation == 3
     open_gate.close()
     absent = replace(setting.config, trust_root=tmp_path / "none.json")
