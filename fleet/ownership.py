@@ -114,7 +114,8 @@ _BY_KIND = frozenset(
 )
 
 
-_PUBLISH = "/sluice.api.v1.Trust/PublishMetadata"
+_PUBLISH = ("/sluice.api.v1.Trust/PublishMetadata", "/sluice.api.v1.Registry/PublishVersion")
+_ROOT = "root"
 
 
 def check_operator(method: str, role: Role | None, request: Any) -> None:
@@ -126,13 +127,18 @@ def check_operator(method: str, role: Role | None, request: Any) -> None:
             hint="ask an admin",
             obj=request.name[:80],
         )
-    if method == _PUBLISH and request.replace_root and role is not Role.ADMIN:
+    if method in _PUBLISH and role is not Role.ADMIN and _is_about_root(request):
         raise SluiceError(
             errors_pb2.PERMISSION_DENIED,
-            f"a new chain of trust needs the role admin, not {role.value if role else 'none'}",
-            hint="ask an admin to run `sluice trust init --replace`",
+            f"publishing a root needs the role admin, not {role.value if role else 'none'}",
+            hint="ask an admin to run `sluice trust publish`",
             obj="root",
         )
+
+
+def _is_about_root(request: trust_pb2.PublishMetadataRequest | registry_pb2.PublishVersionRequest) -> bool:
+    anew = isinstance(request, trust_pb2.PublishMetadataRequest) and request.replace_root
+    return anew or any(part.role == _ROOT for part in request.metadata)
 
 
 def rule_of(method: str) -> Rule:

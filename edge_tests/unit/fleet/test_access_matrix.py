@@ -215,9 +215,9 @@ def reject(world: World, caller: Caller) -> Any:
 
 
 def publish_metadata(_: World, caller: Caller) -> Any:
-    """Let in means looked at, and refused as metadata: with a real root every push would need a key."""
+    """Let in means looked at, and refused as metadata: with real ones every push would need a key."""
     request = trust_pb2.PublishMetadataRequest(
-        metadata=[trust_pb2.RoleMetadata(role="root", metadata=b"none")]
+        metadata=[trust_pb2.RoleMetadata(role="targets", metadata=b"none")]
     )
     try:
         return caller.trust.PublishMetadata(request, timeout=CALL_S)

@@ -24,6 +24,7 @@ from sluice.api.v1 import (
     rollouts_pb2,
     sync_pb2,
     telemetry_pb2,
+    trust_pb2,
 )
 from updater.digests import digest_bytes
 from updater.identity import parse
@@ -258,3 +259,20 @@ def test_only_an_admin_lets_operators_in(control: SecureControl) -> None:
     # A kind that is none of both is not a way round.
     odd = identity_pb2.CreateTokenRequest(kind="Operator", name="eve")
     refused(lambda: olga.identities.CreateToken(odd, timeout=30))
+
+
+def test_only_an_admin_publishes_a_root(control: SecureControl) -> None:
+    """Who sets the first root decides what every box believes."""
+    root = trust_pb2.PublishMetadataRequest(metadata=[trust_pb2.RoleMetadata(role="root", metadata=b"{}")])
+    anew = trust_pb2.PublishMetadataRequest(replace_root=True)
+    hidden = registry_pb2.PublishVersionRequest(manifest=b"{}", metadata=root.metadata)
+    error = failing(lambda: control.operator("ann", "operator").registry.PublishVersion(hidden, timeout=30))
+    assert (error.code, error.obj) == ("PERMISSION_DENIED", "root")
+    admin = control.operator("root", "admin")
+    for request in (root, anew):
+        for role in ("publisher", "operator"):
+            caller = control.operator("ann", role)
+            error = failing(lambda caller=caller, r=request: caller.trust.PublishMetadata(r, timeout=30))
+            assert (error.code, error.obj) == ("PERMISSION_DENIED", "root")
+        error = failing(lambda r=request: admin.trust.PublishMetadata(r, timeout=30))
+        assert error.code != "PERMISSION_DENIED"
