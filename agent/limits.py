@@ -11,7 +11,10 @@ MAX_FRAME_PAYLOAD_BYTES = 128 << 20  # of all tensors of one message, padding in
 MAX_TENSORS_PER_MESSAGE = 256
 MAX_TENSOR_DIMENSIONS = 16
 ARENA_KEEP_BYTES = 4 << 20  # of an arena that stay resident after a larger message (arena.py)
+MAX_STAGED_BYTES = 64 << 20  # of inputs that lie ready for one worker beside the message it runs (staging.py)
+STAGE_BYTES = 16 << 10  # of a request's inputs together; smaller ones are copied when their turn comes
 MAX_LAYOUTS = 128  # of messages that a channel remembers, to build and read their headers once
+MAX_STARTS = 128  # places in an arena at which a layout's views are remembered
 FRAME_S = 10.0  # a frame once begun is through within this time, or the channel is broken
 
 # Worker processes (worker.py).
@@ -72,7 +75,9 @@ MAX_GOLDEN_ARRAYS = 64
 MAX_WARM_UP_BYTES = 64 << 20  # of the inputs made for one warm-up
 MAX_STREAMS = 16  # standing at once; each holds a thread
 STREAM_IDLE_S = 60.0  # a stream that asked nothing for so long makes room for a new one
-SPLIT_MESSAGE_BYTES = 4 << 10  # larger requests have their raw contents left in place (messages.py)
+MAX_FORMS = 256  # forms of requests that are remembered, parsed and checked (messages.py)
+MAX_FORM_BYTES = 4 << 10  # of a form that is remembered
+MAX_ANSWER_HEADS = 16  # beginnings of answers that are remembered with a form (plans.py)
 
 MAX_CACHE_BYTES = 16 << 20  # of the outputs that the response cache keeps, all models together (cache.py)
 CACHE_ENTRY_BYTES = 1 << 10  # that an entry counts for beside its outputs

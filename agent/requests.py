@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import grpc
 
 from agent.batching import Overloaded
-from agent.cache import Arrays, Cache, key_of
+from agent.cache import Arrays, Cache, Inputs, key_of
 from agent.figures import Timing
 from agent.limits import (
     LEAST_RETRY_S,
@@ -32,17 +32,33 @@ from agent.limits import (
 )
 from agent.messages import Request, Response
 from agent.peer import Peers
+from agent.plans import Plan
+from agent.plans import make as make_plan
 from agent.router import Router
-from agent.scheduling import Priority
 from agent.shared_memory import Region, Regions
-from agent.tensors import decode_inputs, encode_outputs, is_raw, requested_outputs, whole_number
+from agent.staging import Staged
+from agent.tensors import FindRegion, decode_inputs
 from agent.worker import Worker, WorkerDied
-from inference import open_inference_pb2 as pb
-from runtimes.interface import InputInvalid
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
 log = logging.getLogger(__name__)
+
+
+class _Call(NamedTuple):
+    """One request on its way.
+
+    Attributes:
+        request: as it came.
+        context: of the call.
+        deadline: for the answer (time.monotonic).
+        on_end: see `Batcher.infer`.
+    """
+
+    request: Request
+    context: grpc.ServicerContext
+    deadline: float
+    on_end: Callable[[Callable[[], None]], bool]
 
 
 class Inference:
@@ -76,65 +92,65 @@ class Inference:
         deadline = time.monotonic() + min(
             MAX_REQUEST_S, MAX_REQUEST_S if remaining_s is None else remaining_s
         )
-        on_end = on_end or context.add_callback
+        call = _Call(request, context, deadline, on_end or context.add_callback)
         try:
-            return self._once(request, context, deadline, on_end)
+            return self._once(call)
         except WorkerDied as error:
             if error.delivered:
                 raise
             log.info("a request is given to another worker: %s", error)
-            return self._once(request, context, deadline, on_end)
+            return self._once(call)
 
-    def _once(
-        self,
-        request: Request,
-        context: grpc.ServicerContext,
-        deadline: float,
-        on_end: Callable[[Callable[[], None]], bool],
-    ) -> Response:
+    def _once(self, call: _Call) -> Response:
+        request = call.request
         message = request.message
-        wait_s = min(RESTART_WAIT_S, deadline - time.monotonic())
+        wait_s = min(RESTART_WAIT_S, call.deadline - time.monotonic())
 
         def find(name: str) -> Region:
-            return self._regions.find(name, self._peers.user(context.peer()))
+            return self._regions.find(name, self._peers.user(call.context.peer()))
 
-        with (
-            self._router.acquire(message.model_name, message.model_version, wait_s=wait_s) as worker,
-            self._budget() as reserve,
-        ):
+        with self._router.acquire(message.model_name, message.model_version, wait_s=wait_s) as worker:
             began = time.monotonic()
             try:
-                priority, patience_s = _handling(message)
-                inputs = worker.check(decode_inputs(request, worker.inputs, find, reserve))
-                wanted = requested_outputs(message, worker.outputs, find)
-                outputs, timing = self._cached(
-                    worker,
-                    inputs,
-                    lambda: worker.queue.infer(
-                        inputs,
-                        deadline,
-                        priority=priority,
-                        queue_until=began + patience_s,
-                        still_wanted=context.is_active,
-                        on_end=on_end,
-                    ),
-                )
-                ran = time.monotonic()
-                response = encode_outputs(
-                    pb.ModelInferResponse(
-                        model_name=worker.model, model_version=str(worker.version), id=message.id
-                    ),
-                    outputs,
-                    wanted,
-                    raw=is_raw(request),
-                )
-                _check_size(response, worker)
+                plan: Plan | None = request.form.plan
+                if plan is not None and plan.specs is worker.inputs:
+                    inputs = plan.read(request, worker, find)
+                    if inputs is not None:
+                        return self._run(call, plan, inputs, worker, find)
+                with self._budget() as reserve:
+                    decoded = worker.check(decode_inputs(request, worker.inputs, find, reserve))
+                    plan = request.form.plan = make_plan(request, worker, decoded, find)
+                    return self._run(call, plan, decoded, worker, find)
             except SluiceError:
                 worker.figures.failed(time.monotonic() - began)
                 raise
+
+    def _run(self, call: _Call, plan: Plan, inputs: Inputs, worker: Worker, find: FindRegion) -> Response:
+        """From the inputs to the response."""
+        try:
+            wanted = plan.outputs(call.request, worker, find)
+
+            def infer() -> tuple[Arrays, Timing]:
+                return worker.queue.infer(
+                    inputs,
+                    call.deadline,
+                    kind=plan.kind,
+                    priority=plan.priority,
+                    patience_s=plan.patience_s,
+                    still_wanted=call.context.is_active,
+                    on_end=call.on_end,
+                )
+
+            outputs, timing = infer() if worker.cache_s <= 0 else self._cached(worker, inputs, infer)
+            ran = time.monotonic()
+            response = plan.answer(call.request, worker, outputs, wanted)
+            _check_size(response, worker)
             timing.output_s += time.monotonic() - ran
-            worker.figures.answered(worker.samples(inputs), timing)
-        return response
+            worker.figures.answered(plan.samples, timing)
+            return response
+        finally:
+            if isinstance(inputs, Staged):
+                inputs.place.drop()
 
     @contextlib.contextmanager
     def _budget(self) -> Iterator[Callable[[int], None]]:
@@ -162,11 +178,9 @@ class Inference:
                     self._reading -= granted
 
     def _cached(
-        self, worker: Worker, inputs: Arrays, infer: Callable[[], tuple[Arrays, Timing]]
+        self, worker: Worker, inputs: Inputs, infer: Callable[[], tuple[Arrays, Timing]]
     ) -> tuple[Arrays, Timing]:
-        """The answer from the cache, if the version wants that and it is there, else from the worker."""
-        if worker.cache_s <= 0:
-            return infer()
+        """The answer from the cache, if it is there, else from the worker."""
         began = time.monotonic()
         key = key_of(worker.model, worker.version, inputs)
         with self._lock:
@@ -178,30 +192,6 @@ class Inference:
         with self._lock:
             self._cache.put(key, outputs, worker.cache_s, time.monotonic())
         return outputs, timing
-
-
-def _handling(message: pb.ModelInferRequest) -> tuple[Priority, float]:
-    """The request's priority, and for how long it may wait in the queue, seconds."""
-    parameters = message.parameters
-    if not parameters:
-        return Priority.NORMAL, math.inf
-    sequence = parameters.get("sequence_id")
-    if sequence is not None and (sequence.int64_param or sequence.uint64_param or sequence.string_param):
-        raise _invalid("sequence_id: sequences are not offered; send each request whole")
-    try:
-        level = whole_number(parameters, "priority")
-        timeout_us = whole_number(parameters, "timeout")
-    except InputInvalid as error:
-        raise _invalid(error.message) from error
-    if level not in (0, *Priority):
-        raise _invalid(f"priority {level}: it is 1 (high), 2 (normal) or 3 (low)")
-    if timeout_us < 0:
-        raise _invalid(f"timeout {timeout_us}: it is a number of microseconds")
-    return Priority(level) if level else Priority.NORMAL, timeout_us / 1e6 if timeout_us else math.inf
-
-
-def _invalid(why: str) -> SluiceError:
-    return SluiceError(errors_pb2.INPUT_INVALID, f"the request's parameter {why}")
 
 
 def _check_size(response: Response, worker: Worker) -> None:

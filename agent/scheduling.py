@@ -141,6 +141,22 @@ class Scheduler:
     def running(self) -> Batch | None:
         return self._running
 
+    @property
+    def first(self) -> Item | None:
+        """The one with the smallest rank among those that wait."""
+        return self._waiting[0] if self._waiting else None
+
+    def run_now(self, item: Item, now: float) -> Batch | None:
+        """Submits and takes in one step a request that finds the worker free and need not wait for more;
+        None: it has to be submitted.
+        """
+        policy = self.policy
+        if self._running is not None or self._waiting or policy.window_s > 0 or policy.breaker_s > 0:
+            return None
+        self._note_arrival(now)
+        self._running = Batch((item,), now)
+        return self._running
+
     def submit(self, item: Item, now: float) -> list[Shed]:
         """Takes a request in; returns who is turned away for it, possibly itself."""
         self._note_arrival(now)
