@@ -16,7 +16,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -25,6 +25,7 @@ from agent.limits import MAX_CONCURRENT_RPCS, MAX_MESSAGE_BYTES, MAX_STREAMS, SE
 from agent.messages import parse_request, serialize_response
 from agent.repository import Repository
 from agent.router import Router
+from agent.thread_pool import ThreadPool
 from inference import open_inference_pb2 as pb
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
@@ -57,9 +58,9 @@ class InferenceServer:
         message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._wanted = (addresses,) if isinstance(addresses, str) else tuple(addresses)
-        self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="inference")
+        self._pool = ThreadPool(threads, "inference")
         self._server = grpc.server(
-            self._pool,
+            cast("futures.ThreadPoolExecutor", self._pool),  # gRPC takes any executor
             maximum_concurrent_rpcs=concurrent_rpcs,
             options=(
                 ("grpc.max_receive_message_length", message_bytes),

@@ -13,8 +13,7 @@ MAX_TENSOR_DIMENSIONS = 16
 ARENA_KEEP_BYTES = 4 << 20  # of an arena that stay resident after a larger message (arena.py)
 MAX_STAGED_BYTES = 64 << 20  # of inputs that lie ready for one worker beside the message it runs (staging.py)
 STAGE_BYTES = 16 << 10  # of a request's inputs together; smaller ones are copied when their turn comes
-MAX_LAYOUTS = 128  # of messages that a channel remembers, to build and read their headers once
-MAX_STARTS = 128  # places in an arena at which a layout's views are remembered
+MAX_LAYOUTS = 128  # of messages that a channel remembers, each way, to build and read their headers once
 FRAME_S = 10.0  # a frame once begun is through within this time, or the channel is broken
 
 # Worker processes (worker.py).
@@ -39,6 +38,7 @@ TOO_SLOW, TOO_FAST = 1.2, 0.8  # of its target: the batch size halves, doubles
 PAYS = 0.1  # share by which a fuller batch must make a sample cheaper to be worth it
 SIZE_SEEN = 3  # batches of a size before its cost counts
 CURVE_LATEST = 15  # batches of a size whose median counts
+CURVE_EVERY = 4  # batches of a size after which the median is taken anew
 CURVE_KEEP_S = 60.0  # a size not seen for so long is tried again
 SWEEP_S = 1.0  # between looks for sizes that were not seen
 MAX_LENGTH_CLASSES = 32

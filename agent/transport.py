@@ -33,11 +33,11 @@ from numpy.typing import NDArray
 
 from agent.arena import ALIGNMENT, Arena, padded
 from agent.limits import (
+    ARENA_KEEP_BYTES,
     FRAME_S,
     MAX_FRAME_HEADER_BYTES,
     MAX_FRAME_PAYLOAD_BYTES,
     MAX_LAYOUTS,
-    MAX_STARTS,
     MAX_TENSOR_DIMENSIONS,
     MAX_TENSORS_PER_MESSAGE,
 )
@@ -48,6 +48,7 @@ from runtimes.interface import InputInvalid
 _PREFIX = struct.Struct("<4sIQQ")
 _MAGIC = b"SLW3"
 _READ_BYTES = 16 << 10  # most messages arrive in one call
+_REMEMBERED_BYTES = 4 << 10  # of a frame that is worth remembering
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -73,6 +74,10 @@ class Message:
         self.header = header
         self.tensors = tensors
 
+    def copy(self) -> Message:
+        """The same with tensors of its own."""
+        return Message(self.header, {name: array.copy() for name, array in self.tensors.items()})
+
 
 @dataclass(frozen=True)
 class _Tensor:
@@ -84,37 +89,6 @@ class _Tensor:
     shape: tuple[int, ...]
     start: int
     size: int
-
-
-class _Layout:
-    """A header as it was read, where its tensors lie in a payload, and up to where they reach.
-
-    Attributes:
-        views: where payloads began -> views of the tensors there; None if a tensor has to be decoded.
-    """
-
-    __slots__ = ("end", "header", "tensors", "views")
-
-    def __init__(self, header: dict[str, Any], tensors: tuple[_Tensor, ...], end: int) -> None:
-        self.header = header
-        self.tensors = tensors
-        self.end = end
-        decoded = any(item.dtype is None for item in tensors)
-        self.views: dict[int, dict[str, NDArray[Any]]] | None = None if decoded else {}
-
-    def at(self, start: int, arena: Arena) -> dict[str, NDArray[Any]]:
-        """Views of the tensors of a payload that begins at `start`; only where `views` is not None."""
-        assert self.views is not None
-        found = self.views.get(start)
-        if found is None:
-            found = {}
-            for item in self.tensors:
-                assert item.dtype is not None
-                place = arena.bytes[start + item.start : start + item.start + item.size]
-                found[item.name] = place.view(item.dtype).reshape(item.shape)
-            _bound(self.views, MAX_STARTS)
-            self.views[start] = found
-        return found
 
 
 @dataclass(frozen=True)
@@ -155,7 +129,7 @@ class Channel:
         self._views = views
         self._last_sent = 0
         self._plans: dict[Any, _Plan] = {}
-        self._read: dict[bytes, _Layout] = {}
+        self._known: dict[bytes, Message] = {}
 
     def send(self, header: Mapping[str, Any], *tensors: Tensors) -> None:
         """Sends one message within FRAME_S.
@@ -182,7 +156,8 @@ class Channel:
         elif plan is None:
             self._send_new(key, header, tensors)
         else:
-            self._outgoing.make_way(self._last_sent, plan.payload_bytes)
+            if self._last_sent > ARENA_KEEP_BYTES:
+                self._outgoing.make_way(self._last_sent, plan.payload_bytes)
             for target, array in zip(plan.targets, given.values()):
                 np.copyto(target, array)
             self._last_sent = plan.payload_bytes
@@ -197,6 +172,9 @@ class Channel:
         Raises TimeoutError (nothing was taken), ChannelClosed, ChannelBroken.
         """
         data = self._read_some(_READ_BYTES, timeout_s)
+        known = self._known.get(data)
+        if known is not None:
+            return known if self._views else known.copy()
         if len(data) < _PREFIX.size:
             data = self._read_up_to(_PREFIX.size, data)
         magic, head_bytes, start, payload_bytes = _PREFIX.unpack_from(data)
@@ -214,7 +192,7 @@ class Channel:
             data = self._read_up_to(size, data)
         if len(data) > size:
             raise ChannelBroken("a second message came before the first was answered")
-        return self._parse(data[_PREFIX.size :], start, payload_bytes)
+        return self._parse(data, start, payload_bytes)
 
     def readable(self, timeout_s: float | None) -> bool:
         """Whether bytes or the end of the stream are there within `timeout_s`."""
@@ -234,7 +212,7 @@ class Channel:
             os.close(self._reader)
             self._reader = -1
         self._plans.clear()
-        self._read.clear()
+        self._known.clear()
         self._outgoing.close()
         self._incoming.close()
 
@@ -246,7 +224,7 @@ class Channel:
         head = _head(header, table)
         frame = _PREFIX.pack(_MAGIC, len(head), 0, payload_bytes) + head
         if key is not None and all(datatype != BYTES for _, datatype, _, _ in table):
-            _bound(self._plans, MAX_LAYOUTS)
+            _bound(self._plans)
             self._plans[key] = _Plan(head, frame, self._targets(tensors[0]), payload_bytes)
         self._last_sent = payload_bytes
         self._write(frame)
@@ -256,7 +234,7 @@ class Channel:
         head, payload_bytes = _head(header, table), sum(padded(item.nbytes) for item in staged.values())
         frame = _PREFIX.pack(_MAGIC, len(head), 0, payload_bytes) + head
         plan = _Plan(head, frame, self._targets(staged), payload_bytes)
-        _bound(self._plans, MAX_LAYOUTS)
+        _bound(self._plans)
         self._plans[key] = plan
         return plan
 
@@ -329,32 +307,27 @@ class Channel:
 
     # Receiving.
 
-    def _parse(self, head: bytes, start: int, payload_bytes: int) -> Message:
+    def _parse(self, frame: bytes, start: int, payload_bytes: int) -> Message:
         """The message of a frame; anything that contradicts itself raises ChannelBroken."""
         try:
-            layout = self._read.get(head)
-            if layout is None:
-                layout = _layout(head)
-                if len(head) <= _READ_BYTES:
-                    _bound(self._read, MAX_LAYOUTS)
-                    self._read[head] = layout
-            if layout.end > payload_bytes:
-                raise ValueError(f"its tensors take {layout.end} bytes, and it has {payload_bytes}")
-            if layout.views is None:
-                tensors = {item.name: self._tensor(item, start) for item in layout.tensors}
-            else:
-                tensors = layout.at(start, self._incoming)
-                if not self._views:
-                    tensors = {name: array.copy() for name, array in tensors.items()}
+            header, tensors = _read_head(frame[_PREFIX.size :])
+            end = max((item.start + item.size for item in tensors), default=0)
+            if end > payload_bytes:
+                raise ValueError(f"its tensors take {end} bytes, and it has {payload_bytes}")
+            message = Message(header, {item.name: self._tensor(item, start) for item in tensors})
         except (InputInvalid, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ChannelBroken(f"a frame's header contradicts its payload: {error}") from error
-        return Message(layout.header, tensors)
+        if len(frame) <= _REMEMBERED_BYTES and all(item.dtype is not None for item in tensors):
+            _bound(self._known)
+            self._known[frame] = message
+            return message if self._views else message.copy()
+        return message
 
     def _tensor(self, item: _Tensor, start: int) -> NDArray[Any]:
+        """A view of the arena, or what its bytes there stand for."""
         data = self._incoming.bytes[start + item.start : start + item.start + item.size]
         if item.dtype is not None:
-            array = data.view(item.dtype).reshape(item.shape)
-            return array if self._views else array.copy()
+            return data.view(item.dtype).reshape(item.shape)
         return decode(item.datatype, item.shape, (data if self._views else data.copy()).data)
 
     def _read_up_to(self, size: int, data: bytes) -> bytes:
@@ -402,8 +375,8 @@ def _joined_shape(parts: Sequence[NDArray[Any]]) -> tuple[int, ...]:
     return (sum(part.shape[0] for part in parts), *first.shape[1:])
 
 
-def _layout(head: bytes) -> _Layout:
-    """Reads a header; raises what a header that is none makes."""
+def _read_head(head: bytes) -> tuple[dict[str, Any], tuple[_Tensor, ...]]:
+    """A header without its table, and that; raises what a header that is none makes."""
     header = json.loads(head)
     table = header.pop("tensors")
     found, start = [], 0
@@ -418,9 +391,9 @@ def _layout(head: bytes) -> _Layout:
         start += padded(size)
         if start > MAX_FRAME_PAYLOAD_BYTES:
             raise ValueError(f"tensor {name!r} ends behind the largest payload")
-    return _Layout(header, tuple(found), start)
+    return header, tuple(found)
 
 
-def _bound(remembered: dict[Any, Any], most: int) -> None:
-    if len(remembered) >= most:
+def _bound(remembered: dict[Any, Any]) -> None:
+    if len(remembered) >= MAX_LAYOUTS:
         remembered.pop(next(iter(remembered)))

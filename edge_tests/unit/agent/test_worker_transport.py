@@ -265,4 +265,4 @@ def test_what_a_channel_remembers_is_bounded(ends: Ends) -> None:
     for size in range(3 * MAX_LAYOUTS):
         ends.channel.send({"op": "infer"}, {"x": np.zeros(size, np.uint8)})
         assert ends.other.receive(5).tensors["x"].size == size
-    assert len(ends.channel._plans) == len(ends.other._read) == MAX_LAYOUTS
+    assert len(ends.channel._plans) == len(ends.other._known) == MAX_LAYOUTS
