@@ -27,7 +27,9 @@ MAX_ERROR_CHARACTERS = 1500  # of a runtime's own message
 OOM_SCORE_ADJUST = 500  # of a worker (-1000 to 1000): the kernel takes it before the agent
 
 # Queues and batches (scheduling.py, curve.py, breaker.py, batching.py).
-MAX_QUEUE = 48  # requests of one version that wait; fewer than the front's threads, for other models' sake
+MAX_QUEUE = 256  # requests of one version that wait; fewer than the front's threads, for other models' sake
+LEAST_QUEUE = 48  # that may wait however slow the model is
+QUEUE_WAIT_S = 0.5  # over LEAST_QUEUE, a request may wait only if its turn is to be expected within this time
 HANDICAP_S = {1: 0.0, 2: 0.2, 3: 2.0}  # of a priority: a request is not overtaken once it waited for so long
 WINDOW_BUSY_S = 0.005  # wait for a fuller batch when the worker is busy for more than BUSY_LOAD
 WINDOW_IDLE_S = 0.020  # the same for a worker without load
@@ -61,8 +63,8 @@ RESTART_WAIT_S = 5.0  # a request waits at most so long for a worker that is bei
 MAX_WAITING_ON_RESTART = 48  # requests of one model; more are refused at once
 
 # The inference front (inference.py, tensors.py).
-SERVING_THREADS = 64  # each holds one request, waiting or running; more than one model's queue
-MAX_CONCURRENT_RPCS = 128  # running, waiting for a thread, and streams; more get RESOURCE_EXHAUSTED
+SERVING_THREADS = 320  # at most, started when needed; each holds a request; more than one model's queue
+MAX_CONCURRENT_RPCS = 640  # running, waiting for a thread, and streams; more get RESOURCE_EXHAUSTED
 MAX_MESSAGE_BYTES = 64 << 20  # of one request or response
 MAX_REQUEST_S = 30.0  # for a request without a deadline, or with a later one
 MAX_DIMENSION = (1 << 31) - 1
