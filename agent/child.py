@@ -6,8 +6,9 @@ One thread per child waits for three things: output (kept as a bounded tail and 
 process (reaped at once, so there are no zombies) and the moment at which a request must have been answered.
 
 Rules: `subprocess` starts the process without running Python between fork and exec, so it is safe beside
-threads; the process gets its own session, so that Ctrl-C in a terminal reaches the agent alone; systemd's
-descriptors and sockets are not handed on.
+threads; systemd's descriptors and sockets are not handed on. The process stays in the agent's session: in one
+of its own, Linux (sched_autogroup_enabled) would have it compete with the agent and every other session for
+equal shares, and on a busy box each request would wait for the worker's share.
 """
 
 from __future__ import annotations
@@ -80,7 +81,6 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=descriptors,
-                start_new_session=True,
                 bufsize=0,
             )
             undo.callback(self._process.wait)

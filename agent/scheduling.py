@@ -17,7 +17,8 @@ time, up to 20 ms below that, never beyond the policy's window, and never so lon
 
 Turning away. The queue is bounded in number, and beyond LEAST_QUEUE by the wait to be expected: a burst is
 kept if the worker will have run it within QUEUE_WAIT_S. Over its bound the lowest priority goes first, of
-that the latest. The breaker (breaker.py) turns away everything but a probe while latencies are over its bound.
+that the latest. The breaker (breaker.py) turns away everything but a probe while latencies are over its
+bound.
 """
 
 from __future__ import annotations

@@ -68,7 +68,8 @@ def _settle(lifeline_fd: int) -> None:
     faulthandler.enable()  # a crash in native code leaves a trace on stderr, which the agent keeps
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the agent's to act on: it drains first
+    os.setpgid(0, 0)  # Ctrl-C in a terminal is the agent's to act on, which drains first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # both are a courtesy and work without privileges where /proc is whole
         Path("/proc/self/comm").write_text("sluice-worker", encoding="ascii")
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUST), encoding="ascii")
