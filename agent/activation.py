@@ -35,7 +35,8 @@ from agent.scheduling import Policy
 from agent.slots import Installed, Slots
 from agent.state import State, Update
 from agent.version_directory import verify
-from agent.worker import Worker, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import WorkerSpec
 from sluice.api.v1 import errors_pb2, sync_pb2
 from updater.errors import SluiceError
 from updater.store import Store

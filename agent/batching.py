@@ -21,8 +21,8 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
@@ -61,20 +61,64 @@ class Runner(Protocol):
         """The error for a request that waited too long."""
 
 
-@dataclass(eq=False, slots=True)
+class Kind(NamedTuple):
+    """What decides which requests may go together.
+
+    Attributes:
+        key: equal ones may share a batch; None: it goes alone.
+        samples: that the request holds.
+        elements: of one of them.
+    """
+
+    key: Hashable
+    samples: int
+    elements: int
+
+
+def kind_of(inputs: Mapping[str, NDArray[Any]]) -> Kind:
+    """The kind of a request with these inputs, for a model that takes batches."""
+    arrays = inputs.values()
+    first = next(iter(arrays))
+    if not first.ndim or any(array.shape[:1] != first.shape[:1] for array in arrays):
+        return Kind(None, 1, 1)  # the model will say what it thinks of that, to this request alone
+    samples = first.shape[0]
+    return Kind(
+        tuple([array.shape[1:] for array in arrays]), samples, sum(array.size for array in arrays) // samples
+    )
+
+
 class _Pending:
     """One request: what its thread and the leader share, under the batcher's lock."""
 
-    item: Item
-    deadline: float
-    inputs: Mapping[str, NDArray[Any]]
-    still_wanted: Callable[[], bool]
-    wake: threading.Lock = field(default_factory=threading.Lock)  # held while there is nothing to do
-    done: bool = False
-    leads: bool = False
-    outputs: Arrays = field(default_factory=dict)
-    timing: Timing = field(default_factory=Timing)
-    error: Exception | None = None
+    __slots__ = (
+        "deadline",
+        "done",
+        "error",
+        "inputs",
+        "item",
+        "leads",
+        "outputs",
+        "still_wanted",
+        "timing",
+        "wake",
+    )
+
+    def __init__(
+        self,
+        item: Item,
+        deadline: float,
+        inputs: Mapping[str, NDArray[Any]],
+        still_wanted: Callable[[], bool],
+    ) -> None:
+        self.item = item
+        self.deadline = deadline
+        self.inputs = inputs
+        self.still_wanted = still_wanted
+        self.wake = threading.Lock()  # held while there is nothing to do
+        self.done = self.leads = False
+        self.outputs: Arrays = {}
+        self.timing = Timing()
+        self.error: Exception | None = None
 
 
 class Gate(Protocol):
@@ -131,8 +175,9 @@ class Batcher:
         inputs: Mapping[str, NDArray[Any]],
         deadline: float,
         *,
+        kind: Kind | None = None,
         priority: Priority = Priority.NORMAL,
-        queue_until: float = math.inf,
+        patience_s: float = math.inf,
         still_wanted: Callable[[], bool] = lambda: True,
         on_end: Callable[[Callable[[], None]], bool] = lambda _callback: True,
     ) -> tuple[Arrays, Timing]:
@@ -141,8 +186,9 @@ class Batcher:
         Args:
             inputs: as `Worker.check` returned them.
             deadline: for the answer (time.monotonic).
+            kind: of the inputs, where the caller knows it.
             priority: see scheduling.Priority.
-            queue_until: when it leaves the queue without having run (time.monotonic).
+            patience_s: after how long in the queue it leaves without having run, seconds.
             still_wanted: asked before it runs; if false it is not run.
             on_end: given a callback to be called when the client has gone away; false: it has already.
 
@@ -153,12 +199,19 @@ class Batcher:
             SluiceError: what `Worker.run` raises, Overloaded, WORKER_TIMEOUT.
         """
         now = time.monotonic()
-        item = self._item(inputs, now, priority, min(deadline, queue_until))
+        item = self._item(kind, inputs, now, priority, min(deadline, now + patience_s))
+        low = self.gate is not None and priority is Priority.LOW  # it waits for the gate with all others
+        with self._lock:
+            batch = None if self._led or low else self._scheduler.run_now(item, now)
+            if batch is not None:
+                self._led = True
+        if batch is not None:
+            return self._run_now(inputs, deadline, still_wanted, batch)
         pending = _Pending(item, deadline, inputs, still_wanted)
         pending.wake.acquire()
         with self._lock:
-            self._pending[pending.item.number] = pending
-            self._turn_away(self._scheduler.submit(pending.item, now))
+            self._pending[item.number] = pending
+            self._turn_away(self._scheduler.submit(item, now))
             self._turn_away_if_stalled()
             if not pending.done:
                 if self._led:
@@ -176,18 +229,39 @@ class Batcher:
         return pending.outputs, pending.timing
 
     def _item(
-        self, inputs: Mapping[str, NDArray[Any]], now: float, priority: Priority, deadline: float
+        self,
+        kind: Kind | None,
+        inputs: Mapping[str, NDArray[Any]],
+        now: float,
+        priority: Priority,
+        deadline: float,
     ) -> Item:
         number = next(self._numbers)
         if self._scheduler.policy.max_batch <= 1:
             return Item(number, number, 1, 1, priority, now, deadline)
-        arrays = inputs.values()
-        samples = next(iter(arrays)).shape[0]
-        elements = sum(array.size for array in arrays) // samples
-        key: Hashable = tuple(array.shape[1:] for array in arrays)
-        if any(array.shape[0] != samples for array in arrays):
-            key = number  # the model will say what it thinks of that, to this request alone
-        return Item(number, key, samples, elements, priority, now, deadline)
+        key, samples, elements = kind or kind_of(inputs)
+        return Item(number, number if key is None else key, samples, elements, priority, now, deadline)
+
+    def _run_now(
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        deadline: float,
+        still_wanted: Callable[[], bool],
+        batch: Batch,
+    ) -> tuple[Arrays, Timing]:
+        """The request that found the worker free: nobody else knows of it, so it needs no more than this."""
+        ran = False
+        try:
+            if not still_wanted():
+                raise self._runner.timeout("the client no longer waits for the answer")
+            outputs, timing = self._runner.run([inputs], deadline - batch.began)
+            ran = True
+            self._runner.figures.ran(batch.samples, timing)
+            return outputs, timing
+        finally:
+            with self._lock:
+                self._scheduler.finished(time.monotonic(), ran=ran)
+                self._pass_on()
 
     # A follower's thread.
 
@@ -254,9 +328,7 @@ class Batcher:
                 self._led = False
                 return None
             if own.done:
-                heir = self._pending[waiting[0].number]
-                heir.leads = True
-                heir.wake.release()
+                self._pass_on()
                 return None
             if self.gate is not None:
                 self._scheduler.hold_low = self._scheduler.low_waits and not self.gate.admits()
@@ -265,6 +337,16 @@ class Batcher:
                 return batch
             until = self._scheduler.wake_at(now)
             self._arrived.wait(max(0.0, (now if until is None else until) - now))
+
+    def _pass_on(self) -> None:
+        """Under the lock: the lead goes to the thread of the request that is next, or to nobody."""
+        waiting = self._scheduler.first
+        if waiting is None:
+            self._led = False
+        else:
+            heir = self._pending[waiting.number]
+            heir.leads = True
+            heir.wake.release()
 
     def _noted(self, batch: Batch) -> AbstractContextManager[None]:
         """Tells the gate of a run of low-priority requests alone."""

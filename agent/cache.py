@@ -24,6 +24,7 @@ from agent.limits import CACHE_ENTRY_BYTES, CACHE_HALVE_AFTER, MAX_CACHE_BYTES, 
 from runtimes.datatypes import encode
 
 Arrays = dict[str, NDArray[Any]]
+Inputs = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from agent import cascade as rules
+from agent.cache import Inputs
 from agent.cascade import Arrays, Member
 from agent.figures import Timing
 from agent.limits import CASCADE_SPARE, MAX_CASCADE_STEPS
@@ -83,11 +84,11 @@ class Cascading:
     """
 
     router: Router
-    ask: Callable[[Worker, Arrays, float], tuple[Arrays, Timing]]
+    ask: Callable[[Worker, Inputs, float], tuple[Arrays, Timing]]
     deadline: float
     steps: list[Step] = field(default_factory=list)
 
-    def answer(self, worker: Worker, inputs: Arrays, depth: int = 1) -> Answered:
+    def answer(self, worker: Worker, inputs: Inputs, depth: int = 1) -> Answered:
         """The answer to inputs that the worker's `check` returned. Raises SluiceError when it has none."""
         samples = worker.samples(inputs)
         left_s = self.deadline - time.monotonic()
@@ -97,7 +98,7 @@ class Cascading:
             self._hand_on(worker, inputs, samples, answered, depth)
         return answered
 
-    def _step(self, worker: Worker, inputs: Arrays, samples: int, deadline: float) -> tuple[Arrays, Timing]:
+    def _step(self, worker: Worker, inputs: Inputs, samples: int, deadline: float) -> tuple[Arrays, Timing]:
         began = time.monotonic()
         try:
             outputs, timing = self.ask(worker, inputs, deadline)
@@ -109,7 +110,7 @@ class Cascading:
         self.steps.append(Step(worker.model, worker.version, samples, began, time.monotonic(), timing))
         return outputs, timing
 
-    def _hand_on(self, worker: Worker, inputs: Arrays, samples: int, answered: Answered, depth: int) -> None:
+    def _hand_on(self, worker: Worker, inputs: Inputs, samples: int, answered: Answered, depth: int) -> None:
         """Replaces what the worker is unsure of in `answered`."""
         cascade = worker.cascade
         assert cascade is not None
@@ -140,7 +141,7 @@ class Cascading:
             total_s = getattr(answered.timing, part) + getattr(further.timing, part)
             setattr(answered.timing, part, total_s)
 
-    def _further(self, cascade: rules.Cascade, inputs: Arrays, which: np.ndarray, depth: int) -> Answered:
+    def _further(self, cascade: rules.Cascade, inputs: Inputs, which: np.ndarray, depth: int) -> Answered:
         with self.router.acquire(*cascade.target) as worker:
             began = time.monotonic()
             try:
@@ -191,5 +192,5 @@ def check(worker: Worker, router: Router) -> None:
                 )
 
 
-def _names(specs: tuple[TensorSpec, ...], inputs: Arrays) -> list[str]:
+def _names(specs: tuple[TensorSpec, ...], inputs: Inputs) -> list[str]:
     return [spec.name for spec in specs if spec.name in inputs]

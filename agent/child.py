@@ -1,13 +1,14 @@
 """A worker's operating-system side: starting the process, hearing it end, ending it, keeping its last words.
 
-`Child` starts `agent.worker_process` with one end of a socket pair, an arena for each direction and the
-reading end of a lifeline pipe.
+`Child` starts `agent.worker_process` with a pipe and an arena for each direction and the reading end of a
+lifeline pipe.
 One thread per child waits for three things: output (kept as a bounded tail and logged), the end of the
 process (reaped at once, so there are no zombies) and the moment at which a request must have been answered.
 
 Rules: `subprocess` starts the process without running Python between fork and exec, so it is safe beside
-threads; the process gets its own session, so that Ctrl-C in a terminal reaches the agent alone; systemd's
-descriptors and sockets are not handed on.
+threads; systemd's descriptors and sockets are not handed on. The process stays in the agent's session: in one
+of its own, Linux (sched_autogroup_enabled) would have it compete with the agent and every other session for
+equal shares, and on a busy box each request would wait for the worker's share.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import logging
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +28,7 @@ from pathlib import Path
 import agent
 from agent.arena import Arena
 from agent.limits import EXIT_S, STDERR_TAIL_BYTES, STDERR_TAIL_LINES
+from agent.staging import Staging
 from agent.transport import Channel
 from updater.errors import os_errors
 
@@ -59,45 +60,36 @@ class Child:
         self._wake_lock = threading.Lock()  # a descriptor's number may be another file's once it is closed
         self._alarm: tuple[float, Callable[[], bool]] | None = None
         self._we_killed = False
-        with os_errors("starting a worker process for", label), contextlib.ExitStack() as undo:
-            ours, theirs = socket.socketpair()
-            undo.callback(ours.close)
+        with (
+            os_errors("starting a worker process for", label),
+            contextlib.ExitStack() as undo,
+            contextlib.ExitStack() as handed_over,
+        ):
+            requests, ask = _pipe(reader=handed_over, writer=undo)
+            listen, answers = _pipe(reader=undo, writer=handed_over)
+            lifeline, self._lifeline = _pipe(reader=handed_over, writer=undo)
             arenas = [Arena.create(), Arena.create()]
             for arena in arenas:
-                undo.callback(arena.close_descriptor)
-            lifeline, self._lifeline = os.pipe()
-            undo.callback(os.close, self._lifeline)
+                handed_over.callback(arena.close_descriptor)
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             undo.callback(os.close, self._wake)
-            with contextlib.ExitStack() as handed_over:
-                handed_over.callback(theirs.close)
-                handed_over.callback(os.close, lifeline)
-                self._process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-m",
-                        "agent.worker_process",
-                        str(theirs.fileno()),
-                        *(str(arena.descriptor) for arena in arenas),
-                        str(lifeline),
-                        label,
-                    ],
-                    cwd=_SOURCE_ROOT,
-                    env=_environment(threads),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(theirs.fileno(), *(arena.descriptor for arena in arenas), lifeline),
-                    start_new_session=True,
-                    bufsize=0,
-                )
+            descriptors = (requests, answers, *(arena.descriptor for arena in arenas), lifeline)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "agent.worker_process", *map(str, descriptors), label],
+                cwd=_SOURCE_ROOT,
+                env=_environment(threads),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=descriptors,
+                bufsize=0,
+            )
             undo.callback(self._process.wait)
             undo.callback(self._process.kill)
             self._pidfd = os.pidfd_open(self._process.pid)
             undo.pop_all()
-        for arena in arenas:
-            arena.close_descriptor()
-        self.channel = Channel(ours, *arenas)
+        self.channel = Channel(listen, ask, *arenas)
+        self.staging = Staging(arenas[0])
         threading.Thread(target=self._watch, name=f"worker-{self._process.pid}", daemon=True).start()
 
     @property
@@ -217,6 +209,14 @@ class Child:
         if alarm[1]():
             log.error("worker %s (process %d) hangs: killing it", self._label, self.pid)
             self.kill()
+
+
+def _pipe(*, reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
+    """A pipe's ends, to read from and to write to, and who closes which."""
+    ends = os.pipe()
+    for stack, end in zip((reader, writer), ends):
+        stack.callback(os.close, end)
+    return ends
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent.limits import (
+    CURVE_EVERY,
     CURVE_KEEP_S,
     CURVE_LATEST,
     MAX_LENGTH_CLASSES,
@@ -42,6 +43,7 @@ class _Size:
     """How long batches of one step take: the medians of the latest, which a few slow ones do not move."""
 
     latest: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=CURVE_LATEST))
+    ran: int = 0
     sample_s: float = 0.0
     batch_s: float = 0.0
     last: float = 0.0
@@ -73,7 +75,9 @@ class Curves:
         if now - size.last > CURVE_KEEP_S:
             size.latest.clear()
         size.latest.append((seconds / samples, seconds))
-        size.sample_s, size.batch_s = sorted(size.latest)[len(size.latest) // 2]
+        size.ran += 1
+        if size.ran % CURVE_EVERY == 0 or len(size.latest) < CURVE_LATEST:
+            size.sample_s, size.batch_s = sorted(size.latest)[len(size.latest) // 2]
         size.last = now
         if now - length.swept > SWEEP_S:
             length.swept = now

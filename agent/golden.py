@@ -36,7 +36,8 @@ from agent.limits import (
     MAX_TENSOR_DIMENSIONS,
     MAX_WARM_UP_BYTES,
 )
-from agent.worker import Worker, WorkerDied
+from agent.worker import Worker
+from agent.worker_spec import WorkerDied
 from runtimes.datatypes import BYTES, bytes_elements, to_dtype
 from runtimes.inputs import splits_by_sample
 from runtimes.interface import TensorSpec

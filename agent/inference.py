@@ -17,7 +17,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 
@@ -27,6 +27,7 @@ from agent.messages import parse_request, serialize_response
 from agent.repository import Repository
 from agent.router import Router
 from agent.slow_requests import Reading
+from agent.thread_pool import ThreadPool
 from inference import open_inference_pb2 as pb
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
@@ -64,9 +65,9 @@ class InferenceServer:
         message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._wanted = (addresses,) if isinstance(addresses, str) else tuple(addresses)
-        self._pool = futures.ThreadPoolExecutor(threads, thread_name_prefix="inference")
+        self._pool = ThreadPool(threads, "inference")
         self._server = grpc.server(
-            self._pool,
+            cast("futures.ThreadPoolExecutor", self._pool),  # gRPC takes any executor
             maximum_concurrent_rpcs=concurrent_rpcs,
             options=(
                 ("grpc.max_receive_message_length", message_bytes),

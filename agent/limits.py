@@ -11,7 +11,9 @@ MAX_FRAME_PAYLOAD_BYTES = 128 << 20  # of all tensors of one message, padding in
 MAX_TENSORS_PER_MESSAGE = 256
 MAX_TENSOR_DIMENSIONS = 16
 ARENA_KEEP_BYTES = 4 << 20  # of an arena that stay resident after a larger message (arena.py)
-MAX_LAYOUTS = 128  # of messages that a channel remembers, to build and read their headers once
+MAX_STAGED_BYTES = 64 << 20  # of inputs that lie ready for one worker beside the message it runs (staging.py)
+STAGE_BYTES = 16 << 10  # of a request's inputs together; smaller ones are copied when their turn comes
+MAX_LAYOUTS = 128  # of messages that a channel remembers, each way, to build and read their headers once
 FRAME_S = 10.0  # a frame once begun is through within this time, or the channel is broken
 
 # Worker processes (worker.py).
@@ -25,7 +27,9 @@ MAX_ERROR_CHARACTERS = 1500  # of a runtime's own message
 OOM_SCORE_ADJUST = 500  # of a worker (-1000 to 1000): the kernel takes it before the agent
 
 # Queues and batches (scheduling.py, curve.py, breaker.py, batching.py).
-MAX_QUEUE = 48  # requests of one version that wait; fewer than the front's threads, for other models' sake
+MAX_QUEUE = 256  # requests of one version that wait; fewer than the front's threads, for other models' sake
+LEAST_QUEUE = 48  # that may wait however slow the model is
+QUEUE_WAIT_S = 0.5  # over LEAST_QUEUE, a request may wait only if its turn is to be expected within this time
 HANDICAP_S = {1: 0.0, 2: 0.2, 3: 2.0}  # of a priority: a request is not overtaken once it waited for so long
 WINDOW_BUSY_S = 0.005  # wait for a fuller batch when the worker is busy for more than BUSY_LOAD
 WINDOW_IDLE_S = 0.020  # the same for a worker without load
@@ -36,6 +40,7 @@ TOO_SLOW, TOO_FAST = 1.2, 0.8  # of its target: the batch size halves, doubles
 PAYS = 0.1  # share by which a fuller batch must make a sample cheaper to be worth it
 SIZE_SEEN = 3  # batches of a size before its cost counts
 CURVE_LATEST = 15  # batches of a size whose median counts
+CURVE_EVERY = 4  # batches of a size after which the median is taken anew
 CURVE_KEEP_S = 60.0  # a size not seen for so long is tried again
 SWEEP_S = 1.0  # between looks for sizes that were not seen
 MAX_LENGTH_CLASSES = 32
@@ -78,8 +83,8 @@ RESTART_WAIT_S = 5.0  # a request waits at most so long for a worker that is bei
 MAX_WAITING_ON_RESTART = 48  # requests of one model; more are refused at once
 
 # The inference front (inference.py, tensors.py).
-SERVING_THREADS = 64  # each holds one request, waiting or running; more than one model's queue
-MAX_CONCURRENT_RPCS = 128  # running, waiting for a thread, and streams; more get RESOURCE_EXHAUSTED
+SERVING_THREADS = 320  # at most, started when needed; each holds a request; more than one model's queue
+MAX_CONCURRENT_RPCS = 640  # running, waiting for a thread, and streams; more get RESOURCE_EXHAUSTED
 MAX_MESSAGE_BYTES = 64 << 20  # of one request or response
 MAX_REQUEST_S = 30.0  # for a request without a deadline, or with a later one
 READ_S = 30.0  # for a request to come in whole (slow_requests.py)
@@ -96,7 +101,9 @@ MAX_GOLDEN_ARRAYS = 64
 MAX_WARM_UP_BYTES = 64 << 20  # of the inputs made for one warm-up
 MAX_STREAMS = 16  # standing at once; each holds a thread
 STREAM_IDLE_S = 60.0  # a stream that asked nothing for so long makes room for a new one
-SPLIT_MESSAGE_BYTES = 4 << 10  # larger requests have their raw contents left in place (messages.py)
+MAX_FORMS = 256  # forms of requests that are remembered, parsed and checked (messages.py)
+MAX_FORM_BYTES = 4 << 10  # of a form that is remembered
+MAX_ANSWER_HEADS = 16  # beginnings of answers that are remembered with a form (plans.py)
 
 MAX_CACHE_BYTES = 16 << 20  # of the outputs that the response cache keeps, all models together (cache.py)
 CACHE_ENTRY_BYTES = 1 << 10  # that an entry counts for beside its outputs

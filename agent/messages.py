@@ -1,131 +1,216 @@
 """ModelInfer's messages between bytes and values, without copying tensors more often than needed. Pure.
 
 Protobuf's Python gives out every entry of a `bytes` field as a new copy, and copies it in again when it is
-set. So a large request is taken apart by its outermost fields: raw_input_contents stay where they are, as
-views of the bytes that gRPC received, and only the rest is parsed by protobuf. An answer is serialised
-without its raw contents, which are then joined behind it in one copy.
+set; and clients send the same names, shapes and parameters with every request. So a request is taken apart by
+its outermost fields: `raw_input_contents` stay where they are, as views of the bytes that gRPC received, `id`
+is set aside to be given back, and what is left, the request's *form*, is parsed by protobuf the first time it
+comes and remembered. An answer is serialised without its raw contents, which are then joined behind it in one
+copy.
 
 Rules: any bytes give a `Request`, if need be one that says in `fault` what is wrong, so that a malformed
-message is answered as INPUT_INVALID; views keep the received bytes alive.
+message is answered as INPUT_INVALID; bytes that no client's encoder writes are left to protobuf to judge;
+views keep the received bytes alive; what is remembered is bounded in number and size.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from agent.limits import SPLIT_MESSAGE_BYTES
+from agent.limits import MAX_FORM_BYTES, MAX_FORMS
 from inference import open_inference_pb2 as pb
 
 Buffer = bytes | memoryview
 
-_RAW_INPUT = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
-_RAW_OUTPUT_TAG = bytes([pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | 2])
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_MAX_VARINT_BYTES = 10
+_REQUEST, _RESPONSE = pb.ModelInferRequest, pb.ModelInferResponse
+_LENGTH = 2  # the wire type of texts, bytes and messages
+_ID_TAG = _REQUEST.ID_FIELD_NUMBER << 3 | _LENGTH
+_RAW_INPUT_TAG = _REQUEST.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH
+_ANSWER_ID_TAG = bytes([_RESPONSE.ID_FIELD_NUMBER << 3 | _LENGTH])
+_RAW_OUTPUT_TAG = bytes([_RESPONSE.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH])
+_MORE = 0x80  # the bit of a number's byte that says that another follows
+_MAX_LENGTH_BYTES = 5
 
 
-@dataclass(frozen=True)
+class Form:
+    """What a request says beside its id and raw contents; shared by all requests that say the same.
+
+    Attributes:
+        message: it, parsed; never changed.
+        fault: why the bytes are no ModelInferRequest; empty if they are.
+        plan: what was worked out from it for one worker, see plans.py; replaced as a whole.
+    """
+
+    __slots__ = ("fault", "message", "plan")
+
+    def __init__(self, message: pb.ModelInferRequest, fault: str = "") -> None:
+        self.message = message
+        self.fault = fault
+        self.plan: Any = None
+
+
 class Request:
     """A ModelInferRequest.
 
     Attributes:
-        message: all of it but, in a large one, `raw_input_contents`.
+        form: all of it but id and raw contents.
+        id: as it came.
         raw: the entries of `raw_input_contents`.
-        fault: why the bytes are no such message; empty if they are.
     """
 
-    message: pb.ModelInferRequest
-    raw: Sequence[Buffer]
-    fault: str = ""
+    __slots__ = ("form", "id", "raw")
+
+    def __init__(self, form: Form, request_id: str, raw: Sequence[Buffer]) -> None:
+        self.form = form
+        self.id = request_id
+        self.raw = raw
+
+    @property
+    def message(self) -> pb.ModelInferRequest:
+        return self.form.message
+
+    @property
+    def fault(self) -> str:
+        return self.form.fault
 
 
-@dataclass(frozen=True)
 class Response:
-    """A ModelInferResponse: a message without raw contents, and those; one for each output, or none."""
+    """A ModelInferResponse.
 
-    message: pb.ModelInferResponse
-    raw: Sequence[Buffer]
+    Attributes:
+        head: the message without raw contents, serialised.
+        raw: those; one for each output, or none.
+    """
+
+    __slots__ = ("head", "raw")
+
+    def __init__(self, head: bytes, raw: Sequence[Buffer]) -> None:
+        self.head = head
+        self.raw = raw
 
     def byte_size(self) -> int:
         """Bytes on the wire."""
-        raw = sum(1 + len(_varint(_size(part))) + _size(part) for part in self.raw)
-        return self.message.ByteSize() + raw
+        return len(self.head) + sum(1 + len(_varint(_size(part))) + _size(part) for part in self.raw)
 
     def whole(self) -> pb.ModelInferResponse:
-        """The message with its raw contents, for a stream."""
-        self.message.raw_output_contents.extend(bytes(part) for part in self.raw)
-        return self.message
+        """The message, for a stream."""
+        return _RESPONSE.FromString(serialize_response(self))
+
+
+class _Forms:
+    """Forms by their bytes; the one remembered longest is forgotten first."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Form] = {}
+        self._lock = threading.Lock()
+
+    def of(self, data: bytes) -> Form:
+        """The form in `data`. Raises DecodeError."""
+        form = self._known.get(data)
+        if form is None:
+            form = Form(_REQUEST.FromString(data))
+            # Typed contents are tensors: no other request has the same.
+            if len(data) <= MAX_FORM_BYTES and not any(
+                tensor.HasField("contents") for tensor in form.message.inputs
+            ):
+                with self._lock:
+                    while len(self._known) >= MAX_FORMS:
+                        self._known.pop(next(iter(self._known)))
+                    self._known[data] = form
+        return form
+
+
+_forms = _Forms()
 
 
 def parse_request(data: bytes) -> Request:
     """The request in `data`; never raises."""
     try:
-        if len(data) < SPLIT_MESSAGE_BYTES:
-            return of_message(pb.ModelInferRequest.FromString(data))
-        rest, raw = _split(memoryview(data))
-        return Request(pb.ModelInferRequest.FromString(b"".join(rest)), raw)
-    except (DecodeError, ValueError) as error:
-        return Request(pb.ModelInferRequest(), (), f"the message is no ModelInferRequest: {error}")
+        taken_apart = _split(data)
+        if taken_apart is not None:
+            form, request_id, raw = taken_apart
+            return Request(_forms.of(form), request_id, raw)
+        return of_message(_REQUEST.FromString(data))
+    except DecodeError as error:
+        return Request(Form(_REQUEST(), f"the message is no ModelInferRequest: {error}"), "", ())
 
 
 def of_message(message: pb.ModelInferRequest) -> Request:
     """The request that protobuf parsed whole, e.g. on a stream."""
-    return Request(message, list(message.raw_input_contents))
+    return Request(Form(message), message.id, list(message.raw_input_contents))
+
+
+def answer_id(request_id: str) -> bytes:
+    """The field of a serialised response that gives a request's id back."""
+    if not request_id:
+        return b""
+    encoded = request_id.encode()
+    return b"".join((_ANSWER_ID_TAG, _varint(len(encoded)), encoded))
 
 
 def serialize_response(response: Response) -> bytes:
     """The bytes of a response."""
-    parts: list[Buffer] = [response.message.SerializeToString()]
+    parts: list[Buffer] = [response.head]
     for part in response.raw:
         parts += (_RAW_OUTPUT_TAG, _varint(_size(part)), part)
     return b"".join(parts)
 
 
-def _split(data: memoryview) -> tuple[list[memoryview], list[memoryview]]:
-    """The stretches between raw contents, and those; raises ValueError for what is no protobuf message."""
+def _split(data: bytes) -> tuple[bytes, str, list[memoryview]] | None:
+    """The form's bytes, the id and the raw contents; None for what only protobuf should judge.
+
+    Understood are fields of numbers up to 15 that have a length, each within the message: that is all that a
+    ModelInferRequest has.
+    """
     rest: list[memoryview] = []
     raw: list[memoryview] = []
+    view, end, request_id = memoryview(data), len(data), ""
     at = kept_from = 0
-    while at < len(data):
-        field_start = at
-        tag, at = _read_varint(data, at)
-        kind = tag & 7
-        if kind == _LENGTH:
-            size, at = _read_varint(data, at)
+    try:
+        while at < end:
+            start, tag = at, data[at]
+            if tag & 7 != _LENGTH or tag >= _MORE:
+                return None
+            size, at = data[at + 1], at + 2
+            if size >= _MORE:
+                size, at = _long_size(data, at - 1)
             at += size
-            if at > len(data):
-                raise ValueError(f"a field at byte {field_start} ends behind the message")
-            if tag >> 3 == _RAW_INPUT:
-                rest.append(data[kept_from:field_start])
-                raw.append(data[at - size : at])
-                kept_from = at
-        elif kind == _VARINT:
-            _, at = _read_varint(data, at)
-        elif kind in (_FIXED32, _FIXED64):
-            at += 4 if kind == _FIXED32 else 8
-        else:
-            raise ValueError(f"a field at byte {field_start} has the wire type {kind}")
-    rest.append(data[kept_from:])
-    return rest, raw
+            if at > end:
+                return None
+            if tag == _RAW_INPUT_TAG:
+                raw.append(view[at - size : at])
+            elif tag == _ID_TAG:
+                request_id = data[at - size : at].decode()
+            else:
+                continue
+            if start > kept_from:
+                rest.append(view[kept_from:start])
+            kept_from = at
+    except (IndexError, ValueError):  # it ends inside a number; a number is too long; the id is no UTF-8
+        return None
+    if end > kept_from:
+        rest.append(view[kept_from:])
+    return b"".join(rest), request_id, raw
 
 
-def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+def _long_size(data: bytes, at: int) -> tuple[int, int]:
+    """A length of several bytes, and where it ends."""
     value = 0
-    for index in range(_MAX_VARINT_BYTES):
-        if at >= len(data):
-            raise ValueError("the message ends inside a number")
+    for index in range(_MAX_LENGTH_BYTES):
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
+        if byte < _MORE:
             return value, at
-    raise ValueError(f"a number before byte {at} is too long")
+    raise ValueError("a length of too many bytes")
 
 
 def _varint(value: int) -> bytes:
+    if value < _MORE:
+        return bytes((value,))
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

@@ -10,7 +10,7 @@
 | batch_preferred | batch sizes sent without waiting for more, e.g. "4,8" | none |
 | batch_window_ms | longest wait for a fuller batch while the worker is free, where that pays | 0 |
 | batch_target_ms | how long a batch should run at most | 50 |
-| queue | requests that may wait | 48 |
+| queue | requests that may wait, at most | 256 |
 | breaker_ms | from arrival to answer; slower answers open the latency breaker | no breaker |
 | cache_ttl_s | for how long an answer may be given again to the same inputs | never |
 | versions | which others are loaded beside it: "latest:3", "all", or numbers | none |

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from agent.worker import LoadCrashed, Worker, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import LoadCrashed, WorkerSpec
 
 log = logging.getLogger(__name__)
 

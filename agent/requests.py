@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
 from agent.batching import Overloaded
-from agent.cache import Arrays, Cache, key_of
+from agent.cache import Arrays, Cache, Inputs, key_of
 from agent.cascading import Answered, Cascading, Step
 from agent.figures import Timing
 from agent.limits import (
@@ -35,13 +34,15 @@ from agent.limits import (
 )
 from agent.messages import Request, Response
 from agent.peer import Peers
+from agent.plans import Plan
+from agent.plans import make as make_plan
 from agent.router import Router
-from agent.scheduling import Priority
 from agent.shared_memory import Region, Regions
-from agent.tensors import decode_inputs, encode_outputs, is_raw, requested_outputs, whole_number
-from agent.worker import Worker, WorkerDied
+from agent.staging import Staged
+from agent.tensors import FindRegion, decode_inputs
+from agent.worker import Worker
+from agent.worker_spec import WorkerDied
 from inference import open_inference_pb2 as pb
-from runtimes.interface import InputInvalid
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
@@ -53,8 +54,29 @@ log = logging.getLogger(__name__)
 ESCALATED, ESCALATED_TO = "cascade_escalated", "cascade_to"
 
 
+class _Call(NamedTuple):
+    """One request on its way.
+
+    Attributes:
+        request: as it came.
+        context: of the call.
+        deadline: for the answer (time.monotonic).
+        on_end: see `Batcher.infer`.
+        steps: what is asked of whom is noted here, for traces; None: it is not.
+    """
+
+    request: Request
+    context: grpc.ServicerContext
+    deadline: float
+    on_end: Callable[[Callable[[], None]], bool]
+    steps: list[Step] | None
+
+
 class Inference:
-    """Answers requests. Args: where workers, shared memory and callers' users are found; None: no traces."""
+    """Answers requests.
+
+    Args: where workers, shared memory and callers' users are found; where traces go, None: nowhere.
+    """
 
     def __init__(
         self, router: Router, regions: Regions, peers: Peers, tracing: Tracing | None = None
@@ -89,93 +111,92 @@ class Inference:
         began = time.monotonic()
         remaining_s = context.time_remaining()
         deadline = began + min(MAX_REQUEST_S, MAX_REQUEST_S if remaining_s is None else remaining_s)
-        on_end = on_end or context.add_callback
-        steps: list[Step] = []
+        steps: list[Step] | None = None if self._tracing is None else []
+        call = _Call(request, context, deadline, on_end or context.add_callback, steps)
+        if self._tracing is None or steps is None:
+            return self._twice(call)
         failure = None
         try:
-            return self._twice(request, context, deadline, on_end, steps)
+            return self._twice(call)
         except SluiceError as error:
             failure = error
             raise
         finally:
-            if self._tracing is not None:
-                name = request.message.model_name
-                self._tracing.record(context.invocation_metadata(), method, name, began, steps, failure)
+            name = request.message.model_name
+            self._tracing.record(context.invocation_metadata(), method, name, began, steps, failure)
 
-    def _twice(
-        self,
-        request: Request,
-        context: grpc.ServicerContext,
-        deadline: float,
-        on_end: Callable[[Callable[[], None]], bool],
-        steps: list[Step],
-    ) -> Response:
+    def _twice(self, call: _Call) -> Response:
         try:
-            return self._once(request, context, deadline, on_end, steps)
+            return self._once(call)
         except WorkerDied as error:
             if error.delivered:
                 raise
             log.info("a request is given to another worker: %s", error)
-            steps.clear()
-            return self._once(request, context, deadline, on_end, steps)
+            if call.steps is not None:
+                call.steps.clear()
+            return self._once(call)
 
-    def _once(
-        self,
-        request: Request,
-        context: grpc.ServicerContext,
-        deadline: float,
-        on_end: Callable[[Callable[[], None]], bool],
-        steps: list[Step],
-    ) -> Response:
+    def _once(self, call: _Call) -> Response:
+        request = call.request
         message = request.message
-        wait_s = min(RESTART_WAIT_S, deadline - time.monotonic())
+        wait_s = min(RESTART_WAIT_S, call.deadline - time.monotonic())
 
         def find(name: str) -> Region:
-            return self._regions.find(name, self._peers.user(context.peer()))
+            return self._regions.find(name, self._peers.user(call.context.peer()))
 
-        with (
-            self._router.acquire(message.model_name, message.model_version, wait_s=wait_s) as worker,
-            self._budget() as reserve,
-        ):
+        with self._router.acquire(message.model_name, message.model_version, wait_s=wait_s) as worker:
             began = time.monotonic()
             try:
-                priority, patience_s = _handling(message)
-                inputs = worker.check(decode_inputs(request, worker.inputs, find, reserve))
-                wanted = requested_outputs(message, worker.outputs, find)
-
-                def ask(asked: Worker, given: Arrays, until: float) -> tuple[Arrays, Timing]:
-                    return self._cached(
-                        asked,
-                        given,
-                        lambda: asked.queue.infer(
-                            given,
-                            until,
-                            priority=priority,
-                            queue_until=began + patience_s,
-                            still_wanted=context.is_active,
-                            on_end=on_end,
-                        ),
-                    )
-
-                answered = Cascading(self._router, ask, deadline, steps).answer(worker, inputs)
-                ran = time.monotonic()
-                response = encode_outputs(
-                    pb.ModelInferResponse(
-                        model_name=worker.model, model_version=str(worker.version), id=message.id
-                    ),
-                    answered.outputs,
-                    wanted,
-                    raw=is_raw(request),
-                )
-                if worker.cascade is not None:
-                    _attribute(response, answered)
-                _check_size(response, worker)
+                plan: Plan | None = request.form.plan
+                if plan is not None and plan.specs is worker.inputs:
+                    inputs = plan.read(request, worker, find)
+                    if inputs is not None:
+                        return self._run(call, plan, inputs, worker, find)
+                with self._budget() as reserve:
+                    decoded = worker.check(decode_inputs(request, worker.inputs, find, reserve))
+                    plan = request.form.plan = make_plan(request, worker, decoded, find)
+                    return self._run(call, plan, decoded, worker, find)
             except SluiceError:
                 worker.figures.failed(time.monotonic() - began)
                 raise
-            answered.timing.output_s += time.monotonic() - ran
-            worker.figures.answered(worker.samples(inputs), answered.timing)
-        return response
+
+    def _run(self, call: _Call, plan: Plan, inputs: Inputs, worker: Worker, find: FindRegion) -> Response:
+        """From the inputs to the response."""
+        try:
+            wanted = plan.outputs(call.request, worker, find)
+
+            def ask(asked: Worker, given: Inputs, until: float) -> tuple[Arrays, Timing]:
+                def infer() -> tuple[Arrays, Timing]:
+                    return asked.queue.infer(
+                        given,
+                        until,
+                        kind=plan.kind if given is inputs else None,
+                        priority=plan.priority,
+                        patience_s=plan.patience_s,
+                        still_wanted=call.context.is_active,
+                        on_end=call.on_end,
+                    )
+
+                return infer() if asked.cache_s <= 0 else self._cached(asked, given, infer)
+
+            answered = None
+            if worker.cascade is None and call.steps is None:
+                outputs, timing = ask(worker, inputs, call.deadline)
+            else:
+                steps = [] if call.steps is None else call.steps
+                answered = Cascading(self._router, ask, call.deadline, steps).answer(worker, inputs)
+                outputs, timing = answered.outputs, answered.timing
+            ran = time.monotonic()
+            response = plan.answer(call.request, worker, outputs, wanted)
+            if answered is not None and worker.cascade is not None:
+                response = _attributed(response, answered)
+            _check_size(response, worker)
+            timing.output_s += time.monotonic() - ran
+            worker.figures.answered(plan.samples, timing)
+            return response
+        finally:
+            if isinstance(inputs, Staged):
+                inputs.place.drop()
 
     @contextlib.contextmanager
     def _budget(self) -> Iterator[Callable[[int], None]]:
@@ -203,11 +224,9 @@ class Inference:
                     self._reading -= granted
 
     def _cached(
-        self, worker: Worker, inputs: Arrays, infer: Callable[[], tuple[Arrays, Timing]]
+        self, worker: Worker, inputs: Inputs, infer: Callable[[], tuple[Arrays, Timing]]
     ) -> tuple[Arrays, Timing]:
-        """The answer from the cache, if the version wants that and it is there, else from the worker."""
-        if worker.cache_s <= 0:
-            return infer()
+        """The answer from the cache, if it is there, else from the worker."""
         began = time.monotonic()
         key = key_of(worker.model, worker.version, inputs)
         with self._lock:
@@ -221,35 +240,13 @@ class Inference:
         return outputs, timing
 
 
-def _attribute(response: Response, answered: Answered) -> None:
+def _attributed(response: Response, answered: Answered) -> Response:
     """Says of a cascade's answer how many samples another model gave, and which."""
-    response.message.parameters[ESCALATED].int64_param = answered.escalated
+    more = pb.ModelInferResponse()
+    more.parameters[ESCALATED].int64_param = answered.escalated
     if answered.by:
-        response.message.parameters[ESCALATED_TO].string_param = answered.by
-
-
-def _handling(message: pb.ModelInferRequest) -> tuple[Priority, float]:
-    """The request's priority, and for how long it may wait in the queue, seconds."""
-    parameters = message.parameters
-    if not parameters:
-        return Priority.NORMAL, math.inf
-    sequence = parameters.get("sequence_id")
-    if sequence is not None and (sequence.int64_param or sequence.uint64_param or sequence.string_param):
-        raise _invalid("sequence_id: sequences are not offered; send each request whole")
-    try:
-        level = whole_number(parameters, "priority")
-        timeout_us = whole_number(parameters, "timeout")
-    except InputInvalid as error:
-        raise _invalid(error.message) from error
-    if level not in (0, *Priority):
-        raise _invalid(f"priority {level}: it is 1 (high), 2 (normal) or 3 (low)")
-    if timeout_us < 0:
-        raise _invalid(f"timeout {timeout_us}: it is a number of microseconds")
-    return Priority(level) if level else Priority.NORMAL, timeout_us / 1e6 if timeout_us else math.inf
-
-
-def _invalid(why: str) -> SluiceError:
-    return SluiceError(errors_pb2.INPUT_INVALID, f"the request's parameter {why}")
+        more.parameters[ESCALATED_TO].string_param = answered.by
+    return Response(response.head + more.SerializeToString(), response.raw)
 
 
 def _check_size(response: Response, worker: Worker) -> None:

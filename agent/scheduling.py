@@ -18,8 +18,10 @@ time, up to 20 ms below that, never beyond the policy's window, and never so lon
 Holding. While `hold_low` is set, requests of low priority stay in the queue, for LOW_HOLD_S at most, and the
 others go past them; the caller sets it anew before it takes (host_gate.py says when).
 
-Turning away. The queue is bounded; over its bound the lowest priority goes first, of that the latest. The
-breaker (breaker.py) turns away everything but a probe while latencies are over its bound.
+Turning away. The queue is bounded in number, and beyond LEAST_QUEUE by the wait to be expected: a burst is
+kept if the worker will have run it within QUEUE_WAIT_S. Over its bound the lowest priority goes first, of
+that the latest. The breaker (breaker.py) turns away everything but a probe while latencies are over its
+bound.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ from agent.limits import (
     BUSY_LOAD,
     GATE_LOOK_S,
     HANDICAP_S,
+    LEAST_QUEUE,
     LEAST_RETRY_S,
     LOAD_HALF_LIFE_S,
     LOW_HOLD_S,
     MAX_QUEUE,
     MOST_RETRY_S,
+    QUEUE_WAIT_S,
     WINDOW_BUSY_S,
     WINDOW_IDLE_S,
 )
@@ -62,7 +66,7 @@ class Policy:
         preferred: batch sizes that are sent without waiting for more.
         window_s: longest wait for a fuller batch, seconds; 0: none.
         target_s: how long a batch should run at most, seconds; the batch size follows it.
-        queue: requests that may wait.
+        queue: requests that may wait, at most; see "Turning away".
         breaker_s: from arrival to answer; over it a request counts as too slow, seconds; 0: no breaker.
     """
 
@@ -137,6 +141,7 @@ class Scheduler:
         self._last_end: float | None = None
         self._last_arrival: float | None = None
         self._interval_s = float("inf")  # between arrivals, averaged
+        self._request_s = 0.0  # of the worker's time that a request takes, averaged; 0: not known
 
     @property
     def waiting(self) -> tuple[Item, ...]:
@@ -152,6 +157,22 @@ class Scheduler:
     def running(self) -> Batch | None:
         return self._running
 
+    @property
+    def first(self) -> Item | None:
+        """The one with the smallest rank among those that wait."""
+        return self._waiting[0] if self._waiting else None
+
+    def run_now(self, item: Item, now: float) -> Batch | None:
+        """Submits and takes in one step a request that finds the worker free and need not wait for more;
+        None: it has to be submitted.
+        """
+        policy = self.policy
+        if self._running is not None or self._waiting or policy.window_s > 0 or policy.breaker_s > 0:
+            return None
+        self._note_arrival(now)
+        self._running = Batch((item,), now)
+        return self._running
+
     def submit(self, item: Item, now: float) -> list[Shed]:
         """Takes a request in; returns who is turned away for it, possibly itself."""
         self._note_arrival(now)
@@ -159,7 +180,7 @@ class Scheduler:
         if retry_s > 0:
             return [Shed(item, retry_s, "its answers take too long at present")]
         self._insert(item)
-        return self.trim(self.policy.queue, "its queue is full")
+        return self.trim(self._room(), "its queue is full")
 
     def trim(self, most: int, why: str) -> list[Shed]:
         """Turns requests away until at most `most` wait: the lowest priority first, of that the latest."""
@@ -221,6 +242,8 @@ class Scheduler:
         assert batch is not None
         seconds = now - batch.began
         self._note_busy(now, seconds)
+        each_s = seconds / len(batch.items)
+        self._request_s = 0.9 * self._request_s + 0.1 * each_s if self._request_s else each_s
         if ran and self.policy.max_batch > 1:
             elements = max(item.elements for item in batch.items)
             self.curves.learn(elements, batch.samples, seconds, self.policy, now)
@@ -232,13 +255,22 @@ class Scheduler:
         """Goes on with another's policy and what it has learned: this worker replaces that one's process."""
         self.policy, self.curves = other.policy, other.curves
 
-    # Batches.
+    # The queue.
+
+    def _room(self) -> int:
+        """How many may wait now."""
+        most = self.policy.queue
+        if most <= LEAST_QUEUE or len(self._waiting) <= LEAST_QUEUE:
+            return most
+        return max(LEAST_QUEUE, min(most, int(QUEUE_WAIT_S / self._request_s) if self._request_s else 0))
 
     def _insert(self, item: Item) -> None:
         at = len(self._waiting)
         while at and self._waiting[at - 1].rank > item.rank:
             at -= 1
         self._waiting.insert(at, item)
+
+    # Batches.
 
     def _next(self, now: float) -> list[Item]:
         """The head and those of its key that go with it; nothing while all that wait are held."""
@@ -308,4 +340,5 @@ class Scheduler:
     def _retry_s(self) -> float:
         """About how long it takes until what waits now has run."""
         samples = sum(item.samples for item in self._waiting)
-        return min(MOST_RETRY_S, max(LEAST_RETRY_S, samples * self.curves.sample_s()))
+        expected_s = max(samples * self.curves.sample_s(), len(self._waiting) * self._request_s)
+        return min(MOST_RETRY_S, max(LEAST_RETRY_S, expected_s))

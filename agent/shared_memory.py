@@ -58,16 +58,21 @@ class Region:
         """`size` bytes from `offset` of the region. Raises SluiceError(INPUT_INVALID)."""
         self.check(offset, size)
         data = np.empty(size, np.uint8)
+        self.read_into(offset, data.data)
+        return data
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """As much as `target` takes, from `offset` of the region. Raises SluiceError(INPUT_INVALID)."""
+        self.check(offset, target.nbytes)
         done = 0
-        while done < size:
+        while done < target.nbytes:
             try:
-                got = os.preadv(self._descriptor, [data.data[done:]], self.offset + offset + done)
+                got = os.preadv(self._descriptor, [target[done:]], self.offset + offset + done)
             except OSError as error:
                 raise _unusable(self.name, f"cannot be read: {error.strerror}") from error
             if not got:
                 raise _unusable(self.name, "ends before the size it was registered with")
             done += got
-        return data
 
     def write(self, offset: int, data: memoryview) -> None:
         """Writes `data` at `offset` of the region. Raises SluiceError(INPUT_INVALID)."""

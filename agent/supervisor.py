@@ -29,7 +29,8 @@ from agent.limits import (
 )
 from agent.retry import jittered
 from agent.router import Router
-from agent.worker import Worker, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import WorkerSpec
 from updater.errors import SluiceError
 
 log = logging.getLogger(__name__)

@@ -81,9 +81,22 @@ class Wanted:
     place: Place | None = None
 
 
-def is_raw(request: Request) -> bool:
-    """Whether the response should carry raw contents, as the request does (or has no contents at all)."""
-    return bool(request.raw) or not any(tensor.HasField("contents") for tensor in request.message.inputs)
+def answers_raw(request: Request, wanted: Sequence[Wanted]) -> bool:
+    """Whether the response carries raw contents: as the request does (or has no contents at all), and always
+    where an output has no typed field.
+    """
+    typed = not request.raw and any(tensor.HasField("contents") for tensor in request.message.inputs)
+    return not typed or any(item.spec.datatype not in _FIELDS for item in wanted)
+
+
+def in_region(parameters: Mapping[str, Any]) -> bool:
+    """Whether a tensor with these parameters lies in shared memory."""
+    return _REGION in parameters
+
+
+def region_of(parameters: Mapping[str, Any]) -> tuple[str, int]:
+    """The name of that region, and the tensor's offset in it, bytes."""
+    return _text(parameters[_REGION]), whole_number(parameters, _REGION_OFFSET)
 
 
 def decode_inputs(
@@ -108,7 +121,7 @@ def decode_inputs(
         raise _invalid("", request.fault)
     if len(tensors) > MAX_TENSORS_PER_MESSAGE:
         raise _invalid("", f"{len(tensors)} inputs; at most {MAX_TENSORS_PER_MESSAGE} are allowed")
-    shared = [_REGION in tensor.parameters for tensor in tensors]
+    shared = [in_region(tensor.parameters) for tensor in tensors]
     if request.raw and len(request.raw) != shared.count(False):
         raise _invalid(
             "",
@@ -119,7 +132,7 @@ def decode_inputs(
     raw = iter(request.raw)
     arrays: dict[str, NDArray[Any]] = {}
     from_regions = 0
-    for tensor, in_region in zip(tensors, shared):
+    for tensor, from_region in zip(tensors, shared):
         spec = wanted.get(tensor.name)
         if spec is None:
             have = ", ".join(map(str, specs))
@@ -130,11 +143,11 @@ def decode_inputs(
             raise _invalid(tensor.name, f"expected {spec}, got datatype {_short(tensor.datatype)!r}")
         _check_parameters(tensor.name, tensor.parameters)
         shape = _shape(tensor, spec)
-        if tensor.HasField("contents") and (request.raw or in_region):
-            beside = _REGION if in_region else "raw_input_contents"
+        if tensor.HasField("contents") and (request.raw or from_region):
+            beside = _REGION if from_region else "raw_input_contents"
             raise _invalid(tensor.name, f"it has contents beside {beside}; send one of them")
         try:
-            if in_region:
+            if from_region:
                 place = _place(tensor.name, tensor.parameters, find, "input")
                 from_regions += place.size
                 _check_place(tensor.datatype, shape, place, from_regions)
@@ -172,8 +185,9 @@ def requested_outputs(
         if output.name in chosen:
             raise _invalid(output.name, "it is asked for twice", "output")
         _check_parameters(output.name, output.parameters, "output")
-        in_region = _REGION in output.parameters
-        place = _place(output.name, output.parameters, find, "output") if in_region else None
+        place = None
+        if in_region(output.parameters):
+            place = _place(output.name, output.parameters, find, "output")
         chosen[output.name] = Wanted(spec, place)
     return tuple(chosen.values())
 
@@ -191,12 +205,11 @@ def encode_outputs(
         message: to be filled.
         arrays: by name; at least those of `wanted`. They must not change until the response is serialised.
         wanted: the outputs to add, in order.
-        raw: as `is_raw` says; typed contents are used only if every output has a typed field.
+        raw: as `answers_raw` says.
 
     Raises:
         SluiceError: INPUT_INVALID when an output does not fit its place in shared memory.
     """
-    raw = raw or any(item.spec.datatype not in _FIELDS for item in wanted)
     parts: list[Buffer] = []
     for item in wanted:
         spec, array = item.spec, arrays[item.spec.name]
@@ -205,15 +218,15 @@ def encode_outputs(
             _to_region(tensor, array, item.place)
             parts.append(b"")
         elif raw:
-            parts.append(_buffer(array, spec.datatype))
+            parts.append(buffer(array, spec.datatype))
         else:
             values = bytes_elements(array) if spec.datatype == BYTES else array
             getattr(tensor.contents, _FIELDS[spec.datatype]).extend(values.reshape(-1).tolist())
             parts.append(b"")
-    return Response(message, parts if raw else ())
+    return Response(message.SerializeToString(), parts if raw else ())
 
 
-def _buffer(array: NDArray[Any], datatype: str) -> Buffer:
+def buffer(array: NDArray[Any], datatype: str) -> Buffer:
     """The raw contents, without a copy where the array's memory is laid out like them."""
     if datatype == BYTES or not array.flags.c_contiguous:
         return encode(array)
@@ -272,7 +285,7 @@ def _from_region(datatype: str, shape: tuple[int, ...], place: Place) -> NDArray
 
 
 def _to_region(tensor: pb.ModelInferResponse.InferOutputTensor, array: NDArray[Any], place: Place) -> None:
-    data = memoryview(_buffer(array, tensor.datatype))
+    data = memoryview(buffer(array, tensor.datatype))
     if data.nbytes > place.size:
         raise _invalid(
             tensor.name, f"it takes {data.nbytes} bytes, and {_REGION_BYTES} is {place.size}", "output"

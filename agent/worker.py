@@ -20,10 +20,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from agent import worker_process
@@ -31,67 +30,19 @@ from agent.batching import Batcher
 from agent.cascade import Cascade
 from agent.child import Child
 from agent.figures import Figures, Timing
-from agent.limits import EXIT_S, HANG_S
+from agent.limits import EXIT_S
+from agent.staging import Place, Staged
 from agent.transport import ChannelBroken, ChannelClosed, Message, MessageTooLarge
 from agent.version_policy import VersionPolicy
+from agent.worker_spec import LoadCrashed, WorkerDied, WorkerSpec
 from runtimes.inputs import check_inputs, splits_by_sample
-from runtimes.interface import CPU, OPTIMIZATIONS, InputInvalid, TensorSpec
+from runtimes.interface import InputInvalid, TensorSpec
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """What a worker is to load and how.
-
-    Attributes:
-        model: the model's name.
-        version: its version.
-        path: the model file, verified by the caller.
-        format: "onnx" or "tflite".
-        runtime_preference: the runtime to take if several read the format; empty for any.
-        threads: that one inference may use.
-        accelerators: what to run on, best first; the first that works is taken.
-        optimization: of an ONNX graph, see runtimes.interface.
-        xnnpack: whether TensorFlow Lite may use XNNPACK.
-        loaded_digests: of the files that this worker has loaded, for reports.
-        hang_s: a request that runs longer gets the process killed, seconds.
-    """
-
-    model: str
-    version: int
-    path: Path
-    format: str
-    runtime_preference: str = ""
-    threads: int = 1
-    accelerators: tuple[str, ...] = (CPU,)
-    optimization: str = OPTIMIZATIONS[-1]
-    xnnpack: bool = True
-    loaded_digests: tuple[str, ...] = field(default=())
-    hang_s: float = HANG_S
-
-    def __str__(self) -> str:
-        return f"{self.model}@{self.version}"
-
-
-class WorkerDied(SluiceError):
-    """WORKER_DIED. `delivered`: the request may have reached the process; if not, another may take it.
-
-    `killed`: the process was killed by someone or by the kernel, so the model need not be at fault.
-    """
-
-    def __init__(self, message: str, *, obj: str, delivered: bool, killed: bool = False) -> None:
-        super().__init__(
-            errors_pb2.WORKER_DIED, message, hint="the agent starts it again; repeat the request", obj=obj
-        )
-        self.delivered = delivered
-        self.killed = killed
-
-
-class LoadCrashed(SluiceError):
-    """MODEL_LOAD_FAILED: the process ended by itself while it loaded the model."""
+_INFER = {"op": "infer"}
 
 
 class Worker:
@@ -126,6 +77,7 @@ class Worker:
         self._any_batch = False
         self._turn = threading.Lock()  # held by the one caller who may use the channel
         self._unanswered = False  # under _turn: a request was sent and its answer not yet taken
+        self._reads: Place | None = None  # under _turn: where the running request's inputs lie, if staged
         self._busy_since: float | None = None  # since when the running request runs (time.monotonic)
         self._state = threading.Condition()  # guards what follows
         self._users = 0
@@ -232,7 +184,8 @@ class Worker:
         """Undoes one `enter`."""
         with self._state:
             self._users -= 1
-            self._state.notify_all()
+            if self._closing and not self._users:
+                self._state.notify_all()
 
     def check(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The inputs in the model's order, as `run` takes them. Raises SluiceError(INPUT_INVALID)."""
@@ -254,12 +207,15 @@ class Worker:
         Raises:
             SluiceError: as `check` and `run`.
         """
-        return self.run([self.check(inputs)], timeout_s)[0]
+        with self.in_use():
+            return self.run([self.check(inputs)], timeout_s)[0]
 
     def run(
         self, inputs: Sequence[Mapping[str, NDArray[Any]]], timeout_s: float
     ) -> tuple[dict[str, NDArray[Any]], Timing]:
         """Runs inputs that `check` returned, joined along their first dimension if they are several.
+
+        The caller counts itself as a user (`enter`, `in_use`).
 
         Returns:
             An array for each of `self.outputs`, and where the time went.
@@ -270,17 +226,36 @@ class Worker:
         """
         began = time.monotonic()
         deadline = began + timeout_s
-        with self.in_use():
-            if not self._turn.acquire(timeout=max(0.0, timeout_s)):
-                raise self.timeout("the request waited for its turn until its deadline")
-            try:
-                self._clear_late_answer(deadline)
-                queue_s = time.monotonic() - began
-                outputs, timing = self._exchange(inputs, deadline, timeout_s)
-            finally:
-                self._turn.release()
+        if not self._turn.acquire(timeout=max(0.0, timeout_s)):
+            raise self.timeout("the request waited for its turn until its deadline")
+        try:
+            self._clear_late_answer(deadline)
+            queue_s = time.monotonic() - began
+            outputs, timing = self._exchange(inputs, deadline, timeout_s)
+        finally:
+            self._turn.release()
         timing.queue_s = queue_s
         return outputs, timing
+
+    def stage(self, size: int) -> tuple[Staged, NDArray[np.uint8]] | None:
+        """Room for a request's inputs where the process reads them, to be filled before `run`.
+
+        Args:
+            size: bytes, each input padded as a message lays them out.
+
+        Returns:
+            The inputs, none yet, and the room to be written to; the caller drops their place in the end. None
+            when there is no room: inputs that are not staged are copied when they run.
+        """
+        staging = self._child.staging
+        place = staging.take(size)
+        if place is None:
+            return None
+        room = staging.arena.bytes[place.start : place.start + size]
+        if room.size != size:  # the process ended, and its arena is closed
+            place.drop()
+            return None
+        return Staged(place), room
 
     def samples(self, inputs: Mapping[str, NDArray[Any]]) -> int:
         """How many samples checked inputs hold: their first dimension where that is the batch, else 1."""
@@ -405,9 +380,14 @@ class Worker:
         began = time.monotonic()
         if began >= deadline:
             raise self.timeout("the request waited for its turn until its deadline")
+        if len(inputs) == 1 and isinstance(inputs[0], Staged):
+            if not inputs[0].place.hold():
+                raise self.timeout("the client no longer waits for the answer")
+            self._reads = inputs[0].place
         try:
-            self._child.channel.send({"op": "infer"}, *inputs)
+            self._child.channel.send(_INFER, *inputs)
         except MessageTooLarge as error:
+            self._idle()
             raise SluiceError(
                 errors_pb2.LIMIT_EXCEEDED, f"the inputs for {self.spec}: {error}", obj=str(self.spec)
             ) from error
@@ -437,6 +417,9 @@ class Worker:
 
     def _idle(self) -> None:
         self._unanswered, self._busy_since = False, None
+        if self._reads is not None:
+            self._reads.drop()
+            self._reads = None
 
     def _give_up(self, began: float, timeout_s: float) -> None:
         """Leaves a running request alone, to be killed at the hang limit unless its answer comes."""

@@ -1,9 +1,9 @@
 """The worker: a process of its own that holds one loaded model and answers one request after the other.
 
-Started as `python -m agent.worker_process CHANNEL_FD ARENA_FD ARENA_FD LIFELINE_FD LABEL` by child.py, with
-the descriptors inherited; the first arena is the agent's to write, the second ours. In order: put signals,
-name and memory priority right; watch the lifeline; say "started"; take one "load" message and answer "ready"
-or "error"; then answer "infer" messages until the channel ends.
+Started as `python -m agent.worker_process REQUESTS_FD ANSWERS_FD ARENA_FD ARENA_FD LIFELINE_FD LABEL` by
+child.py, with the descriptors inherited: two pipes; two arenas, the first the agent's to write, the second
+ours; the lifeline. In order: put signals, name and memory priority right; watch the lifeline; say "started";
+take one "load" message and answer "ready" or "error"; then answer "infer" messages until the channel ends.
 
 Rules: only the standard library, NumPy and the runtime are imported, so that a worker costs little more than
 its model (no gRPC, no protobuf, hence no `updater`). The lifeline is a pipe that nobody writes to: it ends
@@ -17,7 +17,6 @@ import contextlib
 import faulthandler
 import os
 import signal
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -45,12 +44,12 @@ RUN = "run"  # the runtime failed on the inputs
 
 def main(arguments: list[str]) -> int:
     """The life of the process; returns the exit code."""
-    channel_fd, incoming_fd, outgoing_fd, lifeline_fd = map(int, arguments[:4])
+    requests_fd, answers_fd, incoming_fd, outgoing_fd, lifeline_fd = map(int, arguments[:5])
     _settle(lifeline_fd)
     incoming, outgoing = Arena(incoming_fd), Arena(outgoing_fd)
     for arena in (incoming, outgoing):
         arena.close_descriptor()
-    channel = Channel(socket.socket(fileno=channel_fd), outgoing, incoming, views=True)
+    channel = Channel(requests_fd, answers_fd, outgoing, incoming, views=True)
     with contextlib.suppress(ChannelClosed):  # the agent let go of this worker, or is gone
         channel.send({"op": "started"})
         model = _load(channel, channel.receive(None))
@@ -69,7 +68,8 @@ def _settle(lifeline_fd: int) -> None:
     faulthandler.enable()  # a crash in native code leaves a trace on stderr, which the agent keeps
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the agent's to act on: it drains first
+    os.setpgid(0, 0)  # Ctrl-C in a terminal is the agent's to act on, which drains first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # both are a courtesy and work without privileges where /proc is whole
         Path("/proc/self/comm").write_text("sluice-worker", encoding="ascii")
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUST), encoding="ascii")

@@ -23,7 +23,8 @@ from agent.inference import InferenceServer
 from agent.limits import MAX_MESSAGE_BYTES
 from agent.options import read
 from agent.router import Router
-from agent.worker import Worker, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import WorkerSpec
 from inference import open_inference_pb2 as pb
 from inference import open_inference_pb2_grpc as pb_grpc
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from runtimes import probing, tflite_file
 from runtimes.datatypes import BYTES, bytes_elements, of_dtype
 from runtimes.detect import TFLITE
-from runtimes.inputs import Arrays, check_inputs, run_each, splits_by_sample
+from runtimes.inputs import Arrays, InputCheck, run_each, splits_by_sample
 from runtimes.interface import (
     CPU,
     InferenceFailed,
@@ -143,10 +143,11 @@ class InterpreterModel(Model):
         self._allocated = {name: _dimensions(details["shape"]) for name, details in inputs.items()}
         self._shapes = dict(self._allocated)  # what the inputs are resized to now
         self._any_batch = splits_by_sample(self.inputs, self.outputs)
+        self._check = InputCheck(self.inputs, any_batch=self._any_batch)
         self._resizes: bool | None = None  # whether resizing answers batches rightly; None: not known yet
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        arrays = check_inputs(self.inputs, inputs, any_batch=self._any_batch)
+        arrays = self._check(inputs)
         for name, array in arrays.items():
             if 0 in array.shape:
                 raise InputInvalid(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from runtimes import probing
 from runtimes.datatypes import BF16, BYTES, bytes_elements
 from runtimes.detect import ONNX
-from runtimes.inputs import Arrays, check_inputs, run_each, splits_by_sample
+from runtimes.inputs import Arrays, InputCheck, run_each, splits_by_sample
 from runtimes.interface import (
     CPU,
     InferenceFailed,
@@ -120,7 +120,11 @@ class OnnxModel(Model):
         self.inputs = tuple(_spec(argument) for argument in session.get_inputs())
         self.outputs = tuple(_spec(argument) for argument in session.get_outputs())
         self._session = session
+        self._names = [spec.name for spec in self.outputs]
+        self._has_strings = any(spec.datatype == BYTES for spec in self.inputs)
+        self._gives_strings = any(spec.datatype == BYTES for spec in self.outputs)
         self._any_batch = splits_by_sample(self.inputs, self.outputs)
+        self._check = InputCheck(self.inputs, any_batch=self._any_batch)
         # NumPy has no BF16, so such a model's tensors cross as raw bits in the library's own values.
         self._raw = any(spec.datatype == BF16 for spec in (*self.inputs, *self.outputs))
 
@@ -128,10 +132,14 @@ class OnnxModel(Model):
         session = self._session
         if session is None:
             raise InferenceFailed("the model is closed", hint="load it again")
-        arrays = check_inputs(self.inputs, inputs, any_batch=self._any_batch)
-        for spec in self.inputs:
-            if spec.datatype == BYTES:
-                arrays[spec.name] = _decoded(spec.name, arrays[spec.name])
+        arrays = self._check(inputs)
+        if self._has_strings:
+            arrays = {
+                spec.name: _decoded(spec.name, arrays[spec.name])
+                if spec.datatype == BYTES
+                else arrays[spec.name]
+                for spec in self.inputs
+            }
         infer = self._infer_raw if self._raw else self._infer
         if self._any_batch and next(iter(arrays.values())).shape[0] != 1:
             return run_each(arrays, lambda sample: infer(session, sample))
@@ -142,9 +150,11 @@ class OnnxModel(Model):
 
     def _infer(self, session: Any, arrays: Arrays) -> Arrays:
         try:
-            answers = session.run([spec.name for spec in self.outputs], arrays)
+            answers = session.run(self._names, arrays)
         except Exception as error:
             raise _failed(error) from error
+        if not self._gives_strings:
+            return dict(zip(self._names, answers))
         return {
             spec.name: bytes_elements(answer) if spec.datatype == BYTES else answer
             for spec, answer in zip(self.outputs, answers)
@@ -159,7 +169,7 @@ class OnnxModel(Model):
                 else value.ortvalue_from_numpy(arrays[spec.name])
                 for spec in self.inputs
             }
-            answers = session.run_with_ort_values([spec.name for spec in self.outputs], feed)
+            answers = session.run_with_ort_values(self._names, feed)
             return {
                 spec.name: _raw_bits(answer) if spec.datatype == BF16 else answer.numpy()
                 for spec, answer in zip(self.outputs, answers)

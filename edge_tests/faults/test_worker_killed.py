@@ -17,7 +17,8 @@ from agent.inference import InferenceServer
 from agent.limits import CRASH_LOOP_DEATHS
 from agent.router import Router
 from agent.supervisor import Supervisor
-from agent.worker import Worker, WorkerDied, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import WorkerDied, WorkerSpec
 from edge_tests.harness import models, serving
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
@@ -243,7 +244,8 @@ def test_closing_and_dying_at_once(tmp_path: Path) -> None:
 PARENT = """
 import sys, threading
 from pathlib import Path
-from agent.worker import Worker, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import WorkerSpec
 from edge_tests.harness import models, serving
 workers = [Worker.start(WorkerSpec("m", n, Path(path), "onnx"), 30) for n, path in enumerate(sys.argv[1:], 1)]
 def ask():

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from agent.worker import Worker, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import WorkerSpec
 from edge_tests.harness.models import write_onnx
 
 START_S = 30.0

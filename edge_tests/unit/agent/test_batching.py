@@ -179,7 +179,7 @@ def test_a_defect_fails_the_batch_and_nothing_hangs(box: Box) -> None:
 def test_a_deadline_ends_the_wait_in_the_queue(box: Box) -> None:
     running = box.occupy()
     (late,) = box.queued((1.0,), deadline_s=0.05)
-    (bounded,) = box.queued((2.0,), queue_until=time.monotonic() + 0.1)
+    (bounded,) = box.queued((2.0,), patience_s=0.1)
     for future in (late, bounded):
         with pytest.raises(SluiceError, match="waited for its turn"):
             future.result(LONG)

@@ -69,8 +69,8 @@ def decode_inputs(request: pb.ModelInferRequest, specs: list[TensorSpec]) -> dic
     return codec.decode_inputs(of_message(request), specs, no_region)
 
 
-def is_raw(request: pb.ModelInferRequest) -> bool:
-    return codec.is_raw(of_message(request))
+def is_raw(request: pb.ModelInferRequest, *outputs: TensorSpec) -> bool:
+    return codec.answers_raw(of_message(request), [Wanted(item) for item in outputs])
 
 
 def requested_outputs(request: pb.ModelInferRequest, specs: list[TensorSpec]) -> tuple[Wanted, ...]:
@@ -130,11 +130,14 @@ def test_half_floats_travel_raw_only(datatype: str) -> None:
 def test_outputs(datatype: str, raw: bool) -> None:
     array = array_of(datatype)
     arrays = {"y": array, "unasked": array}
+    if datatype not in FIELDS:
+        assert is_raw(pb.ModelInferRequest(inputs=[FLOATS]), spec(datatype))
+        raw = True
     encoded = encode_outputs(pb.ModelInferResponse(), arrays, [Wanted(spec(datatype, name="y"))], raw=raw)
     response = encoded.whole()
     (output,) = response.outputs
     assert (output.name, output.datatype, list(output.shape)) == ("y", datatype, [1, 2])
-    if raw or datatype not in FIELDS:
+    if raw:
         assert decode(datatype, [1, 2], response.raw_output_contents[0]).tolist() == array.tolist()
         assert not output.HasField("contents")
     else:
@@ -145,7 +148,8 @@ def test_outputs(datatype: str, raw: bool) -> None:
 def test_one_raw_only_output_makes_all_raw() -> None:
     arrays = {"a": array_of("FP16"), "b": array_of("INT64")}
     wanted = [Wanted(spec("FP16", name="a")), Wanted(spec("INT64", name="b"))]
-    response = encode_outputs(pb.ModelInferResponse(), arrays, wanted, raw=False).whole()
+    raw = codec.answers_raw(of_message(pb.ModelInferRequest(inputs=[FLOATS])), wanted)
+    response = encode_outputs(pb.ModelInferResponse(), arrays, wanted, raw=raw).whole()
     assert len(response.raw_output_contents) == 2
     assert not any(output.HasField("contents") for output in response.outputs)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from agent import options, placement
-from agent.worker import LoadCrashed, Worker, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import LoadCrashed, WorkerSpec
 from edge_tests.harness import models, serving
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError

@@ -17,6 +17,7 @@ from agent.limits import (
     BREAKER_FIRST_S,
     CURVE_KEEP_S,
     HANDICAP_S,
+    LEAST_QUEUE,
     MAX_LENGTH_CLASSES,
     MOST_RETRY_S,
     SIZE_SEEN,
@@ -157,6 +158,23 @@ def test_a_full_queue_turns_the_lowest_priority_away_first() -> None:
     again = item(priority=Priority.LOW)
     (shed,) = scheduler.submit(again, 0.0)
     assert shed.item == again
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.001, 100), (0.005, 100), (0.006, 83), (0.5, LEAST_QUEUE)])
+def test_a_burst_is_kept_if_it_will_have_run_soon(seconds: float, most: int) -> None:
+    scheduler = Scheduler(Policy(queue=100))
+    scheduler.submit(item(), 0.0)
+    run(scheduler, 0.0, seconds)
+    shed = [each for _ in range(150) for each in scheduler.submit(item(), 1.0)]
+    assert len(scheduler.waiting) == most
+    assert len(shed) == 150 - most
+
+
+def test_before_anything_ran_a_short_queue_is_kept() -> None:
+    scheduler = Scheduler(Policy())
+    for _ in range(2 * LEAST_QUEUE):
+        scheduler.submit(item(), 0.0)
+    assert len(scheduler.waiting) == LEAST_QUEUE
 
 
 WINDOW = Policy(max_batch=8, window_s=1.0)

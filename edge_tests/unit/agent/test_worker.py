@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from agent.limits import MAX_FRAME_PAYLOAD_BYTES, OOM_SCORE_ADJUST
-from agent.worker import Worker, WorkerDied, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import WorkerDied, WorkerSpec
 from edge_tests.harness import models, serving
 from runtimes import registry
 from sluice.api.v1 import errors_pb2
@@ -136,7 +137,8 @@ def test_the_process_is_light_named_and_expendable(tmp_path: Path) -> None:
         assert worker.spec.model + "@1" in (process / "cmdline").read_text()
         assert int((process / "oom_score_adj").read_text()) == OOM_SCORE_ADJUST
         assert "OMP_NUM_THREADS=2" in (process / "environ").read_text().split("\0")
-        assert os.getsid(worker.pid) == worker.pid
+        assert os.getpgid(worker.pid) == worker.pid
+        assert os.getsid(worker.pid) == os.getsid(0)  # see child.py
         loaded = (process / "maps").read_text()
         assert "onnxruntime" in loaded
         assert not re.search(r"cygrpc|_upb|google/protobuf", loaded)

@@ -16,7 +16,8 @@ from agent.limits import (
 )
 from agent.router import Router
 from agent.supervisor import History, Supervisor, after_death
-from agent.worker import Worker, WorkerSpec
+from agent.worker import Worker
+from agent.worker_spec import WorkerSpec
 from edge_tests.harness import models, serving
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from agent import transport
-from agent.arena import Arena
+from agent.arena import ARENA_BYTES, Arena
 from agent.limits import (
     ARENA_KEEP_BYTES,
     MAX_FRAME_HEADER_BYTES,
@@ -31,15 +30,15 @@ DTYPES = ["?", "u1", "i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4
 
 
 class Ends:
-    """Both ends of a channel, and the sockets under them."""
+    """Both ends of a channel, and what is under them."""
 
     def __init__(self) -> None:
-        self.ours, self.theirs = socket.socketpair()
-        out, back = Arena.create(), Arena.create()
-        self.back = back
-        self.channel = Channel(self.ours, out, back)
-        others = [Arena(os.dup(arena.descriptor)) for arena in (out, back)]
-        self.other = Channel(self.theirs, others[1], others[0], views=True)
+        there, back_again = os.pipe(), os.pipe()
+        self.out, self.back = Arena.create(), Arena.create()
+        self.channel = Channel(back_again[0], there[1], self.out, self.back)
+        others = [Arena(os.dup(arena.descriptor)) for arena in (self.out, self.back)]
+        self.theirs = back_again[1]
+        self.other = Channel(there[0], self.theirs, others[1], others[0], views=True)
 
     def close(self) -> None:
         self.channel.close()
@@ -61,8 +60,8 @@ def shared() -> Iterator[Ends]:
     ends.close()
 
 
-def frame(header: bytes, payload: int = 0, magic: bytes = transport._MAGIC) -> bytes:
-    return transport._PREFIX.pack(magic, len(header), payload) + header
+def frame(header: bytes, payload: int = 0, magic: bytes = transport._MAGIC, start: int = 0) -> bytes:
+    return transport._PREFIX.pack(magic, len(header), start, payload) + header
 
 
 arrays = st.sampled_from(DTYPES).flatmap(
@@ -178,8 +177,12 @@ def table(*entries: Any) -> bytes:
     "data",
     [
         frame(table(), magic=b"HTTP"),
-        transport._PREFIX.pack(transport._MAGIC, MAX_FRAME_HEADER_BYTES + 1, 0),
-        transport._PREFIX.pack(transport._MAGIC, 2, MAX_FRAME_PAYLOAD_BYTES + 1),
+        transport._PREFIX.pack(transport._MAGIC, MAX_FRAME_HEADER_BYTES + 1, 0, 0),
+        transport._PREFIX.pack(transport._MAGIC, 2, 0, MAX_FRAME_PAYLOAD_BYTES + 1),
+        frame(table(), start=ARENA_BYTES + 64),
+        frame(table(), start=2**64 - 64),
+        frame(table(["x", "UINT8", [64], 64]), 64, start=ARENA_BYTES),
+        frame(table(["x", "UINT8", [64], 64]), 64, start=1),
         frame(b"{"),
         frame(b"\xff\xfe"),
         frame(b"[]"),
@@ -203,14 +206,14 @@ def table(*entries: Any) -> bytes:
     ],
 )
 def test_what_is_no_message_breaks_the_channel(ends: Ends, data: bytes) -> None:
-    ends.theirs.sendall(data)
+    os.write(ends.theirs, data)
     with pytest.raises(ChannelBroken):
         ends.channel.receive(5)
 
 
 def test_strings_that_claim_more_than_there_is_break_the_channel(ends: Ends) -> None:
     ends.back.bytes[:64] = 255
-    ends.theirs.sendall(frame(table(["x", "BYTES", [1], 64]), 64))
+    os.write(ends.theirs, frame(table(["x", "BYTES", [1], 64]), 64))
     with pytest.raises(ChannelBroken, match="claims 4294967295 bytes"):
         ends.channel.receive(5)
 
@@ -218,21 +221,20 @@ def test_strings_that_claim_more_than_there_is_break_the_channel(ends: Ends) -> 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_end_in_a_named_error(data: bytes, framed: bool) -> None:
-    ours, theirs = socket.socketpair()
-    arena = Arena.create()
-    with ours, theirs:
-        theirs.sendall(frame(data) if framed else data)
-        theirs.shutdown(socket.SHUT_WR)
-        channel = Channel(ours, arena, arena)
-        with pytest.raises((ChannelBroken, ChannelClosed)):
-            while True:
-                channel.receive(5)
-    arena.close()
+    reader, theirs = os.pipe()
+    os.write(theirs, frame(data) if framed else data)
+    os.close(theirs)
+    arena = Arena.create(64)
+    channel = Channel(reader, os.open(os.devnull, os.O_WRONLY), arena, arena)
+    with pytest.raises((ChannelBroken, ChannelClosed)):
+        while True:
+            channel.receive(5)
+    channel.close()
 
 
 def test_a_frame_that_stops_half_way(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "FRAME_S", 0.1)
-    ends.theirs.sendall(frame(table(["x", "UINT8", [64], 64]), 64)[:-1])
+    os.write(ends.theirs, frame(table(["x", "UINT8", [64], 64]), 64)[:-1])
     with pytest.raises(ChannelBroken, match="stopped half-way"):
         ends.channel.receive(5)
 
@@ -263,4 +265,4 @@ def test_what_a_channel_remembers_is_bounded(ends: Ends) -> None:
     for size in range(3 * MAX_LAYOUTS):
         ends.channel.send({"op": "infer"}, {"x": np.zeros(size, np.uint8)})
         assert ends.other.receive(5).tensors["x"].size == size
-    assert len(ends.channel._plans) == len(ends.other._read) == MAX_LAYOUTS
+    assert len(ends.channel._plans) == len(ends.other._known) == MAX_LAYOUTS
