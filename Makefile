@@ -20,7 +20,7 @@ peer = [ -d .cache/$(1) ] || { $(PYTHON) -m venv .cache/$(1) && .cache/$(1)/bin/
   || { echo "$(2) cannot be installed here"; rm -rf .cache/$(1); }
 
 .PHONY: help install demo test test-main test-legacy lint proto bench bench-delta bench-link bench-memory \
-  bench-serve minilm-venv minilm soak vectors fuzz clean
+  bench-serve bench-swap minilm-venv minilm soak vectors fuzz clean
 
 help: ## Lists the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,7 +88,10 @@ bench-serve: $(STAMP) ## Serving beside MLServer, pytriton and a bare gRPC serve
 	@$(call peer,pytriton-venv,nvidia-pytriton onnxruntime)
 	$(BIN)/python -m benchmarks.serve $(ARGS)
 
-soak: bench-memory ## What is too long for the tests.
+bench-swap: $(STAMP) ## 1,000 swaps and 200 kills of workers under load (half an hour); ARGS="--swaps 100 --kills 0", --write.
+	$(BIN)/python -m benchmarks.swaps $(ARGS)
+
+soak: bench-memory bench-swap ## What is too long for the tests.
 
 minilm: $(STAMP) $(MINILM_STAMP) ## Generates the MiniLM pairs into .cache/minilm and lists them.
 	$(BIN)/python -m benchmarks.minilm

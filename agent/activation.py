@@ -1,13 +1,10 @@
-"""From files on disk to a version that answers: start beside, check, commit, turn, soak, or go back.
+"""The versions that this box serves, as others see them: activated, gone back from, loaded, unloaded, booted.
 
-Activation: re-hash the files -> worker process beside the running one -> warm-up -> golden inputs -> the
-slots are committed (one transaction) -> the router turns -> the old worker stays warm for the soak time ->
-it is closed, its files stay. Everything before the commit leaves what serves untouched; a kill between
-commit and turn is mended at boot, which starts what the slots call active.
+A change to another version is a swap (swap.py decides, swapping.py drives); this file begins and ends them,
+and does what is no change: boot, and what clients may ask for. Everything before a swap's commit leaves what
+serves untouched; a kill between commit and turn is mended at boot, which starts what the slots call active.
 
-Going back uses the previous worker if it is still warm, else starts one from disk; only when that one is
-ready are the slots committed and the router turned. Boot tries active, then previous, and says in the
-update record why it had to.
+Boot tries active, then previous, and says in the update record why it had to.
 
 Rules: one change at a time for each model (a lock); a worker that is not in the router is closed before the
 lock is given up; the slots name as active only what was loaded once.
@@ -18,38 +15,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from agent import cascading, golden, options, placement
 from agent import slots as moves
-from agent.batch_proof import batches_are_safe
 from agent.batching import Gate
+from agent.control import CancelledError
 from agent.installer import Installer, Prepared
 from agent.limits import DRAIN_S, MAX_NAME_CHARACTERS
 from agent.reporter import Loaded
 from agent.repository import Held
-from agent.retry import Cause, cause_of
 from agent.router import Router
-from agent.scheduling import Policy
 from agent.slots import Installed, Slots
+from agent.starter import Starter
 from agent.state import State, Update
-from agent.version_directory import verify
+from agent.swap import Terms
+from agent.swap_actions import Step
+from agent.swapping import Seen, Swaps
+from agent.turning import Turner
 from agent.worker import Worker
-from agent.worker_spec import WorkerSpec
-from sluice.api.v1 import errors_pb2, sync_pb2
+from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
+from updater.manifest import Variant
 from updater.store import Store
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Soak:
-    """A soak under way: which worker, and since when (time.monotonic)."""
-
-    worker: Worker
-    since_s: float
 
 
 class Activator:
@@ -61,7 +51,7 @@ class Activator:
         installer: for manifests and directories; only its offline methods are used.
         router: what serves.
         threads: of a model's runtime unless its variant says otherwise.
-        soak_s: see AgentConfig.
+        terms: what a variant's options, over the configuration, say of its swap; and what was not understood.
         load_deadline_s: see AgentConfig.
         gate: what low-priority requests wait for; None: nothing.
         changed: called when the reported state changed.
@@ -75,39 +65,27 @@ class Activator:
         router: Router,
         *,
         threads: int,
-        soak_s: float,
+        terms: Callable[[Mapping[str, str]], tuple[Terms, list[str]]],
         load_deadline_s: float,
         changed: Callable[[], None],
         gate: Gate | None = None,
     ) -> None:
         self._state = state
-        self._store = store
         self._installer = installer
         self._router = router
-        self._threads = threads
-        self._soak_s = soak_s
-        self._load_deadline_s = load_deadline_s
+        self._terms = terms
         self._changed = changed
-        self._gate = gate
-        self._guard = threading.Lock()
-        self._locks: dict[str, threading.RLock] = {}
-        self._loaded: dict[str, Installed] = {}
-        self._soaks: dict[str, _Soak] = {}
-        self._unloaded: set[str] = set()  # by a client, until a load, an activation or the next start
-
-    def _lock(self, model: str) -> threading.RLock:
-        with self._guard:
-            return self._locks.setdefault(model, threading.RLock())
+        starter = Starter(store, threads=threads, load_deadline_s=load_deadline_s, gate=gate)
+        self._turner = Turner(state, router, installer, starter)
+        self._swaps = Swaps(self._turner, load_deadline_s=load_deadline_s, changed=changed)
 
     def loaded(self) -> dict[str, Loaded]:
         """What each model's active worker has loaded, for the report."""
-        found = {}
-        for serving in self._router.models():
-            with self._guard:
-                installed = self._loaded.get(serving.model)
-            if installed is not None and installed.version == serving.active.version:
-                found[serving.model] = Loaded(installed, serving.active.spec.loaded_digests, serving.ready)
-        return found
+        return self._turner.loaded()
+
+    def swaps(self) -> list[Seen]:
+        """Every change of version under way, soaking ones too."""
+        return self._swaps.seen()
 
     def held(self) -> list[Held]:
         """Every model's active and previous version on disk."""
@@ -120,16 +98,16 @@ class Activator:
 
     def unloaded(self, model: str) -> bool:
         """Whether a client unloaded the model: it then does not serve, and nothing needs mending."""
-        return model in self._unloaded
+        return model in self._turner.unloaded
 
     def unload(self, model: str) -> None:
         """Ends the model's workers; its slots and files stay. Raises SluiceError(MODEL_UNKNOWN)."""
-        known = self._state.models()
-        if model not in known:
-            raise _unknown(model, sorted(known))
-        with self._lock(model):
-            self._unloaded.add(model)
-            self._soaks.pop(model, None)
+        self._require(model)
+        self._swaps.abort(model)
+        with self._turner.lock(model):
+            self._swaps.end(model)
+            self._swaps.forget(model)
+            self._turner.unloaded.add(model)
             workers = self._router.remove(model)
         for worker in workers:
             worker.close(DRAIN_S)
@@ -141,43 +119,33 @@ class Activator:
 
         Raises SluiceError(MODEL_UNKNOWN | MODEL_NOT_SERVING) or why the version cannot be loaded.
         """
-        known = self._state.models()
-        if model not in known:
-            raise _unknown(model, sorted(known))
-        with self._lock(model):
+        self._require(model)
+        with self._turner.lock(model):
             if self._router.serving(model) is None:
                 slots = self._state.slots(model)
                 if slots.active is None:
                     raise SluiceError(
                         errors_pb2.MODEL_NOT_SERVING, f"no version of {model} is active yet", obj=model
                     )
-                failure = self._boot_version(model, slots.active)
+                failure = self._boot_version(slots, slots.active)
                 if failure is not None:
                     raise failure
-                if slots.soaking:
-                    self._begin_soak(model)
                 log.warning("a client loaded %s", model)
         self._changed()
 
     def stage(self, prepared: Prepared, model: str) -> None:
         """The version is whole on disk and about to be activated."""
-        with self._lock(model):
+        with self._turner.lock(model):
             self._state.save(moves.stage(self._state.slots(model), prepared.installed))
 
     def unstage(self, model: str) -> None:
         """The staged version was given up."""
-        with self._lock(model):
+        with self._turner.lock(model):
             slots = self._state.slots(model)
             if slots.staged is not None:
                 self._state.save(moves.unstage(slots))
 
-    def activate(
-        self,
-        model: str,
-        prepared: Prepared,
-        update: Update,
-        step: Callable[[sync_pb2.UpdateStep.ValueType], None],
-    ) -> None:
+    def activate(self, model: str, prepared: Prepared, update: Update, step: Step) -> bool:
         """Makes a staged version the active one.
 
         Args:
@@ -186,116 +154,48 @@ class Activator:
             update: its record, written with the slots.
             step: told about each step.
 
-        Raises SluiceError(STORE_CORRUPT | MODEL_LOAD_FAILED | RUNTIME_UNAVAILABLE | WARM_UP_FAILED |
-        GOLDEN_MISMATCH | CASCADE_INVALID | CASCADE_INCOMPLETE | WORKER_DIED | WORKER_TIMEOUT | ...); what
-        serves is then untouched.
+        Returns:
+            Whether it is active. If not, it is in shadow, and what `on_end` was given hears how that ends.
+
+        Raises SluiceError(STORE_CORRUPT | MEMORY_SHORT | MODEL_LOAD_FAILED | RUNTIME_UNAVAILABLE |
+        WARM_UP_FAILED | GOLDEN_MISMATCH | CASCADE_INVALID | CASCADE_INCOMPLETE | WORKER_DIED | ...), or
+        CancelledError after `abort`; what serves is then untouched, or started again where it had to make
+        room.
         """
-        with self._lock(model):
-            worker = self._bring_up(model, prepared, step)
-            try:
-                cascading.check(worker, self._router)
-            except SluiceError:
-                worker.close(0)
-                raise
-            step(sync_pb2.UPDATE_STEP_ACTIVATING)
-            before = self._state.slots(model)
-            after = moves.commit(moves.stage(before, prepared.installed))
-            self._commit(before, after, update, worker)
-            log.info("%s@%d answers now", model, prepared.installed.version)
-            self._soaks[model] = _Soak(worker, time.monotonic())
-        self._changed()
+        with self._turner.lock(model):
+            terms = self._terms_of(f"{model}@{prepared.installed.version}", prepared.variant)
+            return self._swaps.begin(model, prepared, update, terms, step)
 
-    def _commit(self, before: Slots, after: Slots, update: Update, worker: Worker) -> None:
-        """The commit point, then the turn. A worker that died just then undoes both."""
-        assert after.active is not None
-        try:
-            self._state.save(after, update)
-            try:
-                self._turn(after.model, after.active, worker)
-            except BaseException:
-                self._state.save(before)
-                raise
-        except BaseException:
-            worker.close(0)
-            raise
+    def bring_up(self, model: str, installed: Installed) -> Worker:
+        """A worker of a version on disk, loaded and checked. Raises SluiceError as `activate`."""
+        return self._turner.bring_up(model, installed)
 
-    def _turn(self, model: str, installed: Installed, worker: Worker) -> None:
-        self._router.activate(model, installed.version, worker)
-        self._unloaded.discard(model)
-        with self._guard:
-            self._loaded[model] = installed
+    def on_end(self, ended: Callable[[str, SluiceError | CancelledError | None], None]) -> None:
+        """Has `ended(model, error)` called at the end of each swap for which `activate` returned False."""
+        self._swaps.on_end(ended)
 
-    def _bring_up(
-        self, model: str, prepared: Prepared, step: Callable[[sync_pb2.UpdateStep.ValueType], None]
-    ) -> Worker:
-        """A worker that has loaded the version and passed its checks; closed again when it fails one."""
-        installed, variant = prepared.installed, prepared.variant
-        step(sync_pb2.UPDATE_STEP_VERIFYING)
-        digests = verify(prepared.directory, model, installed.version, variant, self._store)
-        step(sync_pb2.UPDATE_STEP_WARMING_UP)
-        wanted = options.read(variant.options, self._threads, variant.accelerator)
-        for fault in wanted.faults:
-            log.warning("%s@%d: %s", model, installed.version, fault)
-        spec = WorkerSpec(
-            model=model,
-            version=installed.version,
-            path=prepared.directory / variant.model_file.path,
-            format=variant.format,
-            runtime_preference=installed.runtime,
-            threads=wanted.threads,
-            accelerators=wanted.accelerators,
-            optimization=wanted.optimization,
-            xnnpack=wanted.xnnpack,
-            loaded_digests=digests,
-        )
-        worker = placement.start(spec, self._load_deadline_s)
-        try:
-            golden.warm_up(worker, self._load_deadline_s)
-            examples = None
-            if variant.golden_file is not None:
-                path = prepared.directory / variant.golden_file.path
-                golden.check_golden(worker, path, variant.tolerance, self._load_deadline_s)
-                examples = golden.convert_inputs(worker, golden.read_golden(path)[0])
-            worker.cache_s, worker.cascade = wanted.cache_s, wanted.cascade
-            worker.versions = wanted.versions
-            worker.queue.policy = self._policy(worker, wanted.policy, examples)
-            worker.queue.gate, worker.queue.threads = self._gate, wanted.threads
-        except BaseException:
-            worker.close(0)
-            raise
-        worker.checked()
-        return worker
-
-    def _policy(self, worker: Worker, policy: Policy, examples: golden.Arrays | None) -> Policy:
-        """The policy, with batches only for a model that was seen to answer right in them."""
-        if policy.max_batch == 1 or not worker.takes_batches:
-            return replace(policy, max_batch=1)
-        why_not = batches_are_safe(worker, examples, self._load_deadline_s)
-        if why_not:
-            log.warning("requests to %s run one by one: %s", worker.spec, why_not)
-            return replace(policy, max_batch=1)
-        return policy
+    def abort(self, model: str, unless: str = "") -> None:
+        """Gives up an activation before its commit, unless it is of the version with this manifest digest."""
+        self._swaps.abort(model, unless)
 
     def boot(self, model: str) -> None:
         """Serves a model from disk at start: the active version, else the previous one.
 
         Never raises for a model that cannot be served: that is recorded and logged, and other models go on.
         """
-        with self._lock(model):
+        with self._turner.lock(model):
             slots = self._state.slots(model)
             if slots.active is None:
                 return
-            failure = self._boot_version(model, slots.active)
+            failure = self._boot_version(slots, slots.active)
             if failure is None:
-                if slots.soaking:
-                    self._begin_soak(model)
                 return
             log.error("%s@%d cannot be served: %s", model, slots.active.version, failure)
-            update = _failed_update(self._state, slots, slots.active, failure)
+            update = self._turner.failure_record(model, slots.active, failure)
             if slots.previous is None:
                 self._state.save_update(update)
                 return
-            second = self._boot_version(model, slots.previous)
+            second = self._boot_version(slots, slots.previous)
             if second is None:
                 log.warning("%s@%d serves in its place", model, slots.previous.version)
                 self._state.save(moves.revert(slots, pin=False), replace(update, reverted=True))
@@ -303,105 +203,53 @@ class Activator:
                 log.error("%s@%d cannot be served either: %s", model, slots.previous.version, second)
                 self._state.save_update(update)
 
-    def _boot_version(self, model: str, installed: Installed) -> SluiceError | None:
+    def _boot_version(self, slots: Slots, installed: Installed) -> SluiceError | None:
+        """Serves it from disk; a soak that had not ended begins anew."""
+        model = slots.model
         try:
-            prepared = self._installer.prepare(installed, model)
-            worker = self._bring_up(model, prepared, lambda _step: None)
+            worker = self._turner.bring_up(model, installed)
             try:
-                self._turn(model, installed, worker)
+                self._turner.turn(model, installed, worker)
             except SluiceError:
                 worker.close(0)
                 raise
+            if slots.soaking and installed == slots.active:
+                variant = self._installer.load_manifest(installed, model).variant(installed.variant)
+                self._swaps.resume(model, self._terms_of(str(worker.spec), variant))
         except SluiceError as error:
             return error
         return None
 
-    def _begin_soak(self, model: str) -> None:
-        serving = self._router.serving(model)
-        if serving is not None:
-            self._soaks[model] = _Soak(serving.active, time.monotonic())
+    def _terms_of(self, name: str, variant: Variant) -> Terms:
+        terms, faults = self._terms(variant.options)
+        for fault in faults:
+            log.warning("%s: %s", name, fault)
+        return terms
 
-    def check_soaks(self) -> float | None:
-        """Ends the soaks that are over; returns the seconds until the next one is, None when none runs."""
-        waits = []
-        for model in list(self._soaks):
-            with self._lock(model):
-                soak = self._soaks.get(model)
-                serving = self._router.serving(model)
-                if soak is None or serving is None:
-                    self._soaks.pop(model, None)
-                    continue
-                if serving.active is not soak.worker or not serving.ready:
-                    # It died: what replaces it must prove itself for the whole time again.
-                    soak.worker, soak.since_s = serving.active, time.monotonic()
-                left_s = soak.since_s + self._soak_s - time.monotonic()
-                if left_s > 0:
-                    waits.append(left_s)
-                else:
-                    self._end_soak(model)
-        return min(waits) if waits else None
-
-    def _end_soak(self, model: str) -> None:
-        self._state.save(moves.soaked(self._state.slots(model)))
-        del self._soaks[model]
-        previous = self._router.drop_previous(model)
-        if previous is not None:
-            previous.close(DRAIN_S)
-        log.info("%s has proven itself for %g s", model, self._soak_s)
-        self._changed()
-
-    def revert(self, model: str, *, pin: bool, why: str = "", only_version: int = 0) -> tuple[int, int]:
+    def revert(
+        self, model: str, *, pin: bool, error: SluiceError | None = None, only_version: int = 0
+    ) -> tuple[int, int]:
         """Goes back to the previous version; returns the versions left and taken.
 
         Args:
             model: its name.
-            pin: an administrator asked.
-            why: the failure that it answers; empty when an administrator asked.
+            pin: an administrator asked, and holds the version.
+            error: what it answers, where nobody asked.
             only_version: do nothing unless this version is active still; 0 for any.
 
         Raises SluiceError(MODEL_UNKNOWN | MODEL_NOT_SERVING | NO_PREVIOUS_VERSION), or why the previous
         version cannot be loaded; the active version then stays.
         """
-        known = self._state.models()
-        if model not in known:
-            raise _unknown(model, sorted(known))
-        with self._lock(model):
+        self._require(model)
+        self._swaps.abort(model)
+        with self._turner.lock(model):
+            self._swaps.end(model)
             slots = self._state.slots(model)
-            after = moves.revert(slots, pin=pin)
+            moves.revert(slots, pin=pin)  # or its error, before anything is done
             assert slots.active is not None
-            assert after.active is not None
-            leaving, taking = slots.active, after.active
-            if only_version and leaving.version != only_version:
-                return leaving.version, leaving.version
-            serving = self._router.serving(model)
-            warm = serving.previous if serving is not None else None
-            ready = warm is not None and warm.alive and warm.version == taking.version
-            worker = warm if ready and warm is not None else self.bring_up(model, taking)
-            update = Update(
-                model,
-                leaving.version,
-                leaving.manifest_digest,
-                attempts=1,
-                failures=1,
-                reason=None if pin else errors_pb2.WORKER_DIED,
-                message=why,
-                final=True,
-                reverted=True,
-            )
-            self._commit(slots, after, update, worker)
-            self._soaks.pop(model, None)
-            left = self._router.drop_previous(model)
-        if left is not None:
-            left.close(DRAIN_S)
-        because = why or "an administrator asked"
-        log.warning("went back from %s@%d to version %d: %s", model, leaving.version, taking.version, because)
-        self._changed()
-        return leaving.version, taking.version
-
-    def bring_up(self, model: str, installed: Installed) -> Worker:
-        """A worker of a version on disk, loaded and checked. Raises SluiceError as `activate`."""
-        prepared = self._installer.prepare(installed, model)
-        return self._bring_up(model, prepared, lambda _step: None)
+            if only_version and slots.active.version != only_version:
+                return slots.active.version, slots.active.version
+            return self._swaps.go_back(slots, None if pin else error)
 
     def crash_looped(self, model: str) -> None:
         """The supervisor found that the active worker keeps dying: back to the previous version, if any."""
@@ -409,20 +257,23 @@ class Activator:
         if serving is None:
             return
         version = serving.active.version
-        why = f"the worker of {model}@{version} kept dying"
+        failure = SluiceError(
+            errors_pb2.WORKER_DIED, f"the worker of {model}@{version} kept dying", obj=model
+        )
         try:
-            self.revert(model, pin=False, why=why, only_version=version)
+            self.revert(model, pin=False, error=failure, only_version=version)
         except SluiceError as error:
-            log.warning("%s and the box cannot go back: %s", why, error)
+            log.warning("%s and the box cannot go back: %s", failure.message, error)
             slots = self._state.slots(model)
             if slots.active is not None:
-                failure = SluiceError(errors_pb2.WORKER_DIED, f"{why}; going back failed: {error}")
-                update = _failed_update(self._state, slots, slots.active, failure)
-                self._state.save_update(replace(update, final=True))
+                both = SluiceError(failure.reason, f"{failure.message}; going back failed: {error}")
+                self._state.save_update(self._turner.failure_record(model, slots.active, both, final=True))
             self._changed()
 
     def close(self, timeout_s: float) -> None:
-        """Closes every worker, all at once."""
+        """Ends every swap and closes every worker, all at once."""
+        until = time.monotonic() + timeout_s
+        self._swaps.close()
         threads = []
         for serving in self._router.models():
             for worker in self._router.remove(serving.model):
@@ -431,35 +282,17 @@ class Activator:
                 )
                 thread.start()
                 threads.append(thread)
-        until = time.monotonic() + timeout_s
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
 
-
-def _unknown(model: str, known: list[str]) -> SluiceError:
-    name = model[:MAX_NAME_CHARACTERS]
-    return SluiceError(
-        errors_pb2.MODEL_UNKNOWN,
-        f"this box has no model {name!r}",
-        hint=f"it has {', '.join(known)}" if known else "no version was rolled out to it yet",
-        obj=name,
-    )
-
-
-def _failed_update(state: State, slots: Slots, installed: Installed, error: SluiceError) -> Update:
-    """The update record of a version that was active and cannot be served.
-
-    Not final when its files are damaged, or the box was short of something: it is installed again.
-    """
-    before = state.updates().get(slots.model)
-    attempts = before.attempts if before is not None and before.version == installed.version else 0
-    return Update(
-        slots.model,
-        installed.version,
-        installed.manifest_digest,
-        attempts=attempts + 1,
-        failures=1,
-        reason=error.reason,
-        message=error.message,
-        final=cause_of(error.reason) is Cause.FINAL,
-    )
+    def _require(self, model: str) -> None:
+        """Raises SluiceError(MODEL_UNKNOWN)."""
+        known = sorted(self._state.models())
+        if model not in known:
+            name = model[:MAX_NAME_CHARACTERS]
+            raise SluiceError(
+                errors_pb2.MODEL_UNKNOWN,
+                f"this box has no model {name!r}",
+                hint=f"it has {', '.join(known)}" if known else "no version was rolled out to it yet",
+                obj=name,
+            )

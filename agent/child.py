@@ -117,6 +117,7 @@ class Child:
 
     def end(self) -> None:
         """Lets the process end by itself, then terminates it, then kills it; returns once it is reaped."""
+        self._we_killed = True
         self.channel.shutdown()
         for harder in (self._process.terminate, self._process.kill):
             if self._ended.wait(EXIT_S):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -30,7 +31,7 @@ from agent.config import DEFAULT_PATH
 from agent.logs import set_up
 from updater.errors import EXIT_FAILED, SluiceError
 
-_WATCH_S = 1.0  # between two looks
+_WATCH_S = 0.5  # between two looks
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _EXIT_OUTPUT_CLOSED = 141  # 128 + SIGPIPE
@@ -129,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
         "--log-level", choices=("debug", "info", "warning"), default="info", help="default: info"
     )
     status = _verb(verbs, "status", _status, "show what the running agent serves and does")
-    status.add_argument("--watch", action="store_true", help="show it again every second until Ctrl-C")
+    status.add_argument("--watch", action="store_true", help="show it again twice a second until Ctrl-C")
     doctor = _verb(verbs, "doctor", _doctor, "check this box and say what to do about each fault")
     revert = _verb(verbs, "revert", _revert, "go back to a model's previous version and stay there")
     revert.add_argument("model", metavar="MODEL", help="the model's name")
@@ -177,13 +178,22 @@ def _status(options: argparse.Namespace) -> int:
             if options.json:
                 _write_json(documents.status(status), line=options.watch)
             else:
-                clear = _CLEAR if options.watch and sys.stdout.isatty() else ""
-                _write(clear + _plain(status_table.render(status)))
+                text = _plain(status_table.render(status))
+                _write(_screen(text) if options.watch and sys.stdout.isatty() else text)
             if not options.watch:
                 return 0
             time.sleep(_WATCH_S)
     finally:
         client.close()
+
+
+def _screen(text: str) -> str:
+    """The text on a cleared terminal; what does not fit is cut, so that its top stays in view."""
+    rows = max(2, shutil.get_terminal_size().lines)
+    lines = text.splitlines()
+    if len(lines) >= rows:
+        lines[rows - 2 :] = ["…"]
+    return _CLEAR + "\n".join(lines) + "\n"
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 import tomli
 
-from agent.limits import HOLD_LOAD, SPARE_LOAD
+from agent.limits import HOLD_LOAD, LATEST_REQUESTS, SPARE_LOAD
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
@@ -26,6 +26,8 @@ MAX_LABELS = 32
 MAX_LABEL_CHARACTERS = 128
 MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the closing zero
 RUNTIMES = ("onnxruntime", "litert", "tflite-runtime")
+KEEP = ("warm", "disk")  # the previous version during the soak: its worker, or its files alone
+MEMORY_SHORT = ("refuse", "stop-then-start")  # where two workers do not fit
 DEFAULT_PATH = Path("/etc/sluice/agent.toml")
 
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -41,10 +43,11 @@ class Key:
     Attributes:
         name: with its table: "update.soak_s".
         field: of AgentConfig.
-        kind: text, path, address, endpoint (address or https://address), listen, number, integer, flag, texts
-            (a table of texts) or runtimes.
+        kind: text, path, address, endpoint (address or https://address), listen, number, integer, flag,
+            choice, texts (a table of texts) or runtimes.
         least: smallest number allowed, in the unit that the name ends with.
         most: largest number allowed.
+        choices: what a choice may be.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Key:
     kind: str
     least: float = 0
     most: float = 0
+    choices: tuple[str, ...] = ()
 
 
 KEYS = (
@@ -78,6 +82,17 @@ KEYS = (
     Key("update.reserve_bytes", "reserve_bytes", "integer", 0, 1 << 40),
     Key("update.soak_s", "soak_s", "number", 0, 86_400),
     Key("update.load_deadline_s", "load_deadline_s", "number", 1, 3_600),
+    Key("update.keep_previous", "keep_previous", "choice", choices=KEEP),
+    Key("update.memory_short", "memory_short", "choice", choices=MEMORY_SHORT),
+    Key("update.memory_reserve_bytes", "memory_reserve_bytes", "integer", 0, 1 << 40),
+    Key("update.soak_requests", "soak_requests", "integer", 1, LATEST_REQUESTS),
+    Key("update.soak_error_percent", "soak_error_percent", "number", 0, 100),
+    Key("update.soak_latency_ratio", "soak_latency_ratio", "number", 0, 1_000),
+    Key("update.shadow_percent", "shadow_percent", "number", 0, 100),
+    Key("update.shadow_s", "shadow_s", "number", 1, 86_400),
+    Key("update.shadow_requests", "shadow_requests", "integer", 1, 100_000),
+    Key("update.shadow_cosine", "shadow_cosine", "number", -1, 1),
+    Key("update.shadow_mismatch_percent", "shadow_mismatch_percent", "number", 0, 100),
 )
 _TABLES = {key.name.partition(".")[0] for key in KEYS if "." in key.name}
 
@@ -110,6 +125,17 @@ class AgentConfig:
         reserve_bytes: disk space that an update must leave free.
         soak_s: how long a new version must stay healthy before its predecessor's worker is closed.
         load_deadline_s: longest time for a worker to load a model and answer its first inference.
+        keep_previous: the previous version during the soak: one of KEEP.
+        memory_short: what to do where two workers do not fit: one of MEMORY_SHORT.
+        memory_reserve_bytes: memory that a second worker must leave free.
+        soak_requests: to a new version and to the one before it; fewer say nothing.
+        soak_error_percent: of requests that a new version may fail beyond those before; 100: any.
+        soak_latency_ratio: of its 95th percentile to the one before; 0: any.
+        shadow_percent: of live requests that a new version answers too before it is activated; 0: no shadow.
+        shadow_s: longest time of that.
+        shadow_requests: compared requests that suffice.
+        shadow_cosine: least cosine similarity of each output in shadow.
+        shadow_mismatch_percent: of compared requests that may be outside of that.
     """
 
     control_address: str
@@ -135,6 +161,17 @@ class AgentConfig:
     reserve_bytes: int = 64 << 20
     soak_s: float = 60.0
     load_deadline_s: float = 120.0
+    keep_previous: str = "warm"
+    memory_short: str = "refuse"
+    memory_reserve_bytes: int = 32 << 20
+    soak_requests: int = 50
+    soak_error_percent: float = 5.0
+    soak_latency_ratio: float = 2.0
+    shadow_percent: float = 0.0
+    shadow_s: float = 60.0
+    shadow_requests: int = 100
+    shadow_cosine: float = 0.95
+    shadow_mismatch_percent: float = 5.0
 
 
 def load(path: Path) -> AgentConfig:
@@ -245,6 +282,8 @@ def _check(path: Path, key: Key, value: Any) -> Any:
         return tuple(value)
     if not isinstance(value, str) or not value or "\0" in value:
         raise _invalid(path, key.name, f"must be text, not {value!r:.60}")
+    if key.choices and value not in key.choices:
+        raise _invalid(path, key.name, f"must be one of {', '.join(key.choices)}, not {value!r:.60}")
     if key.kind == "device_id" and not _DEVICE_ID.fullmatch(value):
         raise _invalid(path, key.name, f"must be {_DEVICE_ID_RULE}, not {value[:80]!r}")
     if key.kind == "path":

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from agent import placement
+from agent import placement, swap_options
 from agent import update_limits as limits
 from agent.activation import Activator
 from agent.admin import AdminServer
@@ -46,6 +46,7 @@ from agent.retention import collect, versions_on_disk
 from agent.router import Router
 from agent.state import State
 from agent.supervisor import Supervisor
+from agent.swap_status import swap_status
 from agent.sync import Sync
 from agent.telemetry import Telemetry, WorkerFigures
 from agent.version_directory import installed_in, sweep
@@ -121,7 +122,7 @@ class Daemon:
             self._installer,
             self._router,
             threads=config.threads,
-            soak_s=config.soak_s,
+            terms=lambda options: swap_options.read(options, config),
             load_deadline_s=config.load_deadline_s,
             changed=self._changed,
             gate=self._load,
@@ -336,6 +337,7 @@ class Daemon:
             store_bytes=self._store.size_bytes(),
             disk_free_bytes=shutil.disk_usage(self._config.state_dir).free,
             outbox_batches=self._outbox.count(),
+            swaps=[swap_status(seen) for seen in self._activator.swaps()],
             workers=[
                 admin_pb2.WorkerStatus(
                     model=item.model,

@@ -36,6 +36,7 @@ def status(message: admin_pb2.GetStatusResponse) -> dict[str, Any]:
         "disk_free_bytes": message.disk_free_bytes,
         "outbox_batches": message.outbox_batches,
         "workers": [_worker(worker) for worker in message.workers],
+        "swaps": [_swap(swap) for swap in message.swaps],
     }
 
 
@@ -100,6 +101,7 @@ def _reported(message: sync_pb2.ReportedModel) -> dict[str, Any]:
         "fetched_bytes": message.fetched_bytes,
         "fetch_total_bytes": message.fetch_total_bytes,
         "pinned_version": message.pinned_version,
+        "gap_ms": message.gap_ms,
         "failure": {
             "version": failure.version,
             "reason": reason(failure.reason),
@@ -122,4 +124,30 @@ def _worker(message: admin_pb2.WorkerStatus) -> dict[str, Any]:
         "resident_bytes": message.resident_bytes,
         "requests": message.requests,
         "failures": message.failures,
+    }
+
+
+def _swap(message: admin_pb2.SwapStatus) -> dict[str, Any]:
+    return {
+        "model": message.model,
+        "from_version": message.from_version,
+        "to_version": message.to_version,
+        "phase": message.phase,
+        "phase_ms": message.phase_ms,
+        "left_ms": message.left_ms,
+        "memory_needed_bytes": message.memory_needed_bytes,
+        "memory_available_bytes": message.memory_available_bytes,
+        "gap_ms": message.gap_ms,
+        "compared": message.compared,
+        "mismatched": message.mismatched,
+        "unanswered": message.unanswered,
+        "dropped": message.dropped,
+        "cosine_min": message.cosine_min,
+        "max_abs_error": message.max_abs_error,
+        "requests": message.requests,
+        "failures": message.failures,
+        "p95_ms": message.p95_ms,
+        "previous_p95_ms": message.previous_p95_ms,
+        "passed": [{"phase": phase.phase, "ms": phase.ms} for phase in message.passed],
+        "failure": message.failure,
     }

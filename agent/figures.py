@@ -1,15 +1,21 @@
 """What is counted and timed of one version's inferences, for ModelStatistics and metrics.
 
 A worker owns one `Figures`; a worker that takes a dead one's place goes on with its predecessor's, so that a
-restart loses nothing. Memory is sums, and as many of them as there were batch sizes.
+restart loses nothing. Memory is sums, as many of them as there were batch sizes, and one number for each of
+the LATEST_REQUESTS that a new version is judged by.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from bisect import bisect_left
+from collections import deque
 from dataclasses import dataclass
+
+from agent.judging import Outcomes, times_of
+from agent.limits import LATEST_REQUESTS
 
 # Upper bounds of the histograms' classes; one more class takes what is over the last.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -145,6 +151,7 @@ class Figures:
         self._durations = [0] * (len(SECONDS) + 1)
         self._waits = [0] * (len(SECONDS) + 1)
         self._cascade: CascadeCounts | None = None
+        self._latest: deque[float] = deque(maxlen=LATEST_REQUESTS)  # the worker's seconds; NaN: it failed
 
     def answered(self, samples: int, timing: Timing) -> None:
         """A request of `samples` samples was answered."""
@@ -153,14 +160,25 @@ class Figures:
             self._durations[bisect_left(SECONDS, total_s)] += 1
             self._waits[bisect_left(SECONDS, timing.queue_s)] += 1
             self._answered.add(timing)
+            if timing.infer_s:  # else the cache answered
+                self._latest.append(timing.input_s + timing.infer_s + timing.output_s)
             self._samples += samples
             self._last_s = time.time()
 
-    def failed(self, seconds: float) -> None:
-        """A request failed after so long."""
+    def failed(self, seconds: float, *, judged: bool = True) -> None:
+        """A request failed after so long; not `judged`: through no fault of the version."""
         with self._lock:
             self._failed += 1
             self._failed_s += seconds
+            if judged:
+                self._latest.append(math.nan)
+
+    def latest(self) -> Outcomes:
+        """How the latest requests ended."""
+        with self._lock:
+            seen = list(self._latest)
+        answered = [seconds for seconds in seen if not math.isnan(seconds)]
+        return Outcomes(len(seen), len(seen) - len(answered), times_of(answered))
 
     def ran(self, samples: int, timing: Timing) -> None:
         """The worker ran a batch of `samples` samples."""

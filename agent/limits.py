@@ -77,6 +77,19 @@ RESTART_FIRST_S = 0.5  # bound of the wait before the second restart; the first 
 RESTART_MOST_S = 60.0
 RESTART_LOAD_S = 120.0  # for a restarted worker to load its model
 
+# Changes of version (swap.py, judging.py, memory.py, shadow.py).
+LATEST_REQUESTS = 1024  # whose outcomes a version is judged by
+LATENCY_REQUESTS_FACTOR = 4  # of the minimum: so many requests say something about time
+LATENCY_FLOOR_S = 0.005  # a version is not slower by less, whatever the ratio
+UNCOMPARED_ERROR_SHARE = 0.5  # of failures that is too much where there is nothing to compare with
+WORKER_BASE_BYTES = 64 << 20  # of a worker beside its model
+LOADED_BYTES_PER_FILE_BYTE = 2  # runtimes hold the file and the tensors made of it, while they load at least
+STARTING_NICE = 10  # added to the nice value of a worker that starts beside one that serves (priority.py)
+PHASES_KEPT = 32  # that a change of version went through, for the status
+SHADOW_QUEUE = 8  # copies of requests that wait for the version in shadow; more are dropped
+SHADOW_QUEUE_BYTES = 32 << 20  # of their inputs and outputs
+SHADOW_REQUEST_S = 10.0  # for the version in shadow to answer one
+
 # Routing (router.py).
 DRAIN_S = 30.0  # for requests on a worker that is being replaced
 RESTART_WAIT_S = 5.0  # a request waits at most so long for a worker that is being restarted

@@ -2,8 +2,9 @@
 
 Each round looks at every desired model and asks the pure `due` whether there is something to do; what is due
 gets one attempt (install, activate). A failed attempt leaves a record and a time for the next one, and the
-round goes on with the next model: an update that cannot go on never blocks another. Between rounds the thread
-ends soaks, and sleeps until something is due or changes.
+round goes on with the next model: an update that cannot go on never blocks another. A version in shadow holds
+up nothing either: its attempt is pending until the activator says how that ended. Between rounds the thread
+sleeps until something is due or changes.
 
 Rules: the desired state is written down before anything is done about it, unless the disk is full; a version
 that failed for good is left alone until its desired entry changes (a new rollout of the same version is a
@@ -13,6 +14,7 @@ change); what an administrator pinned stays until then too.
 from __future__ import annotations
 
 import logging
+import queue
 import random
 import threading
 import time
@@ -35,6 +37,7 @@ from updater.manifest import is_name
 
 log = logging.getLogger(__name__)
 _MAX_SLEEP_S = 5.0
+Ended = tuple[str, SluiceError | CancelledError | None]
 
 
 def due(desired: DesiredModel, slots: Slots, update: Update | None, *, serving: bool) -> bool:
@@ -130,6 +133,9 @@ class Reconciler:
         self._short_of_room: dict[
             str, int
         ] = {}  # model -> bytes free when its attempt failed for want of room
+        self._pending: dict[str, tuple[DesiredModel, Slots, Update]] = {}  # in shadow
+        self._ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
+        activator.on_end(self._swap_ended)
         self._desired_lock = threading.Lock()
         self._retry_at: dict[str, float] = {}
         self._wake = threading.Event()
@@ -178,8 +184,10 @@ class Reconciler:
             self._fresh.update(fresh)
         for model in before.models.keys() - after.models.keys():
             self._progress.clear(model)
+            self._activator.abort(model)
         for item in fresh.values():
             self._retry_at.pop(item.model, None)
+            self._activator.abort(item.model, unless=item.manifest_digest)
             log.info("desired: %s@%d (generation %d)", item.model, item.version, after.generation)
         self._write_down()
         self._wake.set()
@@ -259,10 +267,13 @@ class Reconciler:
         for update in list(self._unsaved.values()):
             self._record(update)
         self._see_room()
+        self._see_ended()
         waits = [_MAX_SLEEP_S]
         for item in self.desired.models.values():
             if self._stop.is_set():
                 break
+            if item.model in self._pending:
+                continue
             models, updates = self._state.models(), self.updates()
             slots = models.get(item.model, Slots(item.model))
             if due(item, slots, updates.get(item.model), serving=self._serving(item.model)):
@@ -273,10 +284,25 @@ class Reconciler:
                 waits.append(max(left_s, 0.0))
             elif self._progress.get(item.model) is not None:
                 self._progress.clear(item.model)
-        soak_s = self._activator.check_soaks()
-        if soak_s is not None:
-            waits.append(soak_s)
         return min(waits)
+
+    def _swap_ended(self, model: str, error: SluiceError | CancelledError | None) -> None:
+        """In a thread of the activator: a pending attempt came to its end."""
+        self._ended.put((model, error))
+        self._wake.set()
+
+    def _see_ended(self) -> None:
+        """Takes up what pending attempts came to."""
+        while not self._ended.empty():
+            model, error = self._ended.get()
+            item, slots, update = self._pending.pop(model)
+            if error is None:
+                self._activated(item)
+            elif isinstance(error, CancelledError):
+                log.info("%s@%d is no longer wanted, or the agent stops", model, item.version)
+                self._progress.clear(model)
+            else:
+                self._failed(item, slots, update, error)
 
     def _attempt(self, item: DesiredModel, slots: Slots, record: Update | None) -> None:
         """One attempt at one version; its outcome is in the record."""
@@ -331,7 +357,13 @@ class Reconciler:
             final=False,
             reverted=False,
         )
-        self._activator.activate(item.model, prepared, done, step)
+        if self._activator.activate(item.model, prepared, done, step):
+            self._activated(item)
+        else:
+            before = replace(update, fetched_bytes=bytes_seen[0], total_bytes=bytes_seen[1])
+            self._pending[item.model] = item, slots, before
+
+    def _activated(self, item: DesiredModel) -> None:
         self._unsaved.pop(item.model, None)
         self._retry_at.pop(item.model, None)
         self._progress.clear(item.model)

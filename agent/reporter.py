@@ -20,11 +20,12 @@ from sluice.api.v1 import sync_pb2
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the active worker of a model has loaded."""
+    """What the active worker of a model has loaded, and how long nothing answered before it did."""
 
     installed: Installed
     digests: tuple[str, ...]
     healthy: bool
+    gap_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def _model(
         item.variant = loaded.installed.variant
         item.loaded_digests.extend(loaded.digests)
         item.healthy = loaded.healthy
+        item.gap_ms = round(loaded.gap_s * 1000)
     if slots.previous is not None:
         item.previous_version = slots.previous.version
     if slots.pinned and slots.active is not None:

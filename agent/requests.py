@@ -156,8 +156,9 @@ class Inference:
                     decoded = worker.check(decode_inputs(request, worker.inputs, find, reserve))
                     plan = request.form.plan = make_plan(request, worker, decoded, find)
                     return self._run(call, plan, decoded, worker, find)
-            except SluiceError:
-                worker.figures.failed(time.monotonic() - began)
+            except SluiceError as error:
+                judged = not isinstance(error, Overloaded)  # that is the load's fault
+                worker.figures.failed(time.monotonic() - began, judged=judged)
                 raise
 
     def _run(self, call: _Call, plan: Plan, inputs: Inputs, worker: Worker, find: FindRegion) -> Response:
@@ -193,6 +194,9 @@ class Inference:
             _check_size(response, worker)
             timing.output_s += time.monotonic() - ran
             worker.figures.answered(plan.samples, timing)
+            if worker.shadow is not None:
+                own = (outputs, timing) if answered is None else (answered.own, answered.own_timing)
+                worker.shadow.offer(inputs, *own)
             return response
         finally:
             if isinstance(inputs, Staged):

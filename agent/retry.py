@@ -28,6 +28,7 @@ class Cause(enum.Enum):
     DISK = "disk"  # no room
     KILLED = "killed"  # killed while it loaded: there may be more memory later
     MEMBER = "member"  # another model must be there first
+    MEMORY = "memory"  # no room for two workers: another model may end, or memory be freed
     OTHER = "other"  # unexpected: a few tries
 
 
@@ -54,6 +55,7 @@ POLICIES = {
     Cause.DISK: Policy(5, 900, 0),
     Cause.KILLED: Policy(5, 900, 8),
     Cause.MEMBER: Policy(2, 300, 12),
+    Cause.MEMORY: Policy(5, 900, 0),
     Cause.OTHER: Policy(1, 300, 6),
 }
 
@@ -72,6 +74,8 @@ _CAUSES: dict[int, Cause] = {
             errors_pb2.GOLDEN_MISMATCH,
             errors_pb2.WARM_UP_FAILED,
             errors_pb2.CASCADE_INVALID,
+            errors_pb2.SHADOW_MISMATCH,
+            errors_pb2.SOAK_FAILED,
         ),
         Cause.FINAL,
     ),
@@ -92,6 +96,7 @@ _CAUSES: dict[int, Cause] = {
     errors_pb2.DISK_FULL: Cause.DISK,
     errors_pb2.OUT_OF_MEMORY: Cause.KILLED,
     errors_pb2.CASCADE_INCOMPLETE: Cause.MEMBER,
+    errors_pb2.MEMORY_SHORT: Cause.MEMORY,
 }
 
 

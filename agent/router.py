@@ -215,6 +215,10 @@ class Router:
             self._turned.notify_all()
             return True
 
+    def report_death(self, worker: Worker) -> None:
+        """Has a worker that was closed on purpose, and is active still, treated as one that died."""
+        self._worker_died(worker)
+
     @contextlib.contextmanager
     def acquire(self, model: str, version: str = "", *, wait_s: float = 0.0) -> Iterator[Worker]:
         """The worker that answers for the model; it is not closed under the caller within the drain deadline.

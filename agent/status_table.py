@@ -8,6 +8,7 @@ from sluice.api.v1 import admin_pb2, sync_pb2
 from sluice.api.v1.errors_pb2 import ErrorReason
 
 WIDTH = 80
+ENDS = ("committed", "reverted", "abandoned", "superseded", "stranded")
 
 
 def size(count: int) -> str:
@@ -66,6 +67,9 @@ def render(status: admin_pb2.GetStatusResponse) -> str:
             )
             head = f"{model.model}@{failure.version} {ErrorReason.Name(failure.reason)} ({fate}): "
             lines += ["", *_wrap(head + failure.message, "")]
+    told = {(model.model, model.failure.version) for model in status.reported.models}
+    for swap in status.swaps:
+        lines += ["", *_swap(swap, told=(swap.model, swap.to_version) in told)]
     if status.workers:
         lines.append("")
         lines += _table(
@@ -84,6 +88,45 @@ def render(status: admin_pb2.GetStatusResponse) -> str:
             ],
         )
     return "\n".join(line[:WIDTH].rstrip() for line in lines) + "\n"
+
+
+def span(milliseconds: int) -> str:
+    """A short time for people: "3 ms", "4.2 s", "75 s", "12 min"."""
+    if milliseconds < 1000:
+        return f"{milliseconds} ms"
+    if milliseconds < 10_000:
+        return f"{milliseconds / 1000:.1f} s"
+    return f"{milliseconds // 1000} s" if milliseconds < 120_000 else duration(milliseconds // 1000)
+
+
+def _swap(swap: admin_pb2.SwapStatus, *, told: bool) -> list[str]:
+    """A change of version: where it is, what it has been through, what was seen; `told`: its failure is."""
+    head = f"{swap.model} {swap.from_version or '-'} -> {swap.to_version}: {swap.phase}"
+    ended = swap.phase in ENDS
+    head += f", {span(swap.phase_ms)} ago" if ended else f" for {span(swap.phase_ms)}"
+    if swap.left_ms and not ended:
+        head += f", {span(swap.left_ms)} left"
+    lines = _wrap(head, "")
+    if swap.failure and not told:
+        lines += _wrap(swap.failure, "  ")
+    if swap.passed:
+        lines += _wrap(", ".join(f"{phase.phase} {span(phase.ms)}" for phase in swap.passed), "  ")
+    facts = []
+    if swap.gap_ms:
+        facts.append(f"nothing answered for {span(swap.gap_ms)}")
+    if swap.compared or swap.unanswered or swap.dropped:
+        facts.append(
+            f"shadow: {swap.compared} compared, {swap.mismatched} unlike, {swap.unanswered} unanswered,"
+            f" {swap.dropped} dropped; cosine {swap.cosine_min:.4f}, error {swap.max_abs_error:.3g}"
+        )
+    if swap.requests:
+        facts.append(f"soak: {swap.requests} requests, {swap.failures} failed")
+    if swap.p95_ms:
+        before = f", before {swap.previous_p95_ms:.1f} ms" if swap.previous_p95_ms else ""
+        facts.append(f"p95 {swap.p95_ms:.1f} ms{before}")
+    for fact in facts:
+        lines += _wrap(fact, "  ")
+    return lines
 
 
 def _count(number: int, one: str, many: str) -> str:

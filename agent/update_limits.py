@@ -39,6 +39,12 @@ APPLY_SYNC_BYTES = (
 )  # of target between two fsyncs: every block, since on a slow link a block takes minutes
 LEAST_FREE_BYTES = 1 << 20  # beside the reserve; applying stops before the databases cannot be written
 
+# Changes of version (swapping.py).
+SHADOW_LOOK_S = 0.1  # between two looks at a version in shadow
+SOAK_LOOK_S = 0.5  # at one in its soak
+SWAP_LOOK_LEAST_S = 0.02
+SWAP_LOOK_MOST_S = 5.0  # after a look that failed
+
 # Telemetry (telemetry.py, outbox.py).
 MAX_BATCHES_PER_REPORT = 64
 MAX_METRICS_PER_BATCH = 512

@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,9 @@ from runtimes.inputs import check_inputs, splits_by_sample
 from runtimes.interface import InputInvalid, TensorSpec
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
+
+if TYPE_CHECKING:
+    from agent.shadow import Shadow
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ class Worker:
         cache_s: for how long its answers may be given again to the same inputs, seconds; 0: never.
         versions: which others of its model are loaded beside it while it is active; None: none.
         cascade: whom it hands samples on to that it is unsure of; None: nobody.
+        shadow: what takes copies of its requests and answers, for a version that may follow it.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -74,6 +78,7 @@ class Worker:
         self.cache_s = 0.0
         self.cascade: Cascade | None = None
         self.versions: VersionPolicy | None = None
+        self.shadow: Shadow | None = None
         self._any_batch = False
         self._turn = threading.Lock()  # held by the one caller who may use the channel
         self._unanswered = False  # under _turn: a request was sent and its answer not yet taken
@@ -89,12 +94,15 @@ class Worker:
         self._child = Child(str(spec), spec.threads, self._on_end)
 
     @classmethod
-    def start(cls, spec: WorkerSpec, deadline_s: float) -> Worker:
+    def start(
+        cls, spec: WorkerSpec, deadline_s: float, started: Callable[[Worker], None] | None = None
+    ) -> Worker:
         """Starts a process and has it load the model.
 
         Args:
             spec: what to load.
             deadline_s: for all of it, seconds.
+            started: given the worker before it has loaded anything: closing it makes the start fail.
 
         Raises:
             SluiceError: MODEL_LOAD_FAILED (the runtime refused the model, or the process died while loading
@@ -104,6 +112,8 @@ class Worker:
         """
         worker = cls(spec)
         try:
+            if started is not None:
+                started(worker)
             worker._load(deadline_s)
         except BaseException:
             worker._closing = True
@@ -141,8 +151,8 @@ class Worker:
 
     def succeed(self, dead: Worker) -> None:
         """Goes on with figures, policy and learned batch sizes of a worker of the same version."""
-        self.figures, self.cache_s, self.cascade = dead.figures, dead.cache_s, dead.cascade
-        self.versions = dead.versions
+        self.figures, self.cache_s, self.shadow = dead.figures, dead.cache_s, dead.shadow
+        self.cascade, self.versions = dead.cascade, dead.versions
         self.queue.inherit(dead.queue)
 
     def checked(self) -> None:

@@ -78,6 +78,7 @@ _STATUS = {
         errors_pb2.LIMIT_EXCEEDED,
         errors_pb2.DELTA_LIMIT_EXCEEDED,
         errors_pb2.OUT_OF_MEMORY,
+        errors_pb2.MEMORY_SHORT,
     ),
     grpc.StatusCode.DATA_LOSS: (
         errors_pb2.DELTA_INVALID,
@@ -102,6 +103,8 @@ _STATUS = {
         errors_pb2.MODEL_LOAD_FAILED,
         errors_pb2.WARM_UP_FAILED,
         errors_pb2.CASCADE_INVALID,
+        errors_pb2.SHADOW_MISMATCH,
+        errors_pb2.SOAK_FAILED,
     ),
     grpc.StatusCode.INTERNAL: (
         errors_pb2.INTERNAL,

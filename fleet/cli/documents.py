@@ -135,6 +135,7 @@ def _reported(message: sync_pb2.ReportedModel) -> dict[str, Any]:
         "fetched_bytes": message.fetched_bytes,
         "fetch_total_bytes": message.fetch_total_bytes,
         "pinned_version": message.pinned_version,
+        "gap_ms": message.gap_ms,
         "failure": {
             "version": failure.version,
             "reason": reason(failure.reason),

@@ -313,7 +313,8 @@ class Applier:
         head = self._head
         if len(self._buffer) < head.payload_length:
             return False
-        payload = bytes(self._buffer[: head.payload_length])
+        with memoryview(self._buffer) as arrived:  # sliced without a copy of its own
+            payload = bytes(arrived[: head.payload_length])
         self._drop(head.payload_length)
         self._decode(header, head, payload)
         return True
@@ -374,7 +375,7 @@ class Applier:
         del self._buffer[:length]
         self._consumed += length
 
-    def _write(self, data: bytes | bytearray) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
         view = memoryview(data)
         with os_errors("writing", self._partial):

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from updater.delta import faults
 from updater.delta.container import Header
-from updater.digests import PREFIX, READ_BYTES
+from updater.digests import PREFIX
 from updater.errors import os_errors
+
+_HASH_BYTES = 256 << 10  # hashed at a time: what fits a core's cache
 
 
 class Base:
@@ -52,8 +54,8 @@ class Base:
     def _digest(self) -> str:
         """Hashes what was opened, not what the name may mean by now."""
         sha = hashlib.sha256()
-        for offset in range(0, self._size, READ_BYTES):
-            sha.update(self.read(offset, min(READ_BYTES, self._size - offset)))
+        for offset in range(0, self._size, _HASH_BYTES):
+            sha.update(self.read(offset, min(_HASH_BYTES, self._size - offset)))
         return PREFIX + sha.hexdigest()
 
     def read(self, offset: int, length: int) -> bytes:

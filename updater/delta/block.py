@@ -63,7 +63,7 @@ def decode_block(
     block: Block,
     features: Sequence[str],
     read_base: ReadBase,
-    write: Callable[[bytes | bytearray], None],
+    write: Callable[[bytes | memoryview], None],
     bounds: DecodeLimits,
 ) -> None:
     """Writes a block's part of the target through `write`, in order, in one or more pieces.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from updater.delta.block import Block
 
-Parts = list[bytes | bytearray]
+Parts = list[bytes | memoryview]
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ def filled() -> admin_pb2.GetStatusResponse:
     status.reported.models.add().failure.SetInParent()
     status.desired.models.add()
     status.workers.add()
+    status.swaps.add()
     fill(status)
     return status
 
@@ -67,6 +68,7 @@ def test_the_status_has_every_field_with_its_type() -> None:
     expected = names(admin_pb2.GetStatusResponse.DESCRIPTOR) | {"desired_generation", "time"}
     assert set(found) == expected
     assert set(found["workers"][0]) == names(admin_pb2.WorkerStatus.DESCRIPTOR)
+    assert set(found["swaps"][0]) == names(admin_pb2.SwapStatus.DESCRIPTOR)
     assert set(found["reported"][0]) == names(sync_pb2.ReportedModel.DESCRIPTOR)
     assert set(found["reported"][0]["failure"]) == names(sync_pb2.UpdateFailure.DESCRIPTOR)
     assert set(found["desired"][0]) == names(sync_pb2.DesiredModel.DESCRIPTOR)
@@ -119,7 +121,7 @@ def test_the_manual_has_every_exit_code_and_field() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
     assert listed == {0, 1, 2, *EXIT_OF_STATUS.values(), 130, 141}
     found = documents.status(filled())
-    fields = {*found, *found["workers"][0], *found["reported"][0], *found["desired"][0]}
+    fields = {*found, *found["workers"][0], *found["swaps"][0], *found["reported"][0], *found["desired"][0]}
     fields |= {*found["reported"][0]["failure"], *documents.finding(Finding("c", OK, "d"))}
     fields |= set(documents.revert("m", admin_pb2.RevertResponse()))
     assert {field for field in fields if f"`{field}`" not in SHAPES} == set()
@@ -268,3 +270,11 @@ def test_a_taken_port_is_the_configurations_fault_and_grpc_says_nothing(tmp_path
     ]
     assert served.returncode == 3
     assert served.stderr.splitlines()[0] == f"sluice: CONFIG_INVALID: cannot listen on {address}"
+
+
+def test_what_is_watched_keeps_its_top_in_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "5")
+    text = "".join(f"line {number}\n" for number in range(9))
+    assert cli._screen(text) == "\x1b[H\x1b[Jline 0\nline 1\nline 2\n…\n"
+    assert cli._screen("line 0\n") == "\x1b[H\x1b[Jline 0\n"

@@ -93,22 +93,22 @@ def test_a_library_that_crashes_is_left_out_the_next_time() -> None:
     spec = WorkerSpec("m", 1, Path("m.onnx"), "onnx", accelerators=("tensorrt", "cuda", "cpu"))
     tried = []
 
-    def start(spec: WorkerSpec, deadline_s: float) -> Worker:
+    def start(spec: WorkerSpec, deadline_s: float, _started: object) -> Worker:
         tried.append((spec.accelerators, 0 < deadline_s <= 5))
         if len(spec.accelerators) > 1:
             raise LoadCrashed(errors_pb2.MODEL_LOAD_FAILED, "it was ended by SIGILL")
         return started
 
     started = object.__new__(Worker)
-    assert placement.start(spec, 5, start) is started
+    assert placement.start(spec, 5, start_one=start) is started
     assert tried == [(spec.accelerators[index:], True) for index in range(3)]
 
 
 def test_a_model_that_crashes_everywhere_fails() -> None:
     spec = WorkerSpec("m", 1, Path("m.onnx"), "onnx", accelerators=("cuda", "cpu"))
 
-    def start(spec: WorkerSpec, _deadline_s: float) -> Worker:
+    def start(spec: WorkerSpec, _deadline_s: float, _started: object) -> Worker:
         raise LoadCrashed(errors_pb2.MODEL_LOAD_FAILED, f"crashed on {spec.accelerators[0]}")
 
     with pytest.raises(SluiceError, match="crashed on cpu"):
-        placement.start(spec, 5, start)
+        placement.start(spec, 5, start_one=start)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from agent import swap
 from agent.logs import KeyValueFormatter
 from agent.notify import notify, watchdog_interval_s
-from agent.status_table import WIDTH, duration, render, size
+from agent.status_table import ENDS, WIDTH, duration, render, size
 from sluice.api.v1 import admin_pb2, errors_pb2, sync_pb2
 
 
@@ -38,12 +39,53 @@ def full_status() -> admin_pb2.GetStatusResponse:
                 ),
             )
         )
+        status.swaps.append(full_swap())
         status.workers.append(
             admin_pb2.WorkerStatus(
                 model="detector-" + "x" * 55, version=123456, role="active", runtime="tflite-runtime"
             )
         )
     return status
+
+
+def full_swap() -> admin_pb2.SwapStatus:
+    return admin_pb2.SwapStatus(
+        model="detector-" + "x" * 55,
+        from_version=123456,
+        to_version=123457,
+        phase="shadowing",
+        phase_ms=4200,
+        left_ms=75_000,
+        gap_ms=1234,
+        compared=1000,
+        mismatched=10,
+        unanswered=2,
+        dropped=30,
+        cosine_min=0.98765,
+        max_abs_error=123456.789,
+        requests=1024,
+        failures=1000,
+        p95_ms=1234.5,
+        previous_p95_ms=1.25,
+        passed=[admin_pb2.PassedPhase(phase="warming", ms=12_345)] * 32,
+        failure="word " * 50,
+    )
+
+
+def test_a_change_of_version_is_told_in_full() -> None:
+    text = render(admin_pb2.GetStatusResponse(swaps=[full_swap()]))
+    for part in (
+        ": shadowing for 4.2 s, 75 s left",
+        "nothing answered for 1.2 s",
+        "1000 compared, 10 unlike, 2 unanswered, 30 dropped; cosine 0.9877",
+        "1024 requests, 1000 failed",
+        "p95 1234.5 ms, before 1.2 ms",
+        "warming 12 s, warming 12 s",
+    ):
+        assert part in " ".join(text.split()), part
+    ended = admin_pb2.SwapStatus(model="m", to_version=2, phase="reverted", phase_ms=130_000, left_ms=5)
+    assert "m - -> 2: reverted, 2 min ago\n" in render(admin_pb2.GetStatusResponse(swaps=[ended]))
+    assert set(ENDS) == {phase.value for phase in swap.ENDS}
 
 
 def test_fits_80_columns() -> None:

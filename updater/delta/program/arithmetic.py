@@ -7,7 +7,7 @@ value
 back, so that writer and reader are the same statements and cannot drift apart.
 
 The coder is the carry-free range coder of lpaq (M. Mahoney): an interval [low, high] of 32 bits, split at
-low + (range >> 16) * p + ((range & 0xffff) * p >> 16) for p = P(1) * 2^16; equal top bytes are shifted out.
+low + (range * p >> 16) for p = P(1) * 2^16; equal top bytes are shifted out.
 Models hold p in 16 bits and move by (target - p) / (n + 1.5), n their visits so far up to a limit: integers
 only.
 """
@@ -64,8 +64,7 @@ class Coder:
         if self._left < 0:
             raise LimitError("decisions of one stream", self._budget + 1, self._budget)
         low, high = self._low, self._high
-        span = high - low
-        middle = low + (span >> 16) * probability + ((span & 0xFFFF) * probability >> 16)
+        middle = low + ((high - low) * probability >> 16)
         if self.reading:
             bit = int(self._code <= middle)
         if bit:
@@ -109,7 +108,7 @@ class Coder:
             out = out << 1 | self.raw_bit(value >> shift & 1, 1 << 15)
         return out
 
-    def unsigned(self, context: object, value: int = 0) -> int:
+    def unsigned(self, context: object, value: int = 0) -> int:  # noqa: C901 - one loop, spelled out for speed
         """An integer of up to 64 bits: its size in unary, then the bits below the top one (Elias,
         modelled).
         """
@@ -117,27 +116,62 @@ class Coder:
         if found is None:  # looked up once: names of models are costly to put together
             found = self._integers[context] = ([], {})
         sizes, tops = found
-        size = (value + 1).bit_length() - 1
-        length = 0
-        while True:
-            if length == len(sizes):
-                sizes.append([_START, 0])
-            if not self._modelled(sizes[length], int(length < size)):
-                break
-            length += 1
-            if length > MAX_INT_BITS:
-                raise CoderError("an integer has more than 64 bits")
-        out = 1
-        for index in range(length):
-            bit = value + 1 >> (length - 1 - index) & 1
-            if index < _MODELLED_BITS:
-                model = tops.get((length, out))
-                if model is None:
-                    model = tops[length, out] = [_START, 0]
-                bit = self._modelled(model, bit)
+        given = value + 1
+        size = given.bit_length() - 1
+        # `_modelled` and `raw_bit` spelled out, their state in local names: most decisions are made here.
+        reading, data, code, at = self.reading, self._data, self._code, self._at
+        low, high, left, most = self._low, self._high, self._left, self._limit
+        length, out, below = 0, 0, 0  # out is 0 while the size is coded; below: bits still to come
+        while not out or below:
+            if not out:
+                if length == len(sizes):
+                    sizes.append([_START, 0])
+                model: list[int] | None = sizes[length]
+                bit = length < size
             else:
-                bit = self.raw_bit(bit, 1 << 15)
-            out = out << 1 | bit
+                below -= 1
+                bit = bool(given >> below & 1)
+                model = None
+                if length - below <= _MODELLED_BITS:
+                    model = tops.get((length, out))
+                    if model is None:
+                        model = tops[length, out] = [_START, 0]
+            left -= 1
+            if left < 0:
+                raise LimitError("decisions of one stream", self._budget + 1, self._budget)
+            probability = model[0] if model is not None else _START
+            middle = low + ((high - low) * probability >> 16)
+            if reading:
+                bit = code <= middle
+            if bit:
+                high = middle
+            else:
+                low = middle + 1
+            while not (low ^ high) & 0xFF000000:
+                if reading:
+                    code = (code << 8 & _MASK) | (data[at] if at < len(data) else 0)
+                    at += 1
+                    if at > len(data) + 4:
+                        raise CoderError("a stream ends before its values")
+                else:
+                    self._out.append(high >> 24)
+                low = low << 8 & _MASK
+                high = (high << 8 & _MASK) | 0xFF
+            if model is not None:
+                visits = model[1]
+                probability += ((65535 if bit else 0) - probability) * RATES[visits] >> 16
+                model[0] = 32 if probability < 32 else 65503 if probability > 65503 else probability
+                if visits < most:
+                    model[1] = visits + 1
+            if out:
+                out = out << 1 | bit
+            elif bit:
+                length += 1
+                if length > MAX_INT_BITS:
+                    raise CoderError("an integer has more than 64 bits")
+            else:
+                out, below = 1, length
+        self._low, self._high, self._code, self._at, self._left = low, high, code, at, left
         return out - 1
 
     def signed(self, context: object, value: int = 0) -> int:

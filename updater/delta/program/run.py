@@ -9,7 +9,7 @@ from updater.delta.program import reader
 from updater.delta.program.operands import LimitError, ReadBase
 
 
-def run(read: ReadBase, data: bytes | memoryview, offset: int, length: int) -> bytearray:
+def run(read: ReadBase, data: bytes | memoryview, offset: int, length: int) -> memoryview:
     """The `length` bytes of the target at `offset`.
 
     Args:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sluice.api.v1 import sync_pb2 as sluice_dot_api_dot_v1_dot_sync__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sluice/api/v1/admin.proto\x12\rsluice.api.v1\x1a\x18sluice/api/v1/sync.proto\"\x12\n\x10GetStatusRequest\"\x9b\x03\n\x11GetStatusResponse\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x12\n\nprocess_id\x18\x03 \x01(\r\x12\x10\n\x08uptime_s\x18\x04 \x01(\x04\x12\x17\n\x0f\x63ontrol_address\x18\x05 \x01(\t\x12\x19\n\x11\x63ontrol_connected\x18\x06 \x01(\x08\x12\x15\n\rcontrol_error\x18\x07 \x01(\t\x12\x19\n\x11inference_address\x18\x08 \x01(\t\x12.\n\x08reported\x18\t \x01(\x0b\x32\x1c.sluice.api.v1.ReportedState\x12,\n\x07\x64\x65sired\x18\n \x01(\x0b\x32\x1b.sluice.api.v1.DesiredState\x12\x13\n\x0bstore_bytes\x18\x0b \x01(\x04\x12\x17\n\x0f\x64isk_free_bytes\x18\x0c \x01(\x04\x12\x16\n\x0eoutbox_batches\x18\r \x01(\x04\x12,\n\x07workers\x18\x0e \x03(\x0b\x32\x1b.sluice.api.v1.WorkerStatus\"\x9d\x01\n\x0cWorkerStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x12\n\nprocess_id\x18\x03 \x01(\r\x12\x0f\n\x07runtime\x18\x04 \x01(\t\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x06 \x01(\x04\x12\x10\n\x08requests\x18\x07 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x08 \x01(\x04\"\x1e\n\rRevertRequest\x12\r\n\x05model\x18\x01 \x01(\t\":\n\x0eRevertResponse\x12\x14\n\x0c\x66rom_version\x18\x01 \x01(\x04\x12\x12\n\nto_version\x18\x02 \x01(\x04\x32\x9e\x01\n\x05\x41\x64min\x12N\n\tGetStatus\x12\x1f.sluice.api.v1.GetStatusRequest\x1a .sluice.api.v1.GetStatusResponse\x12\x45\n\x06Revert\x12\x1c.sluice.api.v1.RevertRequest\x1a\x1d.sluice.api.v1.RevertResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sluice/api/v1/admin.proto\x12\rsluice.api.v1\x1a\x18sluice/api/v1/sync.proto\"\x12\n\x10GetStatusRequest\"\xc5\x03\n\x11GetStatusResponse\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x12\n\nprocess_id\x18\x03 \x01(\r\x12\x10\n\x08uptime_s\x18\x04 \x01(\x04\x12\x17\n\x0f\x63ontrol_address\x18\x05 \x01(\t\x12\x19\n\x11\x63ontrol_connected\x18\x06 \x01(\x08\x12\x15\n\rcontrol_error\x18\x07 \x01(\t\x12\x19\n\x11inference_address\x18\x08 \x01(\t\x12.\n\x08reported\x18\t \x01(\x0b\x32\x1c.sluice.api.v1.ReportedState\x12,\n\x07\x64\x65sired\x18\n \x01(\x0b\x32\x1b.sluice.api.v1.DesiredState\x12\x13\n\x0bstore_bytes\x18\x0b \x01(\x04\x12\x17\n\x0f\x64isk_free_bytes\x18\x0c \x01(\x04\x12\x16\n\x0eoutbox_batches\x18\r \x01(\x04\x12,\n\x07workers\x18\x0e \x03(\x0b\x32\x1b.sluice.api.v1.WorkerStatus\x12(\n\x05swaps\x18\x0f \x03(\x0b\x32\x19.sluice.api.v1.SwapStatus\"\xc4\x03\n\nSwapStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_version\x18\x02 \x01(\x04\x12\x12\n\nto_version\x18\x03 \x01(\x04\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x10\n\x08phase_ms\x18\x05 \x01(\x04\x12\x0f\n\x07left_ms\x18\x06 \x01(\x04\x12\x1b\n\x13memory_needed_bytes\x18\x07 \x01(\x04\x12\x1e\n\x16memory_available_bytes\x18\x08 \x01(\x04\x12\x0e\n\x06gap_ms\x18\t \x01(\x04\x12\x10\n\x08\x63ompared\x18\n \x01(\x04\x12\x12\n\nmismatched\x18\x0b \x01(\x04\x12\x12\n\nunanswered\x18\x0c \x01(\x04\x12\x0f\n\x07\x64ropped\x18\r \x01(\x04\x12\x12\n\ncosine_min\x18\x0e \x01(\x01\x12\x15\n\rmax_abs_error\x18\x0f \x01(\x01\x12\x10\n\x08requests\x18\x10 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x11 \x01(\x04\x12\x0e\n\x06p95_ms\x18\x12 \x01(\x01\x12\x17\n\x0fprevious_p95_ms\x18\x13 \x01(\x01\x12*\n\x06passed\x18\x14 \x03(\x0b\x32\x1a.sluice.api.v1.PassedPhase\x12\x0f\n\x07\x66\x61ilure\x18\x15 \x01(\t\"(\n\x0bPassedPhase\x12\r\n\x05phase\x18\x01 \x01(\t\x12\n\n\x02ms\x18\x02 \x01(\x04\"\x9d\x01\n\x0cWorkerStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x12\n\nprocess_id\x18\x03 \x01(\r\x12\x0f\n\x07runtime\x18\x04 \x01(\t\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x06 \x01(\x04\x12\x10\n\x08requests\x18\x07 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x08 \x01(\x04\"\x1e\n\rRevertRequest\x12\r\n\x05model\x18\x01 \x01(\t\":\n\x0eRevertResponse\x12\x14\n\x0c\x66rom_version\x18\x01 \x01(\x04\x12\x12\n\nto_version\x18\x02 \x01(\x04\x32\x9e\x01\n\x05\x41\x64min\x12N\n\tGetStatus\x12\x1f.sluice.api.v1.GetStatusRequest\x1a .sluice.api.v1.GetStatusResponse\x12\x45\n\x06Revert\x12\x1c.sluice.api.v1.RevertRequest\x1a\x1d.sluice.api.v1.RevertResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,13 +35,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=70
   _globals['_GETSTATUSREQUEST']._serialized_end=88
   _globals['_GETSTATUSRESPONSE']._serialized_start=91
-  _globals['_GETSTATUSRESPONSE']._serialized_end=502
-  _globals['_WORKERSTATUS']._serialized_start=505
-  _globals['_WORKERSTATUS']._serialized_end=662
-  _globals['_REVERTREQUEST']._serialized_start=664
-  _globals['_REVERTREQUEST']._serialized_end=694
-  _globals['_REVERTRESPONSE']._serialized_start=696
-  _globals['_REVERTRESPONSE']._serialized_end=754
-  _globals['_ADMIN']._serialized_start=757
-  _globals['_ADMIN']._serialized_end=915
+  _globals['_GETSTATUSRESPONSE']._serialized_end=544
+  _globals['_SWAPSTATUS']._serialized_start=547
+  _globals['_SWAPSTATUS']._serialized_end=999
+  _globals['_PASSEDPHASE']._serialized_start=1001
+  _globals['_PASSEDPHASE']._serialized_end=1041
+  _globals['_WORKERSTATUS']._serialized_start=1044
+  _globals['_WORKERSTATUS']._serialized_end=1201
+  _globals['_REVERTREQUEST']._serialized_start=1203
+  _globals['_REVERTREQUEST']._serialized_end=1233
+  _globals['_REVERTRESPONSE']._serialized_start=1235
+  _globals['_REVERTRESPONSE']._serialized_end=1293
+  _globals['_ADMIN']._serialized_start=1296
+  _globals['_ADMIN']._serialized_end=1454
 # @@protoc_insertion_point(module_scope)

@@ -58,6 +58,7 @@ class GetStatusResponse(message.Message):
     DISK_FREE_BYTES_FIELD_NUMBER: builtins.int
     OUTBOX_BATCHES_FIELD_NUMBER: builtins.int
     WORKERS_FIELD_NUMBER: builtins.int
+    SWAPS_FIELD_NUMBER: builtins.int
     device_id: builtins.str
     """As in its configuration: 1 to 64 characters."""
     agent_version: builtins.str
@@ -92,6 +93,10 @@ class GetStatusResponse(message.Message):
     def workers(self) -> containers.RepeatedCompositeFieldContainer[WorkerStatus]:
         """At most 2 for each model: active and previous."""
 
+    @builtins.property
+    def swaps(self) -> containers.RepeatedCompositeFieldContainer[SwapStatus]:
+        """Changes of version under way, soaking ones too, at most 2 for each model; where none is, the last one that ended."""
+
     def __init__(
         self,
         *,
@@ -109,10 +114,139 @@ class GetStatusResponse(message.Message):
         disk_free_bytes: builtins.int = ...,
         outbox_batches: builtins.int = ...,
         workers: abc.Iterable[WorkerStatus] | None = ...,
+        swaps: abc.Iterable[SwapStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["desired", b"desired", "reported", b"reported"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["agent_version", b"agent_version", "control_address", b"control_address", "control_connected", b"control_connected", "control_error", b"control_error", "desired", b"desired", "device_id", b"device_id", "disk_free_bytes", b"disk_free_bytes", "inference_address", b"inference_address", "outbox_batches", b"outbox_batches", "process_id", b"process_id", "reported", b"reported", "store_bytes", b"store_bytes", "uptime_s", b"uptime_s", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["agent_version", b"agent_version", "control_address", b"control_address", "control_connected", b"control_connected", "control_error", b"control_error", "desired", b"desired", "device_id", b"device_id", "disk_free_bytes", b"disk_free_bytes", "inference_address", b"inference_address", "outbox_batches", b"outbox_batches", "process_id", b"process_id", "reported", b"reported", "store_bytes", b"store_bytes", "swaps", b"swaps", "uptime_s", b"uptime_s", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SwapStatus(message.Message):
+    """One model's change of version."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    FROM_VERSION_FIELD_NUMBER: builtins.int
+    TO_VERSION_FIELD_NUMBER: builtins.int
+    PHASE_FIELD_NUMBER: builtins.int
+    PHASE_MS_FIELD_NUMBER: builtins.int
+    LEFT_MS_FIELD_NUMBER: builtins.int
+    MEMORY_NEEDED_BYTES_FIELD_NUMBER: builtins.int
+    MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: builtins.int
+    GAP_MS_FIELD_NUMBER: builtins.int
+    COMPARED_FIELD_NUMBER: builtins.int
+    MISMATCHED_FIELD_NUMBER: builtins.int
+    UNANSWERED_FIELD_NUMBER: builtins.int
+    DROPPED_FIELD_NUMBER: builtins.int
+    COSINE_MIN_FIELD_NUMBER: builtins.int
+    MAX_ABS_ERROR_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    FAILURES_FIELD_NUMBER: builtins.int
+    P95_MS_FIELD_NUMBER: builtins.int
+    PREVIOUS_P95_MS_FIELD_NUMBER: builtins.int
+    PASSED_FIELD_NUMBER: builtins.int
+    FAILURE_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Its name."""
+    from_version: builtins.int
+    """That answered when it began; 0 when none did."""
+    to_version: builtins.int
+    """That is to answer, or answers and soaks."""
+    phase: builtins.str
+    """checking, stopping, starting, warming, proving, shadowing, committing, turning, undoing, draining, soaking,
+    settling, reverting or restoring; at its end committed, reverted, abandoned, superseded or stranded.
+    """
+    phase_ms: builtins.int
+    """Milliseconds in this phase, or since the end."""
+    left_ms: builtins.int
+    """Milliseconds until it ends or is given up; 0 when only its answer ends it."""
+    memory_needed_bytes: builtins.int
+    """Estimate for the new worker, bytes; 0 before the memory was looked at."""
+    memory_available_bytes: builtins.int
+    """At that time, bytes."""
+    gap_ms: builtins.int
+    """Milliseconds without a version that answers, so far; 0 when there is none."""
+    compared: builtins.int
+    """Shadow: requests answered by both versions."""
+    mismatched: builtins.int
+    """Those of them with an output outside the tolerance."""
+    unanswered: builtins.int
+    """Shadow: requests that the new version failed and the old one answered."""
+    dropped: builtins.int
+    """Shadow: copies not taken because the queue was full."""
+    cosine_min: builtins.float
+    """Shadow: the least cosine similarity of an output; 1 before the first."""
+    max_abs_error: builtins.float
+    """Shadow: the largest difference of an output."""
+    requests: builtins.int
+    """Soak: the latest requests to the new version, at most 1024."""
+    failures: builtins.int
+    """Those of them that failed."""
+    p95_ms: builtins.float
+    """95th percentile of its time for an answer, in shadow or soak; 0 when unknown."""
+    previous_p95_ms: builtins.float
+    """The same of the version before it."""
+    failure: builtins.str
+    """Why it did not come to its end, for people; else empty."""
+    @builtins.property
+    def passed(self) -> containers.RepeatedCompositeFieldContainer[PassedPhase]:
+        """What it has been through, in order; at most the latest 32."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        from_version: builtins.int = ...,
+        to_version: builtins.int = ...,
+        phase: builtins.str = ...,
+        phase_ms: builtins.int = ...,
+        left_ms: builtins.int = ...,
+        memory_needed_bytes: builtins.int = ...,
+        memory_available_bytes: builtins.int = ...,
+        gap_ms: builtins.int = ...,
+        compared: builtins.int = ...,
+        mismatched: builtins.int = ...,
+        unanswered: builtins.int = ...,
+        dropped: builtins.int = ...,
+        cosine_min: builtins.float = ...,
+        max_abs_error: builtins.float = ...,
+        requests: builtins.int = ...,
+        failures: builtins.int = ...,
+        p95_ms: builtins.float = ...,
+        previous_p95_ms: builtins.float = ...,
+        passed: abc.Iterable[PassedPhase] | None = ...,
+        failure: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["compared", b"compared", "cosine_min", b"cosine_min", "dropped", b"dropped", "failure", b"failure", "failures", b"failures", "from_version", b"from_version", "gap_ms", b"gap_ms", "left_ms", b"left_ms", "max_abs_error", b"max_abs_error", "memory_available_bytes", b"memory_available_bytes", "memory_needed_bytes", b"memory_needed_bytes", "mismatched", b"mismatched", "model", b"model", "p95_ms", b"p95_ms", "passed", b"passed", "phase", b"phase", "phase_ms", b"phase_ms", "previous_p95_ms", b"previous_p95_ms", "requests", b"requests", "to_version", b"to_version", "unanswered", b"unanswered"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class PassedPhase(message.Message):
+    """A phase that a change of version has been through."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: builtins.int
+    MS_FIELD_NUMBER: builtins.int
+    phase: builtins.str
+    """As in SwapStatus."""
+    ms: builtins.int
+    """Milliseconds that it took."""
+    def __init__(
+        self,
+        *,
+        phase: builtins.str = ...,
+        ms: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["ms", b"ms", "phase", b"phase"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

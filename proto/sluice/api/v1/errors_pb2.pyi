@@ -119,6 +119,12 @@ class _ErrorReasonEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_ErrorReaso
     """The box has no active version of this model, or its worker is down."""
     NO_PREVIOUS_VERSION: _ErrorReason.ValueType  # 68
     """There is nothing to go back to."""
+    MEMORY_SHORT: _ErrorReason.ValueType  # 69
+    """The box has no room for the new version's worker beside the one that serves."""
+    SHADOW_MISMATCH: _ErrorReason.ValueType  # 70
+    """In shadow the new version answered live requests otherwise, slower, or not at all."""
+    SOAK_FAILED: _ErrorReason.ValueType  # 71
+    """After its activation the version failed more requests or took longer than the one before."""
     REGION_UNKNOWN: _ErrorReason.ValueType  # 72
     """The caller registered no shared memory region of this name."""
     REGION_EXISTS: _ErrorReason.ValueType  # 73
@@ -279,6 +285,12 @@ MODEL_NOT_SERVING: ErrorReason.ValueType  # 67
 """The box has no active version of this model, or its worker is down."""
 NO_PREVIOUS_VERSION: ErrorReason.ValueType  # 68
 """There is nothing to go back to."""
+MEMORY_SHORT: ErrorReason.ValueType  # 69
+"""The box has no room for the new version's worker beside the one that serves."""
+SHADOW_MISMATCH: ErrorReason.ValueType  # 70
+"""In shadow the new version answered live requests otherwise, slower, or not at all."""
+SOAK_FAILED: ErrorReason.ValueType  # 71
+"""After its activation the version failed more requests or took longer than the one before."""
 REGION_UNKNOWN: ErrorReason.ValueType  # 72
 """The caller registered no shared memory region of this name."""
 REGION_EXISTS: ErrorReason.ValueType  # 73

@@ -48,7 +48,7 @@ class _UpdateStepEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_UpdateStep.
     UPDATE_STEP_WARMING_UP: _UpdateStep.ValueType  # 5
     """Worker started, first inference, golden inputs."""
     UPDATE_STEP_SHADOWING: _UpdateStep.ValueType  # 6
-    """Answering live requests beside the active version. Not reported at present."""
+    """Answering a share of the live requests beside the active version, which the callers hear."""
     UPDATE_STEP_ACTIVATING: _UpdateStep.ValueType  # 7
     """Committing the version and turning requests to it."""
     UPDATE_STEP_SOAKING: _UpdateStep.ValueType  # 8
@@ -61,8 +61,8 @@ class _UpdateStepEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_UpdateStep.
     """The version was given up; what served before serves."""
 
 class UpdateStep(_UpdateStep, metaclass=_UpdateStepEnumTypeWrapper):
-    """How far an update is. It goes through planning, fetching, staging, verifying, warming up, activating and soaking;
-    a new attempt begins at planning.
+    """How far an update is. It goes through planning, fetching, staging, verifying, warming up, shadowing where that is
+    configured, activating and soaking; a new attempt begins at planning.
     """
 
 UPDATE_STEP_UNSPECIFIED: UpdateStep.ValueType  # 0
@@ -78,7 +78,7 @@ UPDATE_STEP_STAGING: UpdateStep.ValueType  # 4
 UPDATE_STEP_WARMING_UP: UpdateStep.ValueType  # 5
 """Worker started, first inference, golden inputs."""
 UPDATE_STEP_SHADOWING: UpdateStep.ValueType  # 6
-"""Answering live requests beside the active version. Not reported at present."""
+"""Answering a share of the live requests beside the active version, which the callers hear."""
 UPDATE_STEP_ACTIVATING: UpdateStep.ValueType  # 7
 """Committing the version and turning requests to it."""
 UPDATE_STEP_SOAKING: UpdateStep.ValueType  # 8
@@ -437,6 +437,7 @@ class ReportedModel(message.Message):
     FETCHED_BYTES_FIELD_NUMBER: builtins.int
     FETCH_TOTAL_BYTES_FIELD_NUMBER: builtins.int
     PINNED_VERSION_FIELD_NUMBER: builtins.int
+    GAP_MS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Its name."""
     active_version: builtins.int
@@ -459,6 +460,10 @@ class ReportedModel(message.Message):
     """Of the running or last update: delta bytes in all; 0 until it has a plan."""
     pinned_version: builtins.int
     """Not 0: an administrator on the box holds it here."""
+    gap_ms: builtins.int
+    """Milliseconds in which no version answered while the active one took over, because two did not fit into memory; 0 when
+    there was no such gap, or the agent has restarted since.
+    """
     @builtins.property
     def loaded_digests(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Files of the serving worker, as verified at its start; at most 256."""
@@ -483,10 +488,11 @@ class ReportedModel(message.Message):
         fetched_bytes: builtins.int = ...,
         fetch_total_bytes: builtins.int = ...,
         pinned_version: builtins.int = ...,
+        gap_ms: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["active_manifest_digest", b"active_manifest_digest", "active_version", b"active_version", "failure", b"failure", "fetch_total_bytes", b"fetch_total_bytes", "fetched_bytes", b"fetched_bytes", "healthy", b"healthy", "loaded_digests", b"loaded_digests", "model", b"model", "pinned_version", b"pinned_version", "previous_version", b"previous_version", "step", b"step", "target_version", b"target_version", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["active_manifest_digest", b"active_manifest_digest", "active_version", b"active_version", "failure", b"failure", "fetch_total_bytes", b"fetch_total_bytes", "fetched_bytes", b"fetched_bytes", "gap_ms", b"gap_ms", "healthy", b"healthy", "loaded_digests", b"loaded_digests", "model", b"model", "pinned_version", b"pinned_version", "previous_version", b"previous_version", "step", b"step", "target_version", b"target_version", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
