@@ -35,6 +35,7 @@ from agent.host_load import HostLoad
 from agent.inference import InferenceServer
 from agent.installer import Installer
 from agent.lock import StateLock
+from agent.memory import available_bytes
 from agent.metrics import MetricsServer
 from agent.notify import notify, watchdog_interval_s
 from agent.outbox import Outbox
@@ -132,6 +133,7 @@ class Daemon:
             on_disk=lambda: versions_on_disk(slots_dir),
             installed=lambda model, version: installed_in(slots_dir, model, version),
             bring_up=self._activator.bring_up,
+            available_bytes=available_bytes,
         )
         self._reconciler = Reconciler(
             self._state,
