@@ -160,7 +160,9 @@ class Actions:
     def _shadow(self, run: Run) -> None:
         assert run.new is not None
         run.shadow = Shadow(run.new, run.swap.plan.terms.shadow)
-        self._set_shadow(run, run.shadow)
+        for worker in self._answering(run):
+            if worker is not run.new:
+                worker.shadow = run.shadow
 
     def _mirror(self, run: Run) -> None:
         assert run.new is not None
@@ -170,7 +172,9 @@ class Actions:
 
     def _end_shadow(self, run: Run) -> None:
         assert run.shadow is not None
-        self._set_shadow(run, None)
+        for worker in self._answering(run):
+            if worker.shadow is run.shadow:  # else a newer version is in shadow by now
+                worker.shadow = None
         run.shadow.close()
         log.info("%s beside version %d: %s", run.swap.plan.name, run.swap.plan.old, run.shadow.seen())
 
@@ -222,13 +226,11 @@ class Actions:
         resident = run.old.resident_bytes() if run.old is not None else 0
         return Memory(estimate(new, old, resident), self._available())
 
-    def _set_shadow(self, run: Run, shadow: Shadow | None) -> None:
-        """On the worker that answers, which may have been restarted meanwhile."""
+    def _answering(self, run: Run) -> list[Worker]:
+        """The workers that answer, or may: a restart puts another into a worker's place."""
         serving = self._router.serving(run.model)
-        active = None if serving is None else serving.active
-        for worker in (run.old, run.new if shadow is None else None, active):
-            if worker is not None:
-                worker.shadow = shadow
+        found = (run.old, run.new, None if serving is None else serving.active)
+        return [worker for worker in found if worker is not None]
 
     def _turn(self, run: Run) -> None:
         assert run.new is not None

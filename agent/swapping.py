@@ -186,10 +186,6 @@ class Swaps:
         run = Run(resume(plan, time.monotonic()), slots.active, slots, None, None, new=serving.active)
         self._file(run)
 
-    def changing(self, model: str) -> bool:
-        """Whether a swap of the model is before its commit."""
-        return model in self._changing
-
     def abort(self, model: str, unless: str = "") -> None:
         """Gives up a swap before its commit, but not one to the version with this manifest digest.
 
@@ -242,7 +238,7 @@ class Swaps:
         now = time.monotonic()
         found = [_seen(run, now) for run in (*self._changing.values(), *self._soaking.values())]
         models = {seen.swap.plan.model for seen in found}
-        found += [replace(last, now=now) for model, last in self._last.items() if model not in models]
+        found += [replace(last, now=now) for model, last in list(self._last.items()) if model not in models]
         return sorted(found, key=lambda seen: (seen.swap.plan.model, seen.swap.plan.version))
 
     def close(self) -> None:

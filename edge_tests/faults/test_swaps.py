@@ -75,6 +75,27 @@ def test_a_shadow_that_agrees_is_activated(box: LocalBox, load: TritonLoad, tmp_
     assert not box.state.slots("tiny").soaking or box.swap().swap.phase is Phase.SOAKING
 
 
+def test_a_version_in_shadow_beside_one_that_still_soaks(
+    box: LocalBox, load: TritonLoad, tmp_path: Path
+) -> None:
+    """The soak's comparison gives way to the shadow's, and then to the next soak's."""
+    options = {**SHADOW, "soak_s": "60"}
+    for version in (2, 3):
+        path = models.tiny_onnx(tmp_path / f"{version}.onnx", change=0.0001 * version)
+        box.ended.clear()
+        assert not box.activate(box.install(version, path, options=options))
+        eventually(lambda: box.ended.get("tiny", "not yet") is None, "the shadow ended")
+        assert (box.swap().swap.plan.version, box.swap().swap.phase) == (version, Phase.SOAKING)
+
+    def compared() -> int:
+        likeness = box.swap().likeness
+        return 0 if likeness is None else likeness.compared
+
+    eventually(lambda: compared() > 20, "the last soak compares")
+    assert box.state.slots("tiny").previous.version == 2  # type: ignore[union-attr]
+    eventually(lambda: children() == 2, "only two workers are left")
+
+
 def test_a_soak_after_a_shadow_goes_back_when_answers_begin_to_differ(box: LocalBox, tmp_path: Path) -> None:
     """In shadow the clients ask what both versions answer alike; later they ask something else."""
     calm, wild = tmp_path / "calm", tmp_path / "wild"
