@@ -2,9 +2,9 @@
 
 Shapes cannot tell: a model may normalise over the batch, or mix its samples. So two samples are run alone and
 in batches of two, in both orders, and every part must resemble the answer that the sample got alone: cosine
-similarity of at least BATCH_COSINE_MIN for each output. Small differences are allowed because the order of
-summation and dynamic quantisation move with the batch; a model that must not move at all forbids batches in
-its options.
+similarity of at least BATCH_COSINE_MIN, or what the model's options say, for each output. Small differences
+are allowed because the order of summation and dynamic quantisation move with the batch; a model that must not
+move at all forbids batches in its options.
 
 The samples are taken from the golden inputs where there are any (text models want valid tokens), else made
 up.
@@ -25,13 +25,19 @@ from runtimes.datatypes import BYTES
 from updater.errors import SluiceError
 
 
-def batches_are_safe(worker: Worker, golden: Mapping[str, NDArray[Any]] | None, timeout_s: float) -> str:
+def batches_are_safe(
+    worker: Worker,
+    golden: Mapping[str, NDArray[Any]] | None,
+    timeout_s: float,
+    cosine_min: float = BATCH_COSINE_MIN,
+) -> str:
     """Tries it.
 
     Args:
         worker: with the model loaded; its `takes_batches` holds.
         golden: the golden inputs in the model's datatypes, if there are any.
         timeout_s: for each of the four inferences, seconds.
+        cosine_min: see above.
 
     Returns:
         Why batches are not safe; empty if they are.
@@ -47,7 +53,7 @@ def batches_are_safe(worker: Worker, golden: Mapping[str, NDArray[Any]] | None, 
             for place, answer in enumerate(expected):
                 for name, array in answer.items():
                     part = found[name][place : place + 1] if found[name].ndim else found[name]
-                    result = compare(name, part, array, BATCH_COSINE_MIN, None)
+                    result = compare(name, part, array, cosine_min, None)
                     if not result.passed:
                         return f"in a batch its answers differ from those alone: {result}"
     except SluiceError as error:

@@ -7,6 +7,7 @@
 | graph_optimization | of an ONNX graph: off, basic, extended or all | all |
 | xnnpack | "off": TensorFlow Lite runs without XNNPACK | on |
 | batch | most samples in a batch made of several requests; "off" forbids batches | 64 |
+| batch_cosine | least similarity of an answer in a batch to the answer alone, for batches to be used | 0.99 |
 | batch_preferred | batch sizes sent without waiting for more, e.g. "4,8" | none |
 | batch_window_ms | longest wait for a fuller batch while the worker is free, where that pays | 0 |
 | batch_target_ms | how long a batch should run at most | 50 |
@@ -31,7 +32,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.cascade import LOGITS, PROBABILITIES, Cascade
-from agent.limits import BATCH_TARGET_S, MAX_BATCH, MAX_PROVIDERS, MAX_QUEUE, MAX_REQUEST_S
+from agent.limits import (
+    BATCH_COSINE_MIN,
+    BATCH_TARGET_S,
+    MAX_BATCH,
+    MAX_PROVIDERS,
+    MAX_QUEUE,
+    MAX_REQUEST_S,
+)
 from agent.scheduling import Policy
 from agent.version_policy import VersionPolicy
 from agent.version_policy import parse as parse_versions
@@ -111,6 +119,7 @@ def read(options: Mapping[str, str], threads: int, accelerator: str = CPU) -> Op
         window_s=number("batch_window_ms", 0, 0, _MOST_MS) / 1000,
         target_s=number("batch_target_ms", round(BATCH_TARGET_S * 1000), 1, _MOST_MS) / 1000,
         queue=number("queue", MAX_QUEUE, 1, MAX_QUEUE),
+        cosine_min=_cosine(options.get("batch_cosine"), faults),
         breaker_s=number("breaker_ms", 0, 1, _MOST_MS) / 1000,
     )
     most_threads = number("threads", threads, 1, MAX_THREADS)
@@ -174,3 +183,12 @@ def _accelerators(text: str | None, accelerator: str, faults: list[str]) -> tupl
         faults.append(f"option providers is {text[:40]!r}, not 1 to {MAX_PROVIDERS} names such as cuda,cpu")
         return default
     return tuple(dict.fromkeys(names))
+
+
+def _cosine(text: str | None, faults: list[str]) -> float:
+    if text is None:
+        return BATCH_COSINE_MIN
+    if re.fullmatch(r"0\.\d{1,6}|1(\.0{1,6})?", text, re.ASCII):
+        return float(text)
+    faults.append(f"option batch_cosine is {text[:40]!r}, not a number from 0.0 to 1 such as 0.95")
+    return BATCH_COSINE_MIN

@@ -33,6 +33,7 @@ from enum import IntEnum
 from agent.breaker import Breaker
 from agent.curve import Curves
 from agent.limits import (
+    BATCH_COSINE_MIN,
     BATCH_TARGET_S,
     BUSY_LOAD,
     GATE_LOOK_S,
@@ -68,6 +69,7 @@ class Policy:
         target_s: how long a batch should run at most, seconds; the batch size follows it.
         queue: requests that may wait, at most; see "Turning away".
         breaker_s: from arrival to answer; over it a request counts as too slow, seconds; 0: no breaker.
+        cosine_min: least similarity of an answer in a batch to the answer alone for batches to be used.
     """
 
     max_batch: int = 1
@@ -76,6 +78,7 @@ class Policy:
     target_s: float = BATCH_TARGET_S
     queue: int = MAX_QUEUE
     breaker_s: float = 0.0
+    cosine_min: float = BATCH_COSINE_MIN
 
 
 @dataclass(eq=False, slots=True)

@@ -113,7 +113,7 @@ class Starter:
         """The policy, with batches only for a model that was seen to answer right in them."""
         if policy.max_batch == 1 or not worker.takes_batches:
             return replace(policy, max_batch=1)
-        why_not = batches_are_safe(worker, examples, self._load_deadline_s)
+        why_not = batches_are_safe(worker, examples, self._load_deadline_s, policy.cosine_min)
         if why_not:
             log.warning("requests to %s run one by one: %s", worker.spec, why_not)
             return replace(policy, max_batch=1)

@@ -3,8 +3,9 @@
 Every server is started, and they are measured in turns, round after round, so that whatever else the machine
 does falls on all of them: closed loop with 1, 8 and 32 clients; then open loop at 80 % of the server's own
 capacity (its best closed-loop rate), and at one rate for all, 80 % of the slowest server's capacity. The
-figures are medians over the rounds; the client is the same for all (serve_load.py). A server that cannot run
-here is left out with the reason. Then the ratios that the project holds itself to are printed.
+figures are medians over the rounds; the client is the same for all (serve_load.py). A server or model that is
+not here is left out with the reason. Then what the project holds itself to is printed, with what an agent and
+a worker cost (serve_figures.py).
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from functools import partial
 from pathlib import Path
 
 import grpc
+import numpy as np
 from rich.console import Console
 
-from benchmarks import serve_models, serve_peers, serve_server
+from benchmarks import serve_figures, serve_models, serve_peers, serve_server
 from benchmarks.report import Table, machine, section, write_section
+from benchmarks.serve_figures import Costs
 from benchmarks.serve_models import Subject
 from inference import open_inference_pb2 as pb
 from inference import open_inference_pb2_grpc as pb_grpc
@@ -39,6 +42,7 @@ NONE = "-"
 CLIENTS = (1, 8, 32)
 SHARE = 0.8  # of a capacity, for open loops
 IN_PROCESS_S = 1.0
+DIGITS = {"": 4, "ms": 3, "%": 3}  # shown of a unit's figures; else 2
 NOTE = (
     "The servers run beside each other and are measured in turns; figures are medians over the rounds. On a "
     "machine that others use too, ratios hold better than times."
@@ -55,12 +59,23 @@ SERVERS: dict[str, Start] = {
 }
 
 
+MODELS: dict[str, Callable[[Path], Subject]] = {
+    "mlp": serve_models.mlp,
+    "cnn": serve_models.cnn,
+    "minilm": serve_models.minilm,
+    "minilm_short": serve_models.minilm_short,
+    "minilm_alone": serve_models.minilm_alone,
+}
+
+
 @dataclass
 class Results:
     """Medians to be: by model, server and kind of load ("1", "8", "32", "own", "equal")."""
 
     runs: dict[tuple[str, str, str], list[Found]] = field(default_factory=lambda: defaultdict(list))
     in_process: dict[str, Found] = field(default_factory=dict)
+    cosine: float | None = None
+    costs: Costs | None = None
 
     def of(self, model: str, server: str, load: str) -> Found | None:
         runs = self.runs.get((model, server, load))
@@ -72,9 +87,11 @@ class Results:
         return max((found["rate"] for c in CLIENTS if (found := self.of(model, server, str(c)))), default=0.0)
 
 
-def load(address: str, request: Path, seconds: float, **wanted: object) -> Found:
+def load(address: str, requests: Sequence[Path], seconds: float, **wanted: object) -> Found:
     """One run of serve_load.py."""
-    order = json.dumps({"address": address, "request": str(request), "seconds": seconds, **wanted})
+    order = json.dumps(
+        {"address": address, "requests": [str(each) for each in requests], "seconds": seconds, **wanted}
+    )
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.serve_load", order],
         cwd=serve_peers.ROOT,
@@ -94,32 +111,47 @@ def in_process(subject: Subject, threads: int) -> Found:
     spent: list[float] = []
     end = time.perf_counter() + IN_PROCESS_S
     while (began := time.perf_counter()) < end or len(spent) < 20:
-        session.run(None, {serve_models.INPUT: x})
+        session.run(None, x)
         spent.append((time.perf_counter() - began) * 1000)
     spent.sort()
     return {"p50": spent[len(spent) // 2], "p99": spent[len(spent) * 99 // 100]}
 
 
-def write_request(subject: Subject, path: Path, shared: tuple[str, int] | None = None) -> Path:
-    """A request with one sample, in the message or at an offset of a region; returns its file."""
-    x = subject.sample()
-    tensor = pb.ModelInferRequest.InferInputTensor(name=serve_models.INPUT, datatype="FP32", shape=x.shape)
-    request = pb.ModelInferRequest(model_name=subject.name, inputs=[tensor])
-    if shared is None:
-        request.raw_input_contents.append(x.tobytes())
-    else:
-        parameters = request.inputs[0].parameters
-        parameters["shared_memory_region"].string_param = shared[0]
-        parameters["shared_memory_offset"].int64_param = shared[1]
-        parameters["shared_memory_byte_size"].int64_param = x.nbytes
+def write_requests(subject: Subject, directory: Path) -> list[Path]:
+    """Requests with one sample each, one for each length of the model's; returns their files."""
+    made = []
+    for number, length in enumerate(subject.lengths or (0,)):
+        request = pb.ModelInferRequest(model_name=subject.name)
+        for name, array in subject.sample(number, length).items():
+            datatype = "INT64" if array.dtype == np.int64 else "FP32"
+            request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+            request.raw_input_contents.append(array.tobytes())
+        made.append(directory / f"{subject.name}-{number}.request")
+        made[-1].write_bytes(request.SerializeToString())
+    return made
+
+
+def write_shared(subject: Subject, path: Path, offset: int) -> Path:
+    """A request whose only input lies at an offset of the region of the model's name; returns its file."""
+    ((name, x),) = subject.sample().items()
+    request = pb.ModelInferRequest(model_name=subject.name)
+    parameters = request.inputs.add(name=name, datatype="FP32", shape=x.shape).parameters
+    parameters["shared_memory_region"].string_param = subject.name
+    parameters["shared_memory_offset"].int64_param = offset
+    parameters["shared_memory_byte_size"].int64_param = x.nbytes
     path.write_bytes(request.SerializeToString())
     return path
+
+
+def nbytes(subject: Subject) -> int:
+    """Of a sample."""
+    return sum(array.nbytes for array in subject.sample().values())
 
 
 def share(subject: Subject, address: str, undo: ExitStack) -> str:
     """Makes and registers a region with room for each client's sample; returns its key."""
     key = f"sluice-bench-{os.getpid()}-{subject.name}"
-    size = subject.sample().nbytes * max(CLIENTS)
+    size = nbytes(subject) * max(CLIENTS)
     path = Path("/dev/shm") / key
     undo.callback(path.unlink, missing_ok=True)
     with path.open("wb") as file:
@@ -140,31 +172,36 @@ def measure(
         addresses: dict[str, str] = {}
         for name, start in servers.items():
             try:
-                addresses[name] = running.enter_context(start(subjects, options.threads, Path(scratch)))
+                known = [each for each in subjects if each.batches or name == OURS]
+                addresses[name] = running.enter_context(start(known, options.threads, Path(scratch)))
             except serve_peers.CannotRun as why:
                 say.print(f"[yellow]{name} is left out: {why}")
         for subject in subjects:
             results.in_process[subject.name] = in_process(subject, options.threads)
-            sent = write_request(subject, Path(scratch) / f"{subject.name}.request")
-            key = share(subject, addresses[OURS], running) if OURS in addresses else ""
+            sent = write_requests(subject, Path(scratch))
+            shares = OURS in addresses and len(subject.inputs) == 1
+            key = share(subject, addresses[OURS], running) if shares else ""
+            beside = {name: address for name, address in addresses.items() if subject.batches or name == OURS}
             for number in range(options.rounds):
                 for clients in CLIENTS:
-                    for name, address in addresses.items():
+                    for name, address in beside.items():
                         run = load(address, sent, options.seconds, clients=clients)
                         results.runs[subject.name, name, str(clients)].append(run)
                     if key:
-                        x = subject.sample().nbytes
+                        x = nbytes(subject)
                         files = [
-                            str(write_request(subject, Path(scratch) / f"{c}.shared", (subject.name, c * x)))
+                            str(write_shared(subject, Path(scratch) / f"{c}.shared", c * x))
                             for c in range(clients)
                         ]
                         shared = {"key": key, "requests": files, "bytes": x}
                         run = load(addresses[OURS], sent, options.seconds, clients=clients, shared=shared)
                         results.runs[subject.name, SHARED, str(clients)].append(run)
                 say.print(f"{subject.name}: round {number + 1} of {options.rounds}, closed loops done")
-            slowest = min(results.capacity(subject.name, name) for name in addresses)
+            if not subject.batches:
+                continue
+            slowest = min(results.capacity(subject.name, name) for name in beside)
             for _ in range(options.rounds):
-                for name, address in addresses.items():
+                for name, address in beside.items():
                     own = SHARE * results.capacity(subject.name, name)
                     for kind, rate in (("own", own), ("equal", SHARE * slowest)):
                         run = load(address, sent, options.seconds, rate=rate)
@@ -213,8 +250,8 @@ def ratios(results: Results, subjects: Sequence[Subject]) -> Table:
     def add(what: str, wanted: str, value: float | None, unit: str, *, most: bool) -> None:
         bound = float(wanted)
         met = NONE if value is None else ("yes" if (value <= bound if most else value >= bound) else "no")
-        shown = "not measured" if value is None else f"{value:.2f} {unit}"
-        rows.append([what, f"{'≤' if most else '≥'} {wanted} {unit}", shown, met])
+        shown = "not measured" if value is None else f"{value:.{DIGITS.get(unit, 2)}f} {unit}".strip()
+        rows.append([what, f"{'≤' if most else '≥'} {wanted} {unit}".strip(), shown, met])
 
     def p50(model: str, server: str) -> float | None:
         found = results.of(model, server, "1")
@@ -236,7 +273,7 @@ def ratios(results: Results, subjects: Sequence[Subject]) -> Table:
         direct = results.in_process["cnn"]["p50"]
         what = "cnn, 1 client, shared memory: over ONNX Runtime"
         add(what, "0.75", above("cnn", SHARED, direct), "ms", most=True)
-    for model in sorted(have):
+    for model in sorted(subject.name for subject in subjects if subject.batches):
         add(
             f"{model}, 8 clients: rate to MLServer", "2.5", faster(model, OURS, MLSERVER), "times", most=False
         )
@@ -247,6 +284,23 @@ def ratios(results: Results, subjects: Sequence[Subject]) -> Table:
             add(what, wanted, faster(model, server, PYTRITON), "times", most=False)
     if "mlp" in have:
         add("mlp, 8 clients: rate to bare gRPC", "1", faster("mlp", OURS, BARE), "times", most=False)
+    short, alone = (results.of(f"minilm_{name}", OURS, "8") for name in ("short", "alone"))
+    if short is not None and alone is not None:
+        gain = short["rate"] / alone["rate"]
+        add("minilm, 8 clients, at most 16 tokens: to unbatched", "1.6", gain, "times", most=False)
+        add(
+            "minilm: least cosine of a batched answer",
+            str(serve_server.COSINE_MIN),
+            results.cosine,
+            "",
+            most=False,
+        )
+    if results.costs is not None:
+        found = results.costs
+        add("agent alone: resident memory", "80", found.agent_bytes / 1e6, "MB", most=True)
+        add("agent alone: one processor's time", "0.3", found.agent_share * 100, "%", most=True)
+        add("a worker's memory over ONNX Runtime's", "8", found.worker_bytes / 1e6, "MB", most=True)
+        add("a worker's start beyond the model's load", "0.3", found.start_s, "s", most=True)
     return Table("What was asked for (p50, requests a second)", ["figure", "wanted", "measured", "met"], rows)
 
 
@@ -255,16 +309,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of one inference, for every server")
-    parser.add_argument("--models", default="mlp,cnn")
+    parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--servers", default=",".join(SERVERS), help="names, separated by commas")
     parser.add_argument("--write", action="store_true", help="also into docs/benchmarks.md")
     options = parser.parse_args()
     say = Console()
     with tempfile.TemporaryDirectory() as directory:
-        make = {"mlp": serve_models.mlp, "cnn": serve_models.cnn}
-        subjects = [make[name](Path(directory)) for name in options.models.split(",")]
+        subjects = []
+        for name in options.models.split(","):
+            try:
+                subjects.append(MODELS[name](Path(directory)))
+            except FileNotFoundError as why:
+                say.print(f"[yellow]{name} is left out: {why}")
         servers = {name: start for name, start in SERVERS.items() if name in options.servers.split(",")}
         results = measure(subjects, servers, options, say)
+        for subject in subjects:
+            if subject.name == "minilm_short":
+                results.cosine = serve_models.least_cosine(subject)
+            elif subject.name == "mlp":
+                results.costs = serve_figures.costs(subject)
     made = [*tables(results, subjects, options.threads), ratios(results, subjects)]
     say.print(machine())
     for table in made:

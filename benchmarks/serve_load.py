@@ -1,11 +1,11 @@
 """The load on one server, run as a process of its own: closed loop, then open loop.
 
-    python -m benchmarks.serve_load '{"address": ..., "request": path, "clients": 8, "seconds": 5}'
-    python -m benchmarks.serve_load '{"address": ..., "request": path, "rate": 500, "seconds": 5, "seed": 1}'
+    python -m benchmarks.serve_load '{"address": ..., "requests": [path], "clients": 8, "seconds": 5}'
+    python -m benchmarks.serve_load '{"address": ..., "requests": [path], "rate": 500, "seconds": 5}'
 
-`request` is a file with the bytes of a ModelInferRequest, sent as they are, so that every server has the same
-client at the same cost; answers are not parsed, but the first is kept beside it (`.answer`). Prints one JSON
-line: requests, failed, seconds, and latencies in milliseconds (p50, p90, p99, p99.9, most).
+`requests` are files with the bytes of a ModelInferRequest, sent as they are, one drawn each time, so that
+every server has the same client at the same cost; answers are not parsed. Prints one JSON line: requests,
+failed, seconds, and latencies in milliseconds (p50, p90, p99, p99.9, most).
 
 With "shared": {"key": name below /dev/shm, "requests": [a file for each client], "bytes": n} each client
 writes n bytes, its input, into its part of that object before every request, which only names the place.
@@ -55,12 +55,13 @@ class Shared:
 
 
 def closed(
-    address: str, requests: list[bytes], places: list[Shared] | None, seconds: float
+    address: str, requests: list[list[bytes]], places: list[Shared] | None, seconds: float
 ) -> dict[str, Any]:
+    """`requests`: for each client those that it draws from."""
     clients = len(requests)
     calls = [connect(address, number) for number in range(clients)]
-    for call, request in zip(calls, requests, strict=True):
-        for _ in range(max(1, WARM_UP // clients)):
+    for call, mine in zip(calls, requests, strict=True):
+        for request in mine * max(1, WARM_UP // clients // len(mine)):
             call(request, timeout=TIMEOUT_S)
     spent: list[list[float]] = [[] for _ in calls]
     failed = [0] * clients
@@ -68,14 +69,15 @@ def closed(
     end = [0.0]
 
     def ask(number: int) -> None:
-        call, mine, request = calls[number], spent[number], requests[number]
+        call, mine = calls[number], spent[number]
         place = None if places is None else places[number]
+        drawn, rng = requests[number], random.Random(number)
         begin.wait()
         while (started := time.perf_counter()) < end[0]:
             try:
                 if place is not None:
                     place.fill()
-                call(request, timeout=TIMEOUT_S)
+                call(rng.choice(drawn) if len(drawn) > 1 else drawn[0], timeout=TIMEOUT_S)
                 mine.append(time.perf_counter() - started)
             except grpc.RpcError:
                 failed[number] += 1
@@ -91,10 +93,10 @@ def closed(
     return summary([value for each in spent for value in each], sum(failed), time.perf_counter() - started)
 
 
-def opened(address: str, request: bytes, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+def opened(address: str, requests: list[bytes], rate: float, seconds: float, seed: int) -> dict[str, Any]:
     calls = [connect(address, number) for number in range(8)]
     for call in calls:
-        call(request, timeout=TIMEOUT_S)
+        call(requests[0], timeout=TIMEOUT_S)
     rng = random.Random(seed)
     spent: list[float] = []
     lock, left, failed = threading.Lock(), threading.Semaphore(0), [0]
@@ -117,7 +119,7 @@ def opened(address: str, request: bytes, rate: float, seconds: float, seed: int)
         wait_s = due - time.perf_counter()
         if wait_s > 0:
             time.sleep(wait_s)
-        future = calls[sent % len(calls)].future(request, timeout=TIMEOUT_S)
+        future = calls[sent % len(calls)].future(rng.choice(requests), timeout=TIMEOUT_S)
         future.add_done_callback(lambda future, due=due: done(future, due))
         sent += 1
     for _ in range(sent):
@@ -145,18 +147,16 @@ def summary(spent: list[float], failed: int, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     wanted = json.loads(sys.argv[1])
-    path = Path(wanted["request"])
-    request = path.read_bytes()
-    path.with_suffix(".answer").write_bytes(connect(wanted["address"], -1)(request, timeout=TIMEOUT_S))
+    requests = [Path(name).read_bytes() for name in wanted["requests"]]
     if "rate" in wanted:
-        found = opened(wanted["address"], request, wanted["rate"], wanted["seconds"], wanted.get("seed", 1))
+        found = opened(wanted["address"], requests, wanted["rate"], wanted["seconds"], wanted.get("seed", 1))
     else:
         clients, shared = wanted["clients"], wanted.get("shared")
-        requests, places = [request] * clients, None
+        drawn, places = [requests] * clients, None
         if shared is not None:
-            requests = [Path(name).read_bytes() for name in shared["requests"]]
+            drawn = [[Path(name).read_bytes()] for name in shared["requests"]]
             places = [Shared(shared["key"], number, shared["bytes"]) for number in range(clients)]
-        found = closed(wanted["address"], requests, places, wanted["seconds"])
+        found = closed(wanted["address"], drawn, places, wanted["seconds"])
     print(json.dumps(found))
 
 

@@ -16,11 +16,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import grpc
 
-from benchmarks.serve_models import INPUT, OUTPUT, Subject
+from benchmarks.serve_models import Subject
+from benchmarks.serve_server import ALONE
 from inference import open_inference_pb2 as pb
 from inference import open_inference_pb2_grpc as pb_grpc
 
@@ -47,8 +49,8 @@ class Ort(MLModel):
         return True
 
     async def predict(self, payload):
-        x = NumpyCodec.decode_input(payload.inputs[0])
-        (y,) = self.session.run(None, {payload.inputs[0].name: x})
+        inputs = {item.name: NumpyCodec.decode_input(item) for item in payload.inputs}
+        (y,) = self.session.run(None, inputs)
         return InferenceResponse(
             model_name=self.name, outputs=[NumpyCodec.encode_output(name="y", payload=y)]
         )
@@ -67,6 +69,11 @@ config = TritonConfig(
 )
 
 
+def tensor(item):
+    dtype = {"FP32": np.float32, "INT64": np.int64}[item["datatype"]]
+    return Tensor(name=item["name"], dtype=dtype, shape=tuple(item["shape"]))
+
+
 def bind(triton, model):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = wanted["threads"]
@@ -76,13 +83,13 @@ def bind(triton, model):
     @batch
     def infer(**inputs):
         (y,) = session.run(None, inputs)
-        return {model["output"]: y}
+        return {model["output"]["name"]: y}
 
     triton.bind(
         model_name=model["name"],
         infer_func=infer,
-        inputs=[Tensor(name=model["input"], dtype=np.float32, shape=tuple(model["shape"]))],
-        outputs=[Tensor(name=model["output"], dtype=np.float32, shape=(model["classes"],))],
+        inputs=[tensor(item) for item in model["inputs"]],
+        outputs=[tensor(model["output"])],
         config=ModelConfig(max_batch_size=64),
         strict=False,
     )
@@ -105,7 +112,7 @@ class CannotRun(Exception):
 def ours(kind: str, subjects: Sequence[Subject], threads: int, directory: Path) -> Iterator[str]:
     """`ours` or `bare` of serve_server.py; yields its address."""
     del directory
-    models = [f"{subject.name}={subject.path}" for subject in subjects]
+    models = [f"{each.name}={each.path}{'' if each.batches else ALONE}" for each in subjects]
     command = [sys.executable, "-m", "benchmarks.serve_server", kind, str(threads), *models]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -156,10 +163,8 @@ def pytriton(subjects: Sequence[Subject], threads: int, directory: Path) -> Iter
         {
             "name": subject.name,
             "path": str(subject.path),
-            "shape": subject.shape,
-            "classes": subject.classes,
-            "input": INPUT,
-            "output": OUTPUT,
+            "inputs": [asdict(item) for item in subject.inputs],
+            "output": asdict(subject.output),
         }
         for subject in subjects
     ]

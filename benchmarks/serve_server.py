@@ -1,11 +1,11 @@
 """Our front and the bare server for benchmarks.serve, each as a process of its own.
 
-    python -m benchmarks.serve_server ours|bare THREADS NAME=MODEL.onnx ...
+    python -m benchmarks.serve_server ours|bare THREADS NAME=MODEL.onnx[,alone] ...
 
-prints the address that it listens on and serves until its standard input ends. `ours` is the agent's
-inference front over a worker process for each model, checked and queued as an activation does it. `bare` is
-the least that can be written with grpcio: a synchronous server, stock protobuf, ONNX Runtime in the same
-process.
+prints the address that it listens on and serves until its standard input ends; requests of a model with
+",alone" are not put together. `ours` is the agent's inference front over a worker process for each model,
+checked and queued as an activation does it. `bare` is the least that can be written with grpcio: a
+synchronous server, stock protobuf, ONNX Runtime in the same process.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from inference import open_inference_pb2_grpc as pb_grpc
 
 LOAD_S = 60.0
 BARE_THREADS = 8
+ALONE = ",alone"
+COSINE_MIN = 0.95  # of an answer in a batch to the answer alone: int8 weights move with the batch
+DTYPES = {"FP32": np.float32, "INT64": np.int64}
 
 
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -40,13 +43,15 @@ def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 
 class Bare(pb_grpc.GRPCInferenceServiceServicer):
-    def __init__(self, models: dict[str, Path], threads: int) -> None:
-        self.sessions = {name: session(path, threads) for name, path in models.items()}
+    def __init__(self, models: dict[str, str], threads: int) -> None:
+        self.sessions = {name: session(Path(path), threads) for name, path in models.items()}
 
     def ModelInfer(self, request, context):  # noqa: ARG002, N802 - gRPC's names
-        (tensor,) = request.inputs
-        x = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(tuple(tensor.shape))
-        (y,) = self.sessions[request.model_name].run(None, {tensor.name: x})
+        inputs = {
+            tensor.name: np.frombuffer(raw, DTYPES[tensor.datatype]).reshape(tuple(tensor.shape))
+            for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+        }
+        (y,) = self.sessions[request.model_name].run(None, inputs)
         response = pb.ModelInferResponse(
             model_name=request.model_name, model_version="1", id=request.id, raw_output_contents=[y.tobytes()]
         )
@@ -54,7 +59,7 @@ class Bare(pb_grpc.GRPCInferenceServiceServicer):
         return response
 
 
-def serve_bare(models: dict[str, Path], threads: int) -> None:
+def serve_bare(models: dict[str, str], threads: int) -> None:
     server = grpc.server(
         futures.ThreadPoolExecutor(BARE_THREADS),
         options=(("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),),
@@ -67,14 +72,17 @@ def serve_bare(models: dict[str, Path], threads: int) -> None:
     server.stop(0)
 
 
-def serve_ours(models: dict[str, Path], threads: int) -> None:
+def serve_ours(models: dict[str, str], threads: int) -> None:
     router = Router()
-    for name, path in models.items():
+    for name, file in models.items():
+        options = {"batch": "off"} if file.endswith(ALONE) else {"batch_cosine": str(COSINE_MIN)}
+        path = Path(file.removesuffix(ALONE))
         worker = Worker.start(WorkerSpec(name, 1, path, "onnx", threads=threads), LOAD_S)
-        why_not = batches_are_safe(worker, None, LOAD_S)
+        policy = read(options, threads).policy
+        why_not = batches_are_safe(worker, None, LOAD_S, policy.cosine_min)
         if why_not:
             raise RuntimeError(why_not)
-        worker.queue.policy = read({}, threads).policy
+        worker.queue.policy = policy
         worker.checked()
         router.activate(name, 1, worker)
     server = InferenceServer(router, "127.0.0.1:0")
@@ -88,7 +96,7 @@ def serve_ours(models: dict[str, Path], threads: int) -> None:
 
 def main() -> None:
     kind, threads, *given = sys.argv[1:]
-    models = {name: Path(path) for name, _, path in (item.partition("=") for item in given)}
+    models = {name: path for name, _, path in (item.partition("=") for item in given)}
     {"ours": serve_ours, "bare": serve_bare}[kind](models, int(threads))
 
 

@@ -58,6 +58,7 @@ def test_answers_in_a_batch_are_those_alone(tmp_path: Path, write: object, says:
         examples = {"x": np.arange(1, 2 * width + 1, dtype=np.float32).reshape(2, width)} if golden else None
         why = batches_are_safe(worker, examples, 20)
         assert says in why if says else why == ""
+        assert batches_are_safe(worker, examples, 20, -1.0) == ""
     finally:
         worker.close(1)
 
@@ -107,10 +108,11 @@ def test_options() -> None:
         "batch_target_ms": "100",
         "queue": "9",
         "breaker_ms": "250",
+        "batch_cosine": "0.95",
         "cache_ttl_s": "60",
         "somebody's": "own",
     }
-    policy = Policy(16, (4, 8), 0.005, 0.1, 9, 0.25)
+    policy = Policy(16, (4, 8), 0.005, 0.1, 9, 0.25, 0.95)
     assert options.read(given, 1) == options.Options(2, policy, 60.0)
 
 
@@ -127,6 +129,8 @@ def test_options() -> None:
         ("batch_target_ms", "0"),
         ("queue", "9999"),
         ("breaker_ms", "²"),
+        ("batch_cosine", "1.5"),
+        ("batch_cosine", "nan"),
         ("cache_ttl_s", "0"),
     ],
 )
