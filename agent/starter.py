@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from agent import golden, options, placement
+from agent import golden, options, placement, swap_options
 from agent.batch_proof import batches_are_safe
 from agent.batching import Gate
 from agent.installer import Prepared
@@ -63,7 +63,7 @@ class Starter:
         """
         installed, variant = prepared.installed, prepared.variant
         wanted = options.read(variant.options, self._threads, variant.accelerator)
-        for fault in wanted.faults:
+        for fault in (*wanted.faults, *options.unknown(variant.options, swap_options.NAMES)):
             log.warning("%s@%d: %s", model, installed.version, fault)
         spec = WorkerSpec(
             model=model,

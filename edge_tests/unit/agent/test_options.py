@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from agent import options, placement
+from agent import options, placement, swap_options
 from agent.worker import Worker
 from agent.worker_spec import LoadCrashed, WorkerSpec
 from edge_tests.harness import models, serving
@@ -112,3 +113,24 @@ def test_a_model_that_crashes_everywhere_fails() -> None:
 
     with pytest.raises(SluiceError, match="crashed on cpu"):
         placement.start(spec, 5, start_one=start)
+
+
+def test_names_that_are_no_option_are_reported() -> None:
+    assert options.unknown({"threads": "1", "soak_s": "3"}, swap_options.NAMES) == []
+    found = options.unknown({"cascade_treshold": "0.5", "x": "y"}, swap_options.NAMES)
+    assert found == [
+        "there is no option 'cascade_treshold'; is 'cascade_threshold' meant?",
+        "there is no option 'x'",
+    ]
+
+
+def test_the_names_are_those_of_the_tables() -> None:
+    for module in (options, swap_options):
+        assert set(re.findall(r"^\| (\w+) \|", module.__doc__ or "", re.MULTILINE)) == {
+            "option",
+            *module.NAMES,
+        }
+    page = (Path(__file__).parents[3] / "docs" / "agent-serving.md").read_text("utf-8")
+    table = page.partition("## Options of a variant")[2].partition("\n## ")[0]
+    named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert named == options.NAMES | swap_options.NAMES
