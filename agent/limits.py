@@ -84,6 +84,7 @@ LATENCY_FLOOR_S = 0.005  # a version is not slower by less, whatever the ratio
 UNCOMPARED_ERROR_SHARE = 0.5  # of failures that is too much where there is nothing to compare with
 WORKER_BASE_BYTES = 64 << 20  # of a worker beside its model
 LOADED_BYTES_PER_FILE_BYTE = 2  # runtimes hold the file and the tensors made of it, while they load at least
+AUTOGROUP_TRIES, AUTOGROUP_WAIT_S = 10, 0.11  # the kernel takes one value in 0.1 s
 STARTING_NICE = 10  # added to the nice value of a worker that starts beside one that serves (priority.py)
 PHASES_KEPT = 32  # that a change of version went through, for the status
 SHADOW_QUEUE = 8  # copies of requests that wait for the version in shadow; more are dropped

@@ -207,7 +207,9 @@ class Actions:
     def _started(self, run: Run, worker: Worker) -> None:
         """In the start of the new worker, before it loads: from now on `Swaps.abort` can end it."""
         run.new = worker
-        run.lowered = run.swap.serving is Side.OLD and priority.lower(worker.pid)
+        if run.swap.serving is Side.OLD:
+            priority.lower(worker.pid)
+            run.lowered = True
         if run.aborted:
             worker.close(0)
 
