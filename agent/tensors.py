@@ -238,7 +238,10 @@ def _place(name: str, parameters: Mapping[str, Any], find: FindRegion, what: str
         key = _text(parameters[_REGION])
     except InputInvalid as error:
         raise _invalid(name, error.message, what) from error
-    region = find(key)
+    try:
+        region = find(key)
+    except SluiceError as error:
+        raise SluiceError(error.reason, f"{what} {_short(name)!r}: {error.message}", obj=error.obj) from error
     try:
         size = whole_number(parameters, _REGION_BYTES)
         place = Place(region, whole_number(parameters, _REGION_OFFSET), size)
