@@ -49,6 +49,11 @@ class Child:
         threads: for the libraries that read their number of threads from the environment.
         on_end: called once, in the watching thread, after the process ended and was reaped.
 
+    Attributes:
+        ended: whether the process ended and was reaped.
+        channel: to it.
+        staging: room for inputs in the arena that it reads.
+
     Raises SluiceError(IO_FAILED) when the system cannot start another process.
     """
 
@@ -56,6 +61,7 @@ class Child:
         self._on_end = on_end
         self._label = label
         self._tail = b""
+        self.ended = False
         self._ended = threading.Event()
         self._wake_lock = threading.Lock()  # a descriptor's number may be another file's once it is closed
         self._alarm: tuple[float, Callable[[], bool]] | None = None
@@ -95,11 +101,6 @@ class Child:
     @property
     def pid(self) -> int:
         return self._process.pid
-
-    @property
-    def ended(self) -> bool:
-        """Whether the process ended and was reaped."""
-        return self._ended.is_set()
 
     @property
     def was_killed(self) -> bool:
@@ -182,6 +183,7 @@ class Child:
         with self._wake_lock:
             os.close(self._wake)
             self._wake = -1
+        self.ended = True
         self._ended.set()
         self._on_end()
 

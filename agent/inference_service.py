@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 
@@ -125,7 +125,7 @@ class InferenceService:
 
     def ModelInfer(self, request: Request, context: grpc.ServicerContext) -> Response:
         """One inference."""
-        return _answer(context, lambda: self._inference.answer(request, context))
+        return _answer(context, self._inference.answer, request, context)
 
     def ModelStreamInfer(
         self, requests: Iterator[pb.ModelInferRequest], context: grpc.ServicerContext
@@ -214,10 +214,10 @@ class InferenceService:
         return sorted(workers, key=lambda worker: (worker.model, worker.version))
 
 
-def _answer(context: grpc.ServicerContext, call: Callable[[], Answer]) -> Answer:
+def _answer(context: grpc.ServicerContext, call: Callable[..., Answer], *arguments: Any) -> Answer:
     """Runs the call; errors become the call's status."""
     try:
-        return call()
+        return call(*arguments)
     except SluiceError as error:
         _abort(context, error)
     except Exception as error:

@@ -73,6 +73,7 @@ class Plan:
         parts: the inputs in the model's order; none if they must be read anew each time.
         entries: raw contents that the request has.
         size: bytes of a staged message.
+        shared: whether some inputs lie in shared memory.
         samples: that the request holds.
         kind: which requests may go together with it.
         wanted: the outputs to give; None if some lie in shared memory, which is looked up each time.
@@ -86,6 +87,7 @@ class Plan:
     parts: tuple[_Part, ...]
     entries: int
     size: int
+    shared: bool
     samples: int
     kind: Kind
     wanted: tuple[Wanted, ...] | None
@@ -95,17 +97,15 @@ class Plan:
     heads: dict[tuple[tuple[int, ...], ...], bytes] = field(default_factory=dict)
 
     def read(self, request: Request, worker: Worker, find: FindRegion) -> Mapping[str, NDArray[Any]] | None:
-        """The inputs of a request of this form, staged if large; None: the plan cannot be followed."""
+        """The inputs of a request of this form, staged if large or shared; None: this plan does not serve."""
         raw = request.raw
         if len(raw) != self.entries or not self.parts:
             return None
         for part in self.parts:
             if part.entry >= 0 and len(raw[part.entry]) != part.size:
                 return None
-        if self.size >= STAGE_BYTES:
+        if self.size >= STAGE_BYTES or self.shared:
             return self._stage(raw, worker, find)
-        if any(part.entry < 0 for part in self.parts):
-            return None
         return {
             part.name: np.frombuffer(raw[part.entry], part.dtype).reshape(part.shape) for part in self.parts
         }
@@ -174,6 +174,7 @@ def make(request: Request, worker: Worker, inputs: Arrays, find: FindRegion) -> 
         parts=parts,
         entries=len(request.raw),
         size=sum(padded(part.size) for part in parts),
+        shared=any(part.entry < 0 for part in parts),
         samples=worker.samples(inputs),
         kind=kind_of(inputs),
         wanted=None if any(item.place is not None for item in wanted) else wanted,

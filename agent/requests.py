@@ -144,22 +144,24 @@ class Inference:
         def find(name: str) -> Region:
             return self._regions.find(name, self._peers.user(call.context.peer()))
 
-        with self._router.acquire(message.model_name, message.model_version, wait_s=wait_s) as worker:
-            began = time.monotonic()
-            try:
-                plan: Plan | None = request.form.plan
-                if plan is not None and plan.specs is worker.inputs:
-                    inputs = plan.read(request, worker, find)
-                    if inputs is not None:
-                        return self._run(call, plan, inputs, worker, find)
-                with self._budget() as reserve:
-                    decoded = worker.check(decode_inputs(request, worker.inputs, find, reserve))
-                    plan = request.form.plan = make_plan(request, worker, decoded, find)
-                    return self._run(call, plan, decoded, worker, find)
-            except SluiceError as error:
-                judged = not isinstance(error, Overloaded)  # that is the load's fault
-                worker.figures.failed(time.monotonic() - began, judged=judged)
-                raise
+        worker = self._router.take(message.model_name, message.model_version, wait_s=wait_s)
+        began = time.monotonic()
+        try:
+            plan: Plan | None = request.form.plan
+            if plan is not None and plan.specs is worker.inputs:
+                inputs = plan.read(request, worker, find)
+                if inputs is not None:
+                    return self._run(call, plan, inputs, worker, find)
+            with self._budget() as reserve:
+                decoded = worker.check(decode_inputs(request, worker.inputs, find, reserve))
+                plan = request.form.plan = make_plan(request, worker, decoded, find)
+                return self._run(call, plan, decoded, worker, find)
+        except SluiceError as error:
+            judged = not isinstance(error, Overloaded)  # that is the load's fault
+            worker.figures.failed(time.monotonic() - began, judged=judged)
+            raise
+        finally:
+            worker.leave()
 
     def _run(self, call: _Call, plan: Plan, inputs: Inputs, worker: Worker, find: FindRegion) -> Response:
         """From the inputs to the response."""

@@ -91,7 +91,8 @@ class Router:
     """The table; safe to use from any thread."""
 
     def __init__(self) -> None:
-        self._turned = threading.Condition()
+        self._lock = threading.RLock()
+        self._turned = threading.Condition(self._lock)
         self._entries: dict[str, _Entry] = {}
         self._on_death: Callable[[Worker], None] | None = None
 
@@ -231,16 +232,22 @@ class Router:
         Raises:
             SluiceError: MODEL_UNKNOWN, VERSION_UNKNOWN (not loaded), MODEL_NOT_SERVING (its worker is dead).
         """
-        with self._turned:
-            worker = self._find(model, version, time.monotonic() + wait_s)
-            worker.enter()
+        worker = self.take(model, version, wait_s=wait_s)
         try:
             yield worker
         finally:
             worker.leave()
 
-    def _find(self, model: str, version: str, deadline: float) -> Worker:
+    def take(self, model: str, version: str = "", *, wait_s: float = 0.0) -> Worker:
+        """As `acquire`, at less cost: the caller calls the worker's `leave` in the end."""
+        with self._lock:
+            worker = self._find(model, version, wait_s)
+            worker.enter()
+        return worker
+
+    def _find(self, model: str, version: str, wait_s: float) -> Worker:
         """Under the lock; gives it up while it waits for a restart."""
+        deadline = None
         while True:
             entry = self._entries.get(model)
             if entry is None:
@@ -248,6 +255,8 @@ class Router:
             worker = _pick(entry, model, version)
             if worker.alive:
                 return worker
+            if deadline is None:
+                deadline = time.monotonic() + wait_s
             left_s = deadline - time.monotonic()
             restarting = worker is entry.active and self._on_death is not None and entry.soon
             may_wait = restarting and entry.waiting < MAX_WAITING_ON_RESTART

@@ -84,7 +84,8 @@ class Worker:
         self._unanswered = False  # under _turn: a request was sent and its answer not yet taken
         self._reads: Place | None = None  # under _turn: where the running request's inputs lie, if staged
         self._busy_since: float | None = None  # since when the running request runs (time.monotonic)
-        self._state = threading.Condition()  # guards what follows
+        self._lock = threading.RLock()  # guards what follows
+        self._state = threading.Condition(self._lock)
         self._users = 0
         self._requests = 0
         self._failures = 0
@@ -187,12 +188,12 @@ class Worker:
 
     def enter(self) -> None:
         """Counts one user; the router does this under its own lock."""
-        with self._state:
+        with self._lock:
             self._users += 1
 
     def leave(self) -> None:
         """Undoes one `enter`."""
-        with self._state:
+        with self._lock:
             self._users -= 1
             if self._closing and not self._users:
                 self._state.notify_all()

@@ -1,5 +1,7 @@
 """`make fuzz`: feeds the delta decoder inputs that lead to new code, for some time.
 
+With --requests it is the inference front's decoder of requests.
+
 Starts from the kept inputs. With --keep those that reach something new are kept, and the whole is made as
 small as it can be without losing ground. An input that breaks the decoder's word stops the run; its file is
 named and `--input FILE` runs it alone.
@@ -16,15 +18,17 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["updater.delta"]):
+with atheris.instrument_imports(include=["updater.delta", "agent.messages", "agent.tensors"]):
     from edge_tests.fuzz import corpus
     from edge_tests.fuzz.deltas import case_of
     from edge_tests.fuzz.examine import examine, workplace
+    from edge_tests.fuzz.requests import examine_request, seeds
 
 WORK = Path(".cache") / "fuzz"
 SECONDS = 60  # of a run, unless told otherwise
 _MEMORY_MIB = 1024  # that the fuzzer itself may hold
 _STATUS_S = 15.0
+_REQUESTS = "--requests"
 _REACHED = "updater/delta/"  # whose lines count
 
 
@@ -56,9 +60,17 @@ def _unpack(directory: Path) -> Path:
     return directory
 
 
+def _seeds(directory: Path) -> Path:
+    """Requests to begin with as files, beside what earlier runs found."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, data in enumerate(seeds()):
+        (directory / f"seed-{number:02}").write_bytes(data)
+    return directory
+
+
 def _fuzz(arguments: list[str]) -> int:
     """LibFuzzer in a process of its own, for it ends the process that it runs in."""
-    return subprocess.run([sys.executable, "-m", "edge_tests.fuzz", "--", *arguments], check=False).returncode
+    return subprocess.run([sys.executable, "-m", "edge_tests.fuzz", *arguments], check=False).returncode
 
 
 def keep(directory: Path) -> int:
@@ -74,6 +86,10 @@ def keep(directory: Path) -> int:
 
 def main() -> int:
     """Runs the command; gives its exit status."""
+    if sys.argv[1:3] == [_REQUESTS, "--"]:
+        atheris.Setup([sys.argv[0], *sys.argv[3:]], examine_request)
+        atheris.Fuzz()
+        return 0
     if sys.argv[1:2] == ["--"]:
         with workplace() as directory:
             atheris.Setup([sys.argv[0], *sys.argv[2:]], Target(directory))
@@ -82,20 +98,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("--seconds", type=int, default=SECONDS)
     parser.add_argument("--keep", action="store_true", help="keep what reaches something new")
+    parser.add_argument(_REQUESTS, action="store_true", help="the inference front's decoder of requests")
     parser.add_argument("--input", type=Path, help="a file to run alone")
     options = parser.parse_args()
+    if options.input is not None and options.requests:
+        print(examine_request(options.input.read_bytes()))
+        return 0
     if options.input is not None:
         with workplace() as directory:
             print(examine(case_of(options.input.read_bytes()), directory, memory=True))
         return 0
-    found = _unpack(WORK / "corpus")
+    found = _seeds(WORK / "requests") if options.requests else _unpack(WORK / "corpus")
     limits = [f"-max_len={corpus.INPUT_BYTES}", f"-rss_limit_mb={_MEMORY_MIB}", "-timeout=60", "-verbosity=0"]
     limits += [f"-artifact_prefix={WORK}/", "-print_final_stats=1"]
-    status = _fuzz([*limits, f"-max_total_time={options.seconds}", str(found)])
+    target = [_REQUESTS, "--"] if options.requests else ["--"]
+    status = _fuzz([*target, *limits, f"-max_total_time={options.seconds}", str(found)])
     if status:
         print(f"an input broke the decoder's word: see {WORK}; run it again with --input FILE")
         return status
-    if options.keep:
+    if options.keep and not options.requests:
         print(f"{keep(found)} inputs are kept in {corpus.FILE.name}")
     return status
 

@@ -15,6 +15,7 @@ from edge_tests.fuzz import corpus
 from edge_tests.fuzz.choices import Choices
 from edge_tests.fuzz.deltas import Case, case_of, put_together, samples
 from edge_tests.fuzz.examine import BrokenWordError, examine, workplace
+from edge_tests.fuzz.requests import examine_request, seeds
 from updater import delta
 
 PARTS = 4  # of the corpus, so that workers share it
@@ -88,3 +89,23 @@ def test_choices_end_in_first_ones() -> None:
     assert choices.bytes(3) == bytes(3)
     seen = {Choices(bytes([kind, step])).number() for kind in range(224, 256) for step in range(5)}
     assert {(1 << 64) - 1, 1 << 63, 1 << 31} <= seen
+
+
+def test_requests_to_begin_with() -> None:
+    assert Counter(map(examine_request, seeds()))["read"] >= len(seeds()) - 3  # BYTES, and no region
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_damaged_requests(data: st.DataObject) -> None:
+    blob = bytearray(data.draw(st.sampled_from(seeds())))
+    for _ in range(data.draw(st.integers(0, 3))):
+        blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
+    at = data.draw(st.integers(0, len(blob)))
+    examine_request(bytes(blob[:at]) + data.draw(st.binary(max_size=8)) + bytes(blob[at:]))
+
+
+def test_a_front_that_reads_otherwise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.messages._ID_TAG", 0x0A)  # the model's name taken for the id
+    with pytest.raises(BrokenWordError, match="another id"):
+        examine_request(seeds()[0])
