@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from agent import cascading, priority
+from agent import cascading
 from agent.installer import Prepared
 from agent.judging import Outcomes
 from agent.limits import DRAIN_S, PHASES_KEPT
@@ -21,7 +21,7 @@ from agent.memory import Memory, estimate
 from agent.shadow import Shadow
 from agent.slots import Installed, Slots, soaked
 from agent.state import Update
-from agent.swap import Checked, Do, Done, Event, Failure, Phase, Side, Swap
+from agent.swap import Checked, Do, Done, Event, Failure, Phase, Swap
 from agent.turning import Turner, close_soon, committed
 from agent.worker import Worker
 from sluice.api.v1 import sync_pb2
@@ -68,7 +68,6 @@ class Run:
     step: Step = lambda _step: None
     digests: tuple[str, ...] = ()
     new: Worker | None = None
-    lowered: bool = False  # the new worker's priority
     shadow: Shadow | None = None
     error: SluiceError | None = None  # why the last thing failed
     told: bool = True  # whoever began it hears of its end by `ended`
@@ -154,8 +153,6 @@ class Actions:
         assert run.prepared is not None
         self._turner.starter.prove(run.new, run.prepared)
         cascading.check(run.new, self._router)
-        if run.lowered:
-            priority.restore(run.new.pid)
 
     def _shadow(self, run: Run) -> None:
         assert run.new is not None
@@ -207,9 +204,6 @@ class Actions:
     def _started(self, run: Run, worker: Worker) -> None:
         """In the start of the new worker, before it loads: from now on `Swaps.abort` can end it."""
         run.new = worker
-        if run.swap.serving is Side.OLD:
-            priority.lower(worker.pid)
-            run.lowered = True
         if run.aborted:
             worker.close(0)
 

@@ -42,7 +42,7 @@ SWAPS, KILLS, KILLED_MODELS = 1000, 200, 20
 SWAP_P99_RATIO = 1.5  # during a change to outside; wanted
 SWAP_MEMORY_RATIO = 1.05  # after the last change to after the tenth; at most
 RATE = 20.0  # requests a second, in all
-PAUSE_S = 0.4  # between two changes, so that there is an outside to compare with
+PAUSE_S = 0.4  # at least, between two changes; else as long as the change took: both see the same other load
 KILL_EVERY_S = CRASH_LOOP_WINDOW_S / (CRASH_LOOP_DEATHS - 1) + 1.0
 SETTLED = 10  # changes after which memory is first looked at
 SLACK_S = 0.1  # between a kill's time as noted here and the kernel's doing it
@@ -178,8 +178,9 @@ def swaps(folder: Path, count: int, rate: float = RATE, pause_s: float = PAUSE_S
     try:
         with agent.load(seed=1):
             for number in range(count):
-                windows.append(agent.ask(op="swap", model="m0", version=2 - number % 2))
-                time.sleep(pause_s)
+                window = agent.ask(op="swap", model="m0", version=2 - number % 2)
+                windows.append(window)
+                time.sleep(max(pause_s, window["ended"] - window["began"]))
                 if number + 1 in (min(SETTLED, count), count):
                     at = 0 if number + 1 < count else 1
                     memory[at], descriptors[at] = agent.memory(), agent.descriptors()
