@@ -158,8 +158,9 @@ class Activator:
             Whether it is active. If not, it is in shadow, and what `on_end` was given hears how that ends.
 
         Raises SluiceError(STORE_CORRUPT | MEMORY_SHORT | MODEL_LOAD_FAILED | RUNTIME_UNAVAILABLE |
-        WARM_UP_FAILED | GOLDEN_MISMATCH | WORKER_DIED | WORKER_TIMEOUT | ...), or CancelledError after
-        `abort`; what serves is then untouched, or started again where it had to make room.
+        WARM_UP_FAILED | GOLDEN_MISMATCH | CASCADE_INVALID | CASCADE_INCOMPLETE | WORKER_DIED | ...), or
+        CancelledError after `abort`; what serves is then untouched, or started again where it had to make
+        room.
         """
         with self._turner.lock(model):
             terms = self._terms_of(f"{model}@{prepared.installed.version}", prepared.variant)

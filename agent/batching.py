@@ -200,9 +200,9 @@ class Batcher:
         """
         now = time.monotonic()
         item = self._item(kind, inputs, now, priority, min(deadline, now + patience_s))
-        gated = self.gate is not None and priority is Priority.LOW
+        low = self.gate is not None and priority is Priority.LOW  # it waits for the gate with all others
         with self._lock:
-            batch = None if self._led or gated else self._scheduler.run_now(item, now)
+            batch = None if self._led or low else self._scheduler.run_now(item, now)
             if batch is not None:
                 self._led = True
         if batch is not None:

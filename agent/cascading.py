@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -64,10 +64,14 @@ class Answered:
         timing: of all steps together.
         escalated: samples that another model answered.
         by: the last version that answered any of them, "model@version"; empty if none did.
+        own: the first version's own outputs.
+        own_timing: its own.
     """
 
     outputs: Arrays
     timing: Timing
+    own: Arrays
+    own_timing: Timing
     escalated: int = 0
     by: str = ""
 
@@ -93,7 +97,8 @@ class Cascading:
         samples = worker.samples(inputs)
         left_s = self.deadline - time.monotonic()
         until = self.deadline - (0 if depth == 1 else CASCADE_SPARE * left_s)
-        answered = Answered(*self._step(worker, inputs, samples, until))
+        outputs, timing = self._step(worker, inputs, samples, until)
+        answered = Answered(outputs, replace(timing), outputs, timing)
         if worker.cascade is not None and depth < MAX_CASCADE_STEPS:
             self._hand_on(worker, inputs, samples, answered, depth)
         return answered

@@ -39,6 +39,7 @@ from agent.installer import Installer
 from agent.limits import MAX_LOCAL_CONNECTIONS
 from agent.local_socket import LocalSocket
 from agent.lock import StateLock
+from agent.memory import available_bytes
 from agent.metrics import MetricsServer
 from agent.notify import notify, watchdog_interval_s
 from agent.outbox import Outbox
@@ -144,6 +145,7 @@ class Daemon:
             on_disk=lambda: versions_on_disk(slots_dir),
             installed=lambda model, version: installed_in(slots_dir, model, version),
             bring_up=self._activator.bring_up,
+            available_bytes=available_bytes,
         )
         self._reconciler = Reconciler(
             self._state,

@@ -18,8 +18,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import psutil
-
 from agent.limits import DRAIN_S, HELD_LOOK_S, HELD_MEMORY_RESERVE_BYTES
 from agent.router import Router, Serving
 from agent.slots import Installed
@@ -57,7 +55,7 @@ class HeldVersions:
         installed: Callable[[str, int], Installed],
         bring_up: Callable[[str, Installed], Worker],
         *,
-        available_bytes: Callable[[], int] = lambda: int(psutil.virtual_memory().available),
+        available_bytes: Callable[[], int],
     ) -> None:
         self._router = router
         self._on_disk = on_disk

@@ -21,14 +21,16 @@
 | cascade_output | the output that is scored | the first of floating-point numbers |
 | cascade_scores | what it holds: logits or probabilities | logits |
 
-An option that is not understood is left at its default and reported: a model that worked where it was
+Options of a change of version stand in swap_options.py. An option that is not understood is left at its
+default and reported, and so is a name that neither file has: a model that worked where it was
 published must not fail on a box for the way it is served.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.cascade import LOGITS, PROBABILITIES, Cascade
@@ -51,6 +53,16 @@ _MOST_MS = int(MAX_REQUEST_S * 1000)
 _OFF, _ON = "off", "on"
 _SHARE = re.compile(r"[01](\.[0-9]{1,9})?")
 _PROVIDER = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+NAMES = frozenset(
+    (
+        *("threads", "providers", "graph_optimization", "xnnpack"),
+        *("batch", "batch_cosine", "batch_preferred", "batch_window_ms", "batch_target_ms"),
+        *("queue", "breaker_ms", "cache_ttl_s", "versions"),
+        *("cascade_to", "cascade_threshold", "cascade_weights", "cascade_output", "cascade_scores"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,20 @@ class Options:
     cascade: Cascade | None = None
     versions: VersionPolicy | None = None
     faults: tuple[str, ...] = ()
+
+
+def unknown(options: Mapping[str, str], others: Collection[str]) -> list[str]:
+    """What is said of names that are options neither here nor among `others`: they are misspelt, or newer."""
+    return [
+        f"there is no option {name[:40]!r}" + _likely(name, (*NAMES, *others))
+        for name in sorted(options)
+        if name not in NAMES and name not in others
+    ]
+
+
+def _likely(name: str, names: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(names), 1)
+    return f"; is {close[0]!r} meant?" if close else ""
 
 
 def read(options: Mapping[str, str], threads: int, accelerator: str = CPU) -> Options:

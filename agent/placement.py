@@ -18,13 +18,17 @@ log = logging.getLogger(__name__)
 
 
 def start(
-    spec: WorkerSpec, deadline_s: float, start_one: Callable[[WorkerSpec, float], Worker] = Worker.start
+    spec: WorkerSpec,
+    deadline_s: float,
+    started: Callable[[Worker], None] | None = None,
+    start_one: Callable[[WorkerSpec, float, Callable[[Worker], None] | None], Worker] = Worker.start,
 ) -> Worker:
     """A worker for the spec, whose `spec` says what it was started with at last.
 
     Args:
         spec: with accelerators, best first.
         deadline_s: for all attempts, seconds.
+        started: see `Worker.start`; called for each attempt.
         start_one: starts one; `Worker.start` but for tests of libraries that crash.
 
     Raises SluiceError as `Worker.start`, for the last accelerator.
@@ -32,7 +36,7 @@ def start(
     deadline = time.monotonic() + deadline_s
     while True:
         try:
-            return start_one(spec, deadline - time.monotonic())
+            return start_one(spec, deadline - time.monotonic(), started)
         except LoadCrashed as error:
             if len(spec.accelerators) == 1:
                 raise

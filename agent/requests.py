@@ -62,18 +62,21 @@ class _Call(NamedTuple):
         context: of the call.
         deadline: for the answer (time.monotonic).
         on_end: see `Batcher.infer`.
-        steps: what was asked of which model, for traces.
+        steps: what is asked of whom is noted here, for traces; None: it is not.
     """
 
     request: Request
     context: grpc.ServicerContext
     deadline: float
     on_end: Callable[[Callable[[], None]], bool]
-    steps: list[Step]
+    steps: list[Step] | None
 
 
 class Inference:
-    """Answers requests. Args: where workers, shared memory and callers' users are found; None: no traces."""
+    """Answers requests.
+
+    Args: where workers, shared memory and callers' users are found; where traces go, None: nowhere.
+    """
 
     def __init__(
         self, router: Router, regions: Regions, peers: Peers, tracing: Tracing | None = None
@@ -108,7 +111,10 @@ class Inference:
         began = time.monotonic()
         remaining_s = context.time_remaining()
         deadline = began + min(MAX_REQUEST_S, MAX_REQUEST_S if remaining_s is None else remaining_s)
-        call = _Call(request, context, deadline, on_end or context.add_callback, [])
+        steps: list[Step] | None = None if self._tracing is None else []
+        call = _Call(request, context, deadline, on_end or context.add_callback, steps)
+        if self._tracing is None or steps is None:
+            return self._twice(call)
         failure = None
         try:
             return self._twice(call)
@@ -116,9 +122,8 @@ class Inference:
             failure = error
             raise
         finally:
-            if self._tracing is not None:
-                name = request.message.model_name
-                self._tracing.record(context.invocation_metadata(), method, name, began, call.steps, failure)
+            name = request.message.model_name
+            self._tracing.record(context.invocation_metadata(), method, name, began, steps, failure)
 
     def _twice(self, call: _Call) -> Response:
         try:
@@ -127,7 +132,8 @@ class Inference:
             if error.delivered:
                 raise
             log.info("a request is given to another worker: %s", error)
-            call.steps.clear()
+            if call.steps is not None:
+                call.steps.clear()
             return self._once(call)
 
     def _once(self, call: _Call) -> Response:
@@ -176,22 +182,23 @@ class Inference:
 
                 return infer() if asked.cache_s <= 0 else self._cached(asked, given, infer)
 
-            escalated = 0
-            if worker.cascade is None and self._tracing is None:
+            answered = None
+            if worker.cascade is None and call.steps is None:
                 outputs, timing = ask(worker, inputs, call.deadline)
             else:
-                answered = Cascading(self._router, ask, call.deadline, call.steps).answer(worker, inputs)
-                outputs, timing, escalated = answered.outputs, answered.timing, answered.escalated
+                steps = [] if call.steps is None else call.steps
+                answered = Cascading(self._router, ask, call.deadline, steps).answer(worker, inputs)
+                outputs, timing = answered.outputs, answered.timing
             ran = time.monotonic()
             response = plan.answer(call.request, worker, outputs, wanted)
-            if worker.cascade is not None:
-                _attribute(response, answered)
+            if answered is not None and worker.cascade is not None:
+                response = _attributed(response, answered)
             _check_size(response, worker)
             timing.output_s += time.monotonic() - ran
             worker.figures.answered(plan.samples, timing)
-            # What another model answered says nothing about this one.
-            if worker.shadow is not None and not escalated:
-                worker.shadow.offer(inputs, outputs, timing)
+            if worker.shadow is not None:
+                own = (outputs, timing) if answered is None else (answered.own, answered.own_timing)
+                worker.shadow.offer(inputs, *own)
             return response
         finally:
             if isinstance(inputs, Staged):
@@ -239,13 +246,13 @@ class Inference:
         return outputs, timing
 
 
-def _attribute(response: Response, answered: Answered) -> None:
+def _attributed(response: Response, answered: Answered) -> Response:
     """Says of a cascade's answer how many samples another model gave, and which."""
-    said = pb.ModelInferResponse()
-    said.parameters[ESCALATED].int64_param = answered.escalated
+    more = pb.ModelInferResponse()
+    more.parameters[ESCALATED].int64_param = answered.escalated
     if answered.by:
-        said.parameters[ESCALATED_TO].string_param = answered.by
-    response.head += said.SerializeToString()  # fields in a row are one message
+        more.parameters[ESCALATED_TO].string_param = answered.by
+    return Response(response.head + more.SerializeToString(), response.raw)
 
 
 def _check_size(response: Response, worker: Worker) -> None:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from agent import golden, options, placement
+from agent import golden, options, placement, swap_options
 from agent.batch_proof import batches_are_safe
 from agent.batching import Gate
 from agent.installer import Prepared
@@ -40,6 +40,7 @@ class Starter:
         self._gate = gate
         self._threads = threads
         self._load_deadline_s = load_deadline_s
+        self._gate = gate
 
     def verify(self, model: str, prepared: Prepared) -> tuple[str, ...]:
         """Re-hashes every file; returns the digests. Raises SluiceError(STORE_CORRUPT | IO_FAILED)."""
@@ -63,7 +64,7 @@ class Starter:
         """
         installed, variant = prepared.installed, prepared.variant
         wanted = options.read(variant.options, self._threads, variant.accelerator)
-        for fault in wanted.faults:
+        for fault in (*wanted.faults, *options.unknown(variant.options, swap_options.NAMES)):
             log.warning("%s@%d: %s", model, installed.version, fault)
         spec = WorkerSpec(
             model=model,
@@ -77,9 +78,7 @@ class Starter:
             xnnpack=wanted.xnnpack,
             loaded_digests=digests,
         )
-        return placement.start(
-            spec, self._load_deadline_s, lambda one, left_s: Worker.start(one, left_s, started)
-        )
+        return placement.start(spec, self._load_deadline_s, started)
 
     def warm_up(self, worker: Worker) -> None:
         """The first inference. Raises SluiceError(WARM_UP_FAILED)."""

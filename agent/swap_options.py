@@ -31,6 +31,14 @@ _DECIMAL = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 _RANGES = {key.name.removeprefix("update."): key for key in KEYS if key.name.startswith("update.")}
 _MAX_ERROR = 1e9
 
+NAMES = frozenset(
+    (
+        *("shadow_percent", "shadow_s", "shadow_requests", "shadow_cosine", "shadow_max_error"),
+        *("shadow_mismatch_percent", "soak_s", "soak_requests", "soak_error_percent", "soak_latency_ratio"),
+        *("keep_previous", "memory_short"),
+    )
+)
+
 
 def read(options: Mapping[str, str], config: AgentConfig) -> tuple[Terms, list[str]]:
     """The terms of a version, and what was not understood, as sentences."""

@@ -152,8 +152,8 @@ class Worker:
 
     def succeed(self, dead: Worker) -> None:
         """Goes on with figures, policy and learned batch sizes of a worker of the same version."""
-        self.figures, self.cache_s, self.cascade = dead.figures, dead.cache_s, dead.cascade
-        self.versions, self.shadow = dead.versions, dead.shadow
+        self.figures, self.cache_s, self.shadow = dead.figures, dead.cache_s, dead.shadow
+        self.cascade, self.versions = dead.cascade, dead.versions
         self.queue.inherit(dead.queue)
 
     def checked(self) -> None:

@@ -1,4 +1,4 @@
-"""What a worker is started with, and how it may end: what others need to know of one without being one."""
+"""What a worker is to load and how, and how its process can let its callers down."""
 
 from __future__ import annotations
 

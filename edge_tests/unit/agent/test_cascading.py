@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from agent import cascading, describe
 from agent.cascade import Cascade
+from agent.figures import Timing
 from agent.inference import InferenceServer
 from agent.metrics import MetricsServer
 from agent.router import Router
@@ -229,3 +230,18 @@ def test_a_version_that_others_hand_on_to_must_fit_them(box: Box, tmp_path: Path
             cascading.check(same, box.router)
     finally:
         same.close(0)
+
+
+def test_a_shadow_sees_the_small_models_own_answers(box: Box) -> None:
+    """It compares the next version of the small model, which is not the one that is handed on to."""
+    seen: list[tuple[float, Timing]] = []
+
+    class Shadow:
+        def offer(self, _inputs: object, outputs: dict[str, np.ndarray], timing: Timing) -> None:
+            seen.append((float(outputs["y"][0, 0]), timing))
+
+    box.worker("small").shadow = Shadow()  # type: ignore[assignment]
+    assert rows(box.ask([UNSURE])) == [times(100, UNSURE)]
+    ((first, timing),) = seen
+    assert first == pytest.approx(UNSURE[0])
+    assert timing.infer_s < box.worker("small").figures.snapshot().parts.infer.seconds

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from agent import options, placement
+from agent import options, placement, swap_options
 from agent.worker import Worker
 from agent.worker_spec import LoadCrashed, WorkerSpec
 from edge_tests.harness import models, serving
@@ -93,22 +94,43 @@ def test_a_library_that_crashes_is_left_out_the_next_time() -> None:
     spec = WorkerSpec("m", 1, Path("m.onnx"), "onnx", accelerators=("tensorrt", "cuda", "cpu"))
     tried = []
 
-    def start(spec: WorkerSpec, deadline_s: float) -> Worker:
+    def start(spec: WorkerSpec, deadline_s: float, _started: object) -> Worker:
         tried.append((spec.accelerators, 0 < deadline_s <= 5))
         if len(spec.accelerators) > 1:
             raise LoadCrashed(errors_pb2.MODEL_LOAD_FAILED, "it was ended by SIGILL")
         return started
 
     started = object.__new__(Worker)
-    assert placement.start(spec, 5, start) is started
+    assert placement.start(spec, 5, start_one=start) is started
     assert tried == [(spec.accelerators[index:], True) for index in range(3)]
 
 
 def test_a_model_that_crashes_everywhere_fails() -> None:
     spec = WorkerSpec("m", 1, Path("m.onnx"), "onnx", accelerators=("cuda", "cpu"))
 
-    def start(spec: WorkerSpec, _deadline_s: float) -> Worker:
+    def start(spec: WorkerSpec, _deadline_s: float, _started: object) -> Worker:
         raise LoadCrashed(errors_pb2.MODEL_LOAD_FAILED, f"crashed on {spec.accelerators[0]}")
 
     with pytest.raises(SluiceError, match="crashed on cpu"):
-        placement.start(spec, 5, start)
+        placement.start(spec, 5, start_one=start)
+
+
+def test_names_that_are_no_option_are_reported() -> None:
+    assert options.unknown({"threads": "1", "soak_s": "3"}, swap_options.NAMES) == []
+    found = options.unknown({"cascade_treshold": "0.5", "x": "y"}, swap_options.NAMES)
+    assert found == [
+        "there is no option 'cascade_treshold'; is 'cascade_threshold' meant?",
+        "there is no option 'x'",
+    ]
+
+
+def test_the_names_are_those_of_the_tables() -> None:
+    for module in (options, swap_options):
+        assert set(re.findall(r"^\| (\w+) \|", module.__doc__ or "", re.MULTILINE)) == {
+            "option",
+            *module.NAMES,
+        }
+    page = (Path(__file__).parents[3] / "docs" / "agent-serving.md").read_text("utf-8")
+    table = page.partition("## Options of a variant")[2].partition("\n## ")[0]
+    named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+    assert named == options.NAMES | swap_options.NAMES
