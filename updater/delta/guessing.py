@@ -1,10 +1,10 @@
-"""Finds arrays of floats where no reader knows any: in other formats, or between the tensors of a known one.
+"""Finds arrays of floats in files that no reader knows.
 
-Order: what the reader found stays; in each larger gap, entries of a zip file that are stored as they are get
-their names; then the arrays of the other file are looked for, cast to other types; what is left is cut into
-windows, and the entropies of their bytes by place in a word tell the width, the bits of the exponents the
-type. Rules: a guess only helps, as every way of coding a block is kept by its size; equal files give equal
-guesses; work is linear in the file, and what is searched is bounded.
+Order: of a zip file, the entries that are stored as they are, with their names; then the arrays of the other
+file are looked for, cast to other types; what is left is cut into windows, and the entropies of their bytes
+by place in a word tell the width, the bits of the exponents the type. Rules: a file in which a reader finds
+tensors gets no guesses; a guess only helps, as every way of coding a block is kept by its size; equal files
+give equal guesses; work is linear in the file, and what is searched is bounded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from updater.formats.span import TensorSpan
 
 Bytes = NDArray[np.uint8]
 
-_LEAST_GAP = 16 << 10  # bytes between a reader's tensors from which arrays are looked for there
+_LEAST_GAP = 16 << 10  # bytes of a file from which arrays are looked for in it
 _WINDOW = 4096  # bytes whose entropies are measured together
 _WINDOWS = 64  # windows measured at a time
 _LEAST_ENTRY = 256  # bytes of an entry that is judged without entropies
@@ -42,7 +42,7 @@ _LEAST_ARRAY = 256  # bytes of an array that is searched for
 
 @dataclass(frozen=True)
 class _Region:
-    """Bytes that no reader explains, and the name of the entry they are; "" if none."""
+    """Bytes where arrays are looked for, and the name of the entry they are; "" if none."""
 
     start: int
     end: int
@@ -62,7 +62,7 @@ def known_spans(path: Path) -> tuple[TensorSpan, ...]:
 def with_guesses(
     data: Bytes, spans: Sequence[TensorSpan], other: Bytes, other_spans: Sequence[TensorSpan]
 ) -> tuple[TensorSpan, ...]:
-    """A file's spans and those guessed between them, by offset, without overlap.
+    """A file's spans, or where a reader found none those that are guessed: by offset, without overlap.
 
     Args:
         data: the file's bytes.
@@ -70,14 +70,16 @@ def with_guesses(
         other: the bytes of the file that it is compared with.
         other_spans: what a reader found in that.
     """
-    regions = _named(data, list(_gaps(spans, len(data))))
+    if spans:
+        return tuple(spans)
+    regions = _named(data, list(_gaps((), len(data))))
     found = list(_searched(data, regions, other, other_spans))
     taken = sorted(found, key=lambda span: span.offset)
     for region in regions:
         inside = [span for span in taken if region.start <= span.offset < region.end]
         for part in _gaps(inside, region.end, region.start, least=_LEAST_ENTRY):
             found += _guessed(data, _Region(part.start, part.end, region.name))
-    return tuple(sorted([*spans, *found], key=lambda span: span.offset))
+    return tuple(sorted(found, key=lambda span: span.offset))
 
 
 def _gaps(
@@ -176,7 +178,7 @@ def _guessed(data: Bytes, region: _Region) -> Iterator[TensorSpan]:
         if not dtype:
             continue
         last = runs[-1] if runs else None
-        if last and last[0] == dtype and (first - last[1]) % width == 0 and first - last[2] < width:
+        if last and last[0] == dtype and (first - last[1]) % width == 0 and first - last[2] <= width:
             runs[-1] = (dtype, last[1], first + len(part))
         else:
             runs.append((dtype, first, first + len(part)))
@@ -184,8 +186,9 @@ def _guessed(data: Bytes, region: _Region) -> Iterator[TensorSpan]:
     for number, (dtype, begin, end) in enumerate(runs):
         ceiling = runs[number + 1][1] if number + 1 < len(runs) else region.end
         width = _WIDTHS[dtype]
-        begin -= _edge(data[max(floor, begin - _WINDOW) : begin], dtype, ahead=False)
-        end += _edge(data[end : min(ceiling, end + _WINDOW)], dtype, ahead=True)
+        if width > 2:  # text, too, looks like numbers of 16 bits
+            begin -= _edge(data[max(floor, begin - _WINDOW) : begin], dtype, ahead=False)
+            end += _edge(data[end : min(ceiling, end + _WINDOW)], dtype, ahead=True)
         floor = end
         assert (end - begin) % width == 0
         yield _span(region, dtype, begin, end, number)
