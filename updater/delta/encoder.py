@@ -31,13 +31,13 @@ from updater.delta.applier import Progress
 from updater.delta.assembly import Encoded
 from updater.delta.block_encoder import BlockEncoder
 from updater.delta.container import Header
+from updater.delta.guessing import known_spans, with_guesses
 from updater.delta.matching import match_tensors
 from updater.delta.plan import Piece, make_blocks, make_pieces
 from updater.delta.program.encoder import ProgramEncoder
 from updater.delta.regions import Region, describe
 from updater.digests import digest_bytes, digest_file
 from updater.errors import SluiceError, os_errors
-from updater.formats import read_model
 from updater.formats.span import TensorSpan
 
 Bytes = NDArray[np.uint8]
@@ -122,8 +122,12 @@ def create(
             )
         old_spans: Sequence[TensorSpan] = ()
         if base is not None:
-            old_spans = base_spans if base_spans is not None else _spans(base)
-        new_spans = target_spans if target_spans is not None else _spans(target)
+            old_spans = base_spans if base_spans is not None else known_spans(base)
+        new_spans = target_spans if target_spans is not None else known_spans(target)
+        old_spans, new_spans = (
+            with_guesses(old, old_spans, new, new_spans),
+            with_guesses(new, new_spans, old, old_spans),
+        )
         matches = match_tensors(old, old_spans, new, new_spans)
         most = options.block_size if base is not None else min(options.block_size, limits.FULL_BLOCK_BYTES)
         blocks = make_blocks(make_pieces(old, new, matches), most)
@@ -199,16 +203,6 @@ def _mapped(path: Path) -> Iterator[Bytes]:
             return
         # The mapping ends with the last array that refers to it.
         yield np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), dtype=np.uint8)
-
-
-def _spans(path: Path) -> tuple[TensorSpan, ...]:
-    """The tensors of a file; none if its format is unknown or broken, for any file can be diffed."""
-    try:
-        return read_model(path).spans
-    except SluiceError as error:
-        if error.reason in (errors_pb2.MODEL_FILE_INVALID, errors_pb2.MODEL_FILE_TRUNCATED):
-            return ()
-        raise
 
 
 @dataclass

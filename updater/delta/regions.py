@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sluice.api.v1 import errors_pb2
 from updater.delta import container, faults, instructions, streams, varint
 from updater.delta.base import Base
 from updater.delta.block import Block, OpenBlock, open_block
 from updater.delta.container import Header
+from updater.delta.guessing import known_spans
 from updater.delta.instructions import PLAIN, SPARSE, Copy, Literal, Program, Tensor
 from updater.delta.program.operands import ReadBase
 from updater.delta.program.outline import outline
 from updater.delta.tensors import GAP_ESCAPE
-from updater.errors import SluiceError, os_errors
-from updater.formats import read_model
+from updater.errors import os_errors
 from updater.formats.span import TensorSpan
 from updater.limits import BLOCK_OVERHEAD_BYTES, DecodeLimits
 
@@ -89,8 +88,8 @@ def describe(
     Raises:
         SluiceError: as `apply`, except for what only the target's digest shows.
     """
-    old = base_spans if base_spans is not None else _spans(base)
-    new = target_spans if target_spans is not None else _spans(target)
+    old = base_spans if base_spans is not None else known_spans(base) if base is not None else ()
+    new = target_spans if target_spans is not None else known_spans(target) if target is not None else ()
     source = Base(base)
     try:
         with os_errors("reading", delta), delta.open("rb") as file:
@@ -100,17 +99,6 @@ def describe(
     if not new and target is None:
         new = _projected(steps, old)
     return _collect(steps, old, new)
-
-
-def _spans(path: Path | None) -> tuple[TensorSpan, ...]:
-    if path is None:
-        return ()
-    try:
-        return read_model(path).spans
-    except SluiceError as error:
-        if error.reason in (errors_pb2.MODEL_FILE_INVALID, errors_pb2.MODEL_FILE_TRUNCATED):
-            return ()
-        raise
 
 
 def _steps(file: IO[bytes], source: Base) -> Iterator[_Step]:
