@@ -34,7 +34,9 @@ NEEDS_NETWORK = ("sudo apt-get install ", "git clone ")  # done beforehand: the 
 DYNAMIC_USERS = range(61184, 65520)  # as systemd.exec(5) has it
 HIDDEN = 512
 WATCHDOG_S = 5
-SHIP = "export SLUICE_CONTROL=10.0.0.1:8470; cd /root/models"
+PASSPHRASE_FILE = "/root/passphrase"
+SIGN = f"export SLUICE_PASSPHRASE_FILE={PASSPHRASE_FILE}"
+SHIP = f"{SIGN}; export SLUICE_CONTROL=10.0.0.1:8470; cd /root/models"
 
 
 def guide(section: str) -> str:
@@ -135,6 +137,10 @@ def box(container: Container) -> Box:
     """Both services installed and one ONNX model (version 2) and one TFLite model served."""
     box = Box(container)
     box.run(f"cd /root/sluice\n{guide('The control machine')}")
+    box.run(
+        f"(umask 077; echo correct horse > {PASSPHRASE_FILE})\n{SIGN}\n"
+        f"cd /root/sluice\n{guide('Signing keys')}"
+    )
     slip = json.loads(box.run("sluice device token pi-kitchen --json").stdout)["token"]
     steps = guide("A box").replace("TOKEN=slt_...", f"TOKEN={slip}")
     assert slip in steps
@@ -150,7 +156,7 @@ def box(container: Container) -> Box:
     by_name = config.read_text("utf-8").replace(CONTROL_ADDRESS, "control.example")
     config.write_text(by_name + "\n[update]\nsoak_s = 1\n")
     box.run(f"echo {CONTROL_ADDRESS} control.example >> /etc/hosts; systemctl restart sluice-agent")
-    box.run(f"cd /root/models\n{guide('Shipping a version')}")
+    box.run(f"cd /root/models\n{SIGN}\n{guide('Shipping a version')}")
     box.answers("detector", 1, box.models / "detector.onnx")
     full = int(box.model("detector")["fetch_total_bytes"])
     box.run(f"{SHIP}; sluice model push tuned.onnx --name detector; sluice rollout start detector --watch")
@@ -185,7 +191,17 @@ def test_files_belong_to_whom_the_guide_says(box: Box) -> None:
     # Only what docs/agent-config.md lists; no library keeps anything of its own.
     names = set(box.run("ls -A /var/lib/sluice").stdout.split())
     assert {re.sub(r"-(wal|shm)$", "", name) for name in names} == {
-        *("identity", "inference-address", "lock", "outbox.db", "slots", "state.db", "store")
+        *(
+            "identity",
+            "inference-address",
+            "lock",
+            "outbox.db",
+            "slots",
+            "sockets",
+            "state.db",
+            "store",
+            "trust",
+        )
     }
     held = [f"/var/lib/sluice/identity/{name}" for name in ("", "enrolment.key", "credentials.json")]
     assert modes(*held) == ["700 sluice:sluice", *["600 sluice:sluice"] * 2]

@@ -34,7 +34,7 @@ def test_shadow_and_memory_in_a_whole_agent(tmp_path: Path) -> None:
             agent.wait_for_model(MODEL, at(sync_pb2.UPDATE_STEP_COMMITTED))
             (swap,) = agent.status().swaps
             assert (swap.from_version, swap.to_version, swap.phase) == (1, 2, "committed")
-            assert swap.compared >= 50
+            assert swap.compared  # by now those of the soak, which goes on comparing
             assert [phase.phase for phase in swap.passed][-5:] == [
                 *("shadowing", "committing", "turning", "soaking", "settling")
             ]
@@ -54,8 +54,9 @@ def test_shadow_and_memory_in_a_whole_agent(tmp_path: Path) -> None:
 
         # No room for a second worker: told, and tried again until there is.
         agent.stop()
-        text = agent.config.read_text("utf-8").replace("shadow_percent = 100", "shadow_percent = 0")
-        agent.config.write_text(text + f"memory_reserve_bytes = {1 << 40}\n", "utf-8")
+        text = agent.config.read_text("utf-8")
+        changed = f"shadow_percent = 0\nmemory_reserve_bytes = {1 << 40}"
+        agent.config.write_text(text.replace("shadow_percent = 100", changed), "utf-8")
         agent.start()
         agent.wait_for_version(MODEL, 2)
         rollout = world.roll_out(3)
@@ -65,7 +66,7 @@ def test_shadow_and_memory_in_a_whole_agent(tmp_path: Path) -> None:
         assert not failed.failure.final
         assert (failed.active_version, failed.healthy) == (2, True)
         agent.stop()
-        agent.config.write_text(text, "utf-8")
+        agent.config.write_text(text.replace("shadow_percent = 100", "shadow_percent = 0"), "utf-8")
         agent.start()
         agent.wait_for_version(MODEL, 3)
         assert world.wait_for_end(rollout).state == rollouts_pb2.ROLLOUT_STATE_SUCCEEDED

@@ -70,7 +70,7 @@ def examine_request(data: bytes) -> str:
     try:
         arrays = decode_inputs(found, SPECS, _no_region)
     except SluiceError as error:
-        if error.reason != errors_pb2.INPUT_INVALID:
+        if error.reason not in (errors_pb2.INPUT_INVALID, errors_pb2.REGION_UNKNOWN):
             raise BrokenWordError(f"tensors are refused as {error.reason}") from error
         return "refused"
     for tensor in form.inputs:

@@ -23,7 +23,9 @@ from agent.slots import Installed
 from agent.state import State, Update
 from agent.supervisor import Supervisor
 from agent.swapping import Seen
+from agent.trust import Gate
 from edge_tests.harness.serving import eventually
+from edge_tests.harness.trust import BoxChannels
 from sluice.api.v1 import sync_pb2
 from updater.errors import SluiceError
 from updater.manifest import File, Manifest, Variant
@@ -58,7 +60,8 @@ class LocalBox:
         self._installer = Installer(
             self.store,
             directory / "slots",
-            Control(NOWHERE),
+            Control(NOWHERE, BoxChannels()),
+            Gate(config, self.state, BoxChannels()),
             device_id="box",
             box=lambda: chooser.Box("", "", 0, 0, ()),
             reserve_bytes=0,

@@ -48,8 +48,8 @@ def test_the_list_shows_calls_with_their_outcome(control: ControlPlane) -> None:
     lines = sluice("audit", "list", "--newest", 4).expect().out.splitlines()
     assert lines[0].split() == ["TIME", "WHO", "WHAT", "ON", "OUTCOME"]
     assert [(row.split()[2], row.split()[3], row.split()[-1]) for row in lines[1:]] == [
-        ("127.0.0.1", "Operators.SetRole", "OK"),
-        ("127.0.0.1", "Devices.LabelDevice", "DEVICE_UNKNOWN"),
+        ("fleet.test/operator/tester/admin", "Operators.SetRole", "OK"),
+        ("fleet.test/operator/tester/admin", "Devices.LabelDevice", "DEVICE_UNKNOWN"),
     ]
     records = sluice("audit", "list", "--newest", 2, "--json").expect().document["records"]
     assert [record["event"] for record in records] == ["call", "outcome"]
