@@ -19,6 +19,7 @@ import tomli
 
 from agent.limits import HOLD_LOAD, LATEST_REQUESTS, SPARE_LOAD
 from sluice.api.v1 import errors_pb2
+from updater.addresses import next_port
 from updater.errors import SluiceError
 
 MAX_CONFIG_BYTES = 64 << 10
@@ -290,12 +291,6 @@ def _default_sockets(path: Path, fields: dict[str, Any]) -> None:
         fields.setdefault("inference_address", "")  # whoever restricts inference does not want it open too
     elif "inference_group" in fields:
         raise _invalid(path, "inference.group", "needs inference.socket: over TCP everybody on the box may")
-
-
-def next_port(address: str) -> str:
-    """Where certificates are asked for unless the file says otherwise: the port after the control plane's."""
-    host, _, port = address.rpartition(":")
-    return f"{host}:{int(port) + 1 if int(port) < 65_535 else port}"
 
 
 def default_admin_socket(state_dir: Path) -> Path:

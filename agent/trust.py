@@ -8,8 +8,7 @@ nothing is installed.
 
 Rules: nothing here is asked when the box boots or serves; a failure leaves the box with what it runs. The
 clock that expiry is held against is this box's, or the time at which the last admitted statement was made if
-that is
-later: a box without a battery starts in 1970.
+that is later: a box without a battery starts in 1970.
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fleet.cli.admission import ROLE
 from fleet.cli.command import Group
 from fleet.cli.control import DATA, control, default_data
-from fleet.cli.operator import next_port
 from fleet.cli.session import Session, line
 from fleet.client import DEFAULT_ADDRESS, check_address
 from fleet.profile import Profile
+from updater.addresses import next_port
 from updater.credentials import SERVER_NAME
 from updater.identity import Role
 

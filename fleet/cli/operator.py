@@ -14,6 +14,7 @@ from fleet.cli.session import Session, line
 from fleet.client import DEFAULT_ADDRESS, check_address
 from fleet.profile import Files, Profile
 from sluice.api.v1 import errors_pb2
+from updater.addresses import next_port
 from updater.certificates import certificates, fingerprint
 from updater.credentials import SERVER_NAME, Credentials
 from updater.enrolment import Enroller
@@ -126,12 +127,6 @@ def whoami(session: Session) -> None:
     profile = Profile.open()
     profile.credentials()  # renewed if that is due
     _show(session, profile)
-
-
-def next_port(address: str) -> str:
-    """Where certificates are given unless told otherwise: the port after the control plane's."""
-    host, _, port = address.rpartition(":")
-    return f"{host}:{int(port) + 1}" if port.isdigit() and int(port) < 65_535 else address
 
 
 def _profile_exists(profile: Profile) -> SluiceError:
