@@ -39,12 +39,6 @@ class Caller:
     end: datetime.datetime
 
 
-def certificate_of(context: aio.ServicerContext[Any, Any]) -> x509.Certificate | None:
-    """The certificate that the caller proved to hold; None when it showed none."""
-    found = _pem_of(context)
-    return None if found is None else _certificate(found)
-
-
 def caller_of(context: aio.ServicerContext[Any, Any]) -> Identity | None:
     """Who calls; None without a certificate. Raises SluiceError(CERTIFICATE_INVALID)."""
     found = read_caller(context)

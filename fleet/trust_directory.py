@@ -187,10 +187,6 @@ class TrustDirectory:
     def pending_path(self, role: str) -> Path:
         return self._pending / f"{role}.json"
 
-    def _pending_bytes(self, role: str) -> bytes:
-        with os_errors("reading pending metadata", self.pending_path(role)):
-            return self.pending_path(role).read_bytes()
-
     def current(self, role: str) -> Document:
         """The document to change: pending, else published. Raises SluiceError(METADATA_INVALID)."""
         found = self.pending().get(role) or self.published(role)
