@@ -24,6 +24,7 @@ EXIT_S = 2.0  # for a worker to end by itself once told to, and again once termi
 STDERR_TAIL_BYTES = 8 << 10  # of a worker's output, kept for error messages
 STDERR_TAIL_LINES = 8  # shown in an error message
 MAX_ERROR_CHARACTERS = 1500  # of a runtime's own message
+STARTING_NICENESS = 10  # above the agent's, of a worker that starts beside one that serves (priority.py)
 OOM_SCORE_ADJUST = 500  # of a worker (-1000 to 1000): the kernel takes it before the agent
 
 # Queues and batches (scheduling.py, curve.py, breaker.py, batching.py).

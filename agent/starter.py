@@ -53,6 +53,8 @@ class Starter:
         prepared: Prepared,
         digests: tuple[str, ...],
         started: Callable[[Worker], None] | None = None,
+        *,
+        beside: bool = False,
     ) -> Worker:
         """A worker that has loaded the version. Raises what `Worker.start` raises.
 
@@ -61,6 +63,7 @@ class Starter:
             prepared: the version.
             digests: of its files, as verified.
             started: see `Worker.start`.
+            beside: another version of the model serves meanwhile.
         """
         installed, variant = prepared.installed, prepared.variant
         wanted = options.read(variant.options, self._threads, variant.accelerator)
@@ -77,6 +80,7 @@ class Starter:
             optimization=wanted.optimization,
             xnnpack=wanted.xnnpack,
             loaded_digests=digests,
+            beside=beside,
         )
         return placement.start(spec, self._load_deadline_s, started)
 

@@ -21,7 +21,7 @@ from agent.memory import Memory, estimate
 from agent.shadow import Shadow
 from agent.slots import Installed, Slots, soaked
 from agent.state import Update
-from agent.swap import Checked, Do, Done, Event, Failure, Phase, Swap
+from agent.swap import Checked, Do, Done, Event, Failure, Phase, Side, Swap
 from agent.turning import Turner, close_soon, committed
 from agent.worker import Worker
 from sluice.api.v1 import sync_pb2
@@ -141,7 +141,11 @@ class Actions:
     def _start(self, run: Run) -> None:
         assert run.prepared is not None
         run.new = self._turner.starter.start(
-            run.model, run.prepared, run.digests, lambda worker: self._started(run, worker)
+            run.model,
+            run.prepared,
+            run.digests,
+            lambda worker: self._started(run, worker),
+            beside=run.swap.serving is Side.OLD,
         )
 
     def _warm(self, run: Run) -> None:

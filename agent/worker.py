@@ -31,6 +31,7 @@ from agent.cascade import Cascade
 from agent.child import Child
 from agent.figures import Figures, Timing
 from agent.limits import EXIT_S
+from agent.priority import give_way, restore
 from agent.staging import Place, Staged
 from agent.transport import ChannelBroken, ChannelClosed, Message, MessageTooLarge
 from agent.version_policy import VersionPolicy
@@ -93,6 +94,7 @@ class Worker:
         self._died = False
         self._callbacks: list[Callable[[Worker], None]] = []
         self._child = Child(str(spec), spec.threads, self._on_end)
+        self._gives_way = spec.beside and give_way(self._child.pid)
 
     @classmethod
     def start(
@@ -157,8 +159,13 @@ class Worker:
         self.queue.inherit(dead.queue)
 
     def checked(self) -> None:
-        """What it was asked so far, warm-up and golden inputs, was no client's: counts from here."""
+        """What it was asked so far, warm-up and golden inputs, was no client's: counts from here, and gives
+        way to no other any more.
+        """
         self._requests = self._failures = 0
+        if self._gives_way:
+            self._gives_way = False
+            restore(self._child.pid)
 
     def resident_bytes(self) -> int:
         """Physical memory that the process uses; 0 when it has ended."""

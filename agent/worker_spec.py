@@ -27,6 +27,7 @@ class WorkerSpec:
         xnnpack: whether TensorFlow Lite may use XNNPACK.
         loaded_digests: of the files that this worker has loaded, for reports.
         hang_s: a request that runs longer gets the process killed, seconds.
+        beside: another version serves meanwhile, so that it gives way until it is `checked`.
     """
 
     model: str
@@ -40,6 +41,7 @@ class WorkerSpec:
     xnnpack: bool = True
     loaded_digests: tuple[str, ...] = field(default=())
     hang_s: float = HANG_S
+    beside: bool = False
 
     def __str__(self) -> str:
         return f"{self.model}@{self.version}"
