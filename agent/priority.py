@@ -9,11 +9,14 @@ CAP_SYS_NICE. A priority is each thread's own on Linux; threads begin with that 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 from pathlib import Path
 
 from agent.limits import STARTING_NICENESS
+
+log = logging.getLogger(__name__)
 
 _CAP_SYS_NICE = 23  # its bit, see capabilities(7)
 _NICENESS_OF_LIMIT = 20  # getrlimit(2): a process may go down to this less the limit
@@ -32,9 +35,15 @@ def restore(pid: int) -> None:
     """Gives every thread of a process the priority that this process has; no effect when it has ended."""
     niceness = _niceness()
     for _ in range(2):  # the second finds those that were started during the first
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        try:
             for task in Path(f"/proc/{pid}/task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(task.name), niceness)
+                with contextlib.suppress(ProcessLookupError):  # a thread may end meanwhile
+                    os.setpriority(os.PRIO_PROCESS, int(task.name), niceness)
+        except FileNotFoundError:
+            return
+        except PermissionError as error:  # it serves all the same, only later than others on a busy box
+            log.warning("process %d keeps its low priority: %s", pid, error)
+            return
 
 
 def _niceness() -> int:
