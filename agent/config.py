@@ -7,6 +7,7 @@ refused by name with what is allowed: a typo must not silently leave a box on a 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import platform
 import re
@@ -143,7 +144,7 @@ class AgentConfig:
         admin_group: name or number of the group whose members may administer the agent; empty: no group's.
         telemetry_interval_s: between samples.
         outbox_max_bytes: telemetry kept while the control plane is away; the oldest goes first.
-        trust_root: file of the root that says whose signatures count; None: signatures are not looked at.
+        trust_root: file of the root that says whose signatures count; None: nothing is installed.
         keep_versions: versions kept on disk beside active and previous, as bases and for going back.
         reserve_bytes: disk space that an update must leave free.
         soak_s: how long a new version must stay healthy before its predecessor's worker is closed.
@@ -248,10 +249,9 @@ def parse(value: Mapping[str, Any], path: Path) -> AgentConfig:
         if key.name in flat:
             fields[key.field] = _check(path, key, flat.pop(key.name))
     if flat:
-        known = ", ".join(key.name for key in KEYS)
-        raise _invalid(path, min(flat), f"is not a key; the keys are {known}")
+        raise _invalid(path, min(flat), f"is not a key{_nearest(min(flat))}")
     if "control_address" not in fields:
-        raise _invalid(path, "control.address", 'is required, e.g. "control.example:8400"')
+        raise _invalid(path, "control.address", 'is required, e.g. "control.example:8470"')
     if "device_id" not in fields:
         fields["device_id"] = default_device_id()
     _default_trust(path, fields)
@@ -310,6 +310,17 @@ def default_device_id() -> str:
         return "box-" + hashlib.sha256(b"sluice device id:" + machine.encode()).hexdigest()[:16]
     host = re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()).lstrip("._-")[:64]
     return host or "box"
+
+
+def _nearest(name: str) -> str:
+    """What was probably meant: the key that reads most alike, else the keys of the same table."""
+    names = [key.name for key in KEYS]
+    alike = difflib.get_close_matches(name, names, 1, cutoff=0.8)
+    if alike:
+        return f"; did you mean {alike[0]}?"
+    table = name.rpartition(".")[0]
+    beside = [key for key in names if key.rpartition(".")[0] == table]
+    return f"; {table or 'outside tables'} has {', '.join(beside)}" if beside else ""
 
 
 def _check(path: Path, key: Key, value: Any) -> Any:

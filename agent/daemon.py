@@ -229,6 +229,10 @@ class Daemon:
         notify("READY=1", f"STATUS={self._summary()}")
         if self._config.trust_root is None:
             log.warning("no root is pinned (trust.root): no version can be installed")
+        elif not self._config.trust_root.is_file():
+            log.warning(
+                "trust.root: there is no file %s: no version can be installed", self._config.trust_root
+            )
         self._box = probe_box(self._config.runtimes)
         self._identity.start()
         self._held.start()

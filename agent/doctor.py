@@ -1,9 +1,9 @@
 """`sluice-agent doctor`: looks at everything that a box needs and says what to do about each fault.
 
-Every check stands alone and ends in a `Finding`: OK, FAULT, or ABSENT for what this box lacks and does not
-need, such as a second runtime. None changes anything, so the doctor may run beside a
-live agent. The order goes from the box outwards: configuration, clock, disk, store, runtimes, agent,
-certificate, trust (doctor_trust.py), control plane, and what the operators signed.
+Every check ends in a `Finding`: OK, FAULT, or ABSENT for what this box lacks and does not need, such as a
+second runtime, and for what cannot be tried because of a fault before it. None changes anything, so they may
+run beside a live agent. The order goes from the box outwards: configuration, clock, disk, store, runtimes,
+agent, certificate, trust (doctor_trust.py), control plane, and what the operators signed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from agent.capabilities import agent_version
 from agent.config import AgentConfig
 from agent.control import Control
 from agent.identity import BoxIdentity
-from agent.status_table import size
+from agent.status_table import count, size
 from agent.trust import Source, open_client
 from runtimes import survey
+from updater.credentials import Credentials
 from updater.digests import digest_file
 from updater.errors import SluiceError
 from updater.store import Store
@@ -42,7 +43,7 @@ class Finding:
 
     Attributes:
         check: its name.
-        state: OK, FAULT or ABSENT.
+        state: OK, FAULT, or ABSENT, which also says that it was not tried.
         detail: what was found.
         hint: what helps; empty unless it is a fault.
         error: the fault, if it has a code.
@@ -68,22 +69,47 @@ def examine(config: AgentConfig) -> Iterator[Finding]:
         yield _guarded(name, lambda check=check: check(config))  # type: ignore[misc]
     yield from _runtimes(config)
     yield _guarded("agent", lambda: _agent(config))
-    yield _guarded("certificate", lambda: Finding("certificate", OK, doctor_trust.certificate(config)))
-    held = BoxIdentity(config).credentials
-    for name, address, shown in (
-        ("enrolment", config.enrolment_address, held.anonymous()),
-        ("trust", config.control_address, held),
-    ):
-        if config.control_certificate if name == "enrolment" else not held.chain:
-            continue  # nothing is asked for there, or nothing can be shown
-        yield _guarded(
-            name,
-            lambda name=name, address=address, shown=shown: Finding(  # type: ignore[misc]
-                name, OK, doctor_trust.handshake(address, shown)
-            ),
-        )
-    yield _guarded("control plane", lambda: _control(config))
-    yield _guarded("signatures", lambda: _signatures(config))
+    yield from _talk(config)
+
+
+def _talk(config: AgentConfig) -> Iterator[Finding]:
+    """What lies between this box and the control plane.
+
+    What needs something that is at fault is not tried: it would say the same once more.
+    """
+    box = BoxIdentity(config)
+    held = box.credentials
+    checks: list[tuple[str, Callable[[], Finding]]] = [
+        ("certificate", lambda: Finding("certificate", OK, doctor_trust.certificate(config, box)))
+    ]
+    if held.bundle and not config.control_certificate:
+        address = config.enrolment_address
+        checks.append(("enrolment", lambda: _handshake("enrolment", address, held.anonymous())))
+    if held.chain:
+        checks.append(("trust", lambda: _handshake("trust", config.control_address, held)))
+    cause = ""
+    for name, check in checks:
+        found = _guarded(name, check)
+        yield found
+        if found.state == FAULT and name != "enrolment":
+            cause = cause or name
+    if cause:
+        yield Finding("control plane", ABSENT, f"not tried: see {cause}")
+    else:
+        found = _guarded("control plane", lambda: _control(config, box))
+        yield found
+        cause = "control plane" if found.state == FAULT else ""
+    if config.trust_root is None:
+        hint = "put the file of `sluice trust root` on this box and name it as trust.root"
+        yield Finding("signatures", FAULT, "no root is pinned: this box installs nothing", hint)
+    elif not config.trust_root.is_file() or not cause:
+        yield _guarded("signatures", lambda: _signatures(config, box))
+    else:
+        yield Finding("signatures", ABSENT, f"not tried: see {cause}")
+
+
+def _handshake(name: str, address: str, shown: Credentials) -> Finding:
+    return Finding(name, OK, doctor_trust.handshake(address, shown))
 
 
 def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
@@ -157,7 +183,11 @@ def _store(config: AgentConfig) -> Finding:
             detail=f"{len(damaged)} of {len(digests)} files are damaged, the first is {damaged[0]}",
             hint="check the disk or SD card; restart the agent, which fetches what it needs again",
         )
-    return Finding("store", state=OK, detail=f"{len(digests)} files, {size(store.size_bytes())}, all sound")
+    return Finding(
+        "store",
+        state=OK,
+        detail=f"{count(len(digests), 'file', 'files')}, {size(store.size_bytes())}, all sound",
+    )
 
 
 def _runtimes(config: AgentConfig) -> Iterator[Finding]:
@@ -194,8 +224,8 @@ def _agent(config: AgentConfig) -> Finding:
     return Finding("agent", state=OK, detail=detail)
 
 
-def _control(config: AgentConfig) -> Finding:
-    control = Control(config.control_address, BoxIdentity(config))
+def _control(config: AgentConfig, box: BoxIdentity) -> Finding:
+    control = Control(config.control_address, box)
     try:
         known = control.check(config.device_id)
     finally:
@@ -204,16 +234,10 @@ def _control(config: AgentConfig) -> Finding:
     return Finding("control plane", state=OK, detail=detail)
 
 
-def _signatures(config: AgentConfig) -> Finding:
+def _signatures(config: AgentConfig, box: BoxIdentity) -> Finding:
     """Walks the chain from the pinned root in a directory of its own, as a new box does."""
-    if config.trust_root is None:
-        return Finding(
-            "signatures",
-            state=FAULT,
-            detail="no root is pinned: this box installs nothing",
-            hint="put the file of `sluice trust root` on this box and name it as trust.root",
-        )
-    control = Control(config.control_address, BoxIdentity(config))
+    assert config.trust_root is not None
+    control = Control(config.control_address, box)
     try:
         with tempfile.TemporaryDirectory() as directory:
             source = Source(control)

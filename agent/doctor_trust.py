@@ -29,9 +29,8 @@ _OTHER_AUTHORITY = (18, 19, 20, 21)
 _OTHER_NAME = (62, 64)
 
 
-def certificate(config: AgentConfig) -> str:
+def certificate(config: AgentConfig, box: BoxIdentity) -> str:
     """Looks at the certificate that the box holds; returns what is found. Raises SluiceError."""
-    box = BoxIdentity(config)
     held = box.credentials
     if not held.bundle:
         raise SluiceError(

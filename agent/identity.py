@@ -3,10 +3,9 @@
 On disk below STATE/identity: `enrolment.key`, made before it is first used and kept for good, and
 `credentials.json` (key, chain, bundle, counter: updater/credentials.py), replaced whole at each renewal. The
 thread enrols while there is no certificate, renews at two thirds of its life, and goes on trying as long as
-it
-takes: with the enrolment key a certificate that expired long ago is renewed like any other. Nothing else
-    waits for it: serving needs no certificate, and calls to the control plane fail with the reason until
-    there is one.
+it takes: with the enrolment key a certificate that expired long ago is renewed like any other. Nothing else
+waits for it: serving needs no certificate, and calls to the control plane fail with the reason until there is
+one.
 
 With `control.certificate` and `control.key` another authority keeps the files; they are followed instead.
 """
@@ -61,7 +60,6 @@ class BoxIdentity:
             self.credentials = self._load()
         except SluiceError as error:
             self.error = str(error)
-            log.warning("certificate: %s", error)
         self.on_renewed: Callable[[], None] = lambda: None
         self._backoff = Backoff(
             min(limits.RENEW_FIRST_S, config.reconnect_max_s),
@@ -74,6 +72,8 @@ class BoxIdentity:
         self._thread = threading.Thread(target=self._run, name="identity", daemon=True)
 
     def start(self) -> None:
+        if self.error:
+            log.warning("certificate: %s", self.error)
         self._thread.start()
 
     def stop(self, timeout_s: float) -> None:
@@ -103,7 +103,7 @@ class BoxIdentity:
             raise SluiceError(
                 errors_pb2.UNAUTHENTICATED,
                 f"this box has no certificate yet{': ' + self.error if self.error else ''}",
-                hint="`sluice-agent doctor` says what is missing",
+                hint="" if self.error else "it asks for one; `sluice-agent doctor` says what is missing",
             )
         return held.channel(address, options)
 

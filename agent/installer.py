@@ -25,6 +25,7 @@ from agent.chooser import Box, choose
 from agent.control import CancelledError, Control
 from agent.slots import Installed, Slots
 from agent.state import DesiredModel
+from agent.status_table import size
 from agent.trust import Gate
 from agent.version_directory import materialise
 from sluice.api.v1 import diff_pb2, errors_pb2, sync_pb2
@@ -218,8 +219,8 @@ class Installer:
             if final:
                 raise SluiceError(
                     errors_pb2.DISK_FULL,
-                    f"the update needs {needed} bytes free below {self._store.root}, reserve included;"
-                    f" {free} are",
+                    f"the update needs {size(needed)} free below {self._store.root}, "
+                    f"{size(self._reserve_bytes)} of reserve included; {size(free)} are",
                     hint="free space there, or lower update.reserve_bytes; the agent tries again",
                     obj=str(self._store.root),
                 )
@@ -231,8 +232,8 @@ class Installer:
         if free < self._reserve_bytes + limits.LEAST_FREE_BYTES:
             raise SluiceError(
                 errors_pb2.DISK_FULL,
-                f"{free} bytes are left below {self._store.root} while writing {file.path};"
-                f" {self._reserve_bytes} are reserved",
+                f"{size(free)} are left below {self._store.root} while writing {file.path};"
+                f" {size(self._reserve_bytes)} are reserved",
                 hint="free space there; the update goes on where it stopped",
                 obj=str(self._store.root),
             )

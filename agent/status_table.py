@@ -38,17 +38,17 @@ def duration(seconds: int) -> str:
 def render(status: admin_pb2.GetStatusResponse) -> str:
     """The whole status."""
     link = "connected" if status.control_connected else "not connected"
+    why = [] if status.control_connected else _wrap(status.control_error, "            ")
     lines = [
         f"device      {status.device_id}",
         f"agent       sluice {status.agent_version}, up {duration(status.uptime_s)}",
         f"process     {status.process_id}",
         f"control     {status.control_address}   {link}",
+        *why,
         f"inference   {status.inference_address or 'not yet'}",
         f"disk        store {size(status.store_bytes)}, free {size(status.disk_free_bytes)}",
-        f"telemetry   {_count(status.outbox_batches, 'batch', 'batches')} to be sent",
+        f"telemetry   {count(status.outbox_batches, 'batch', 'batches')} to be sent",
     ]
-    if status.control_error and not status.control_connected:
-        lines += _wrap(status.control_error, "            ")
     lines.append("")
     if not status.reported.models:
         lines.append("no models yet: roll one out with `sluice rollout start`")
@@ -63,7 +63,7 @@ def render(status: admin_pb2.GetStatusResponse) -> str:
             fate = (
                 "given up"
                 if failure.final
-                else f"{_count(failure.attempts, 'attempt', 'attempts')}, trying on"
+                else f"{count(failure.attempts, 'attempt', 'attempts')}, trying on"
             )
             head = f"{model.model}@{failure.version} {ErrorReason.Name(failure.reason)} ({fate}): "
             lines += ["", *_wrap(head + failure.message, "")]
@@ -129,7 +129,8 @@ def _swap(swap: admin_pb2.SwapStatus, *, told: bool) -> list[str]:
     return lines
 
 
-def _count(number: int, one: str, many: str) -> str:
+def count(number: int, one: str, many: str) -> str:
+    """Such as "1 file" or "3 files"."""
     return f"{number} {one if number == 1 else many}"
 
 

@@ -21,7 +21,7 @@ from agent import update_limits as limits
 from agent.control import Control
 from agent.outbox import Outbox
 from agent.retry import Backoff
-from sluice.api.v1 import telemetry_pb2
+from sluice.api.v1 import errors_pb2, telemetry_pb2
 from updater.errors import SluiceError
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,9 @@ class Telemetry:
             except SluiceError as error:
                 self._send_from_s = time.monotonic() + self._backoff.next_wait_s()
                 if str(error) != self._last_error:
-                    log.warning("telemetry: %s", error)
+                    # Without a certificate nothing can be sent: the threads of identity and sync say so.
+                    quiet = error.reason == errors_pb2.UNAUTHENTICATED
+                    log.log(logging.DEBUG if quiet else logging.WARNING, "telemetry: %s", error)
                 self._last_error = str(error)
             except psutil.Error as error:
                 log.warning("telemetry: this sample is lost: %s", error)

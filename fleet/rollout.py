@@ -161,11 +161,14 @@ def _after_report(goal: Goal, member: Member, state: sync_pb2.ReportedState, now
     if member.state in (FAILED, ABORTED) or state.desired_generation < member.generation:
         return member
     entry = next((model for model in state.models if model.model == goal.model), sync_pb2.ReportedModel())
+    # Until it has turned to the goal, step and bytes tell of the version before.
+    turned = goal.version in (entry.target_version, entry.active_version, entry.failure.version)
+    about = entry if turned else sync_pb2.ReportedModel()
     seen = replace(
         member,
-        step=entry.step,
-        fetched_bytes=entry.fetched_bytes,
-        fetch_total_bytes=entry.fetch_total_bytes,
+        step=about.step,
+        fetched_bytes=about.fetched_bytes,
+        fetch_total_bytes=about.fetch_total_bytes,
         reason=errors_pb2.ERROR_REASON_UNSPECIFIED,
         message="",
     )
@@ -195,7 +198,11 @@ def is_running(goal: Goal, entry: sync_pb2.ReportedModel) -> bool:
 
 def _silent(rollout: Rollout, member: Member, now_us: int) -> Member:
     deadline = rollout.phase.deadline_s
-    if member.state == WAITING:
+    if member.step == sync_pb2.UPDATE_STEP_SOAKING:
+        text = (
+            f"the new version was still in its soak after {deadline} s: the deadline must be longer than that"
+        )
+    elif member.state == WAITING:
         text = f"the device did not take up the new version within {deadline} s"
     else:
         step = UpdateStep.Name(member.step).removeprefix("UPDATE_STEP_")

@@ -7,6 +7,7 @@ RetryInfo after how long the same call may succeed, where that is known.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import cast
 
@@ -21,6 +22,8 @@ from updater.errors import DOMAIN, SluiceError
 # gRPC sends a status in HTTP/2 trailers, which peers cap at 8 KiB; details take about half.
 MAX_MESSAGE_CHARACTERS = 2000
 _HANDSHAKE = "CERTIFICATE_VERIFY_FAILED"  # what gRPC says when it does not trust the server
+# gRPC's way to say why it has no connection: only the end of it tells something.
+_CHATTER = re.compile(r"failed to connect to all addresses; last error: .*: (?=[^:]+$)")
 
 
 def to_status(error: SluiceError) -> grpc.Status:
@@ -65,7 +68,7 @@ def from_rpc_error(error: grpc.RpcError, doing: str, peer: str) -> SluiceError:
     if code is grpc.StatusCode.UNAVAILABLE and _HANDSHAKE in details:
         return SluiceError(
             errors_pb2.CONTROL_UNREACHABLE,
-            f"no trust between here and {peer} while {doing}: {details}",
+            f"no trust between here and {peer} while {doing}: {_distrust(details)}",
             hint="is this machine's clock right, and its trust bundle that of this control plane? on a box, "
             "`sluice-agent doctor` says which",
             obj=peer,
@@ -73,7 +76,7 @@ def from_rpc_error(error: grpc.RpcError, doing: str, peer: str) -> SluiceError:
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         return SluiceError(
             errors_pb2.CONTROL_UNREACHABLE,
-            f"no answer from {peer} while {doing}: {details or code}",
+            f"no answer from {peer} while {doing}: {_CHATTER.sub('', details) or code}",
             hint="check the address and that the control plane runs",
             obj=peer,
         )
@@ -83,10 +86,17 @@ def from_rpc_error(error: grpc.RpcError, doing: str, peer: str) -> SluiceError:
         return SluiceError(
             errors_pb2.REQUEST_INVALID,
             f"{peer} does not know this call ({doing}): {details}",
-            hint="is this a sluice control plane of this version, and not a proxy (http_proxy, no_proxy)?",
+            hint="is this a control plane of this version, not a proxy (http_proxy, no_proxy), and not the "
+            "port where certificates are given, which is the one after the control plane's?",
             obj=peer,
         )
     return SluiceError(errors_pb2.INTERNAL, f"{peer} failed while {doing}: {code}: {details}", obj=peer)
+
+
+def _distrust(details: str) -> str:
+    """What OpenSSL finds wrong with the server's certificate: "certificate has expired"."""
+    cause = details.rpartition(_HANDSHAKE)[2].strip(": ").removesuffix(": OK")
+    return cause or "its certificate cannot be verified"
 
 
 def _error_info(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, float]:

@@ -79,7 +79,10 @@ def add_verbs(group: Group, kind: str) -> None:
         """
         with session.client() as client:
             found = client.identities.revoke(kind, name)
-        session.result({"identity": documents.identity(found)}, line(f"{name} is revoked"))
+        text = f"{name} is revoked"
+        if not found.fingerprint:
+            text += f"; no {kind} of this name has enrolled here: is it spelled right?"
+        session.result({"identity": documents.identity(found)}, line(text))
 
 
 def make_token(
@@ -114,15 +117,17 @@ def _add_pending(group: Group, kind: str) -> None:
         rows = [
             (
                 entry.name,
-                entry.role,
+                *((entry.role,) if everything else ()),
                 str(documents.identity(entry)["state"]),
                 entry.conflict_fingerprint or entry.fingerprint,
                 _why(entry),
             )
             for entry in found
         ]
+        roles = ("ROLE",) if everything else ()  # devices have none
+        # Fingerprints are compared by eye: they stay in one piece.
         shown: RenderableType = tables.Rows(
-            (kind.upper() + "*", "ROLE", "STATE", "FINGERPRINT*", "NOTE*"), rows
+            (kind.upper() + "*", *roles, "STATE", "FINGERPRINT", "NOTE*"), rows
         )
         if not found:
             shown = line("nobody" if everything else "no device waits")

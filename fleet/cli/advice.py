@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
@@ -42,13 +40,8 @@ _INSTEAD: dict[int, str] = {
 _GENERIC = "check the address and that the control plane runs"
 
 
-# gRPC's way to say why it has no connection: only the end of it tells something.
-_CHATTER = re.compile(r"failed to connect to all addresses; last error: .*: (?=[^:]+$)")
-
-
 def advise(error: SluiceError) -> None:
     """Gives an error its next step; advice that names one already stays."""
-    error.message = _CHATTER.sub("", error.message)
     if error.reason in _INSTEAD:
         error.hint = _INSTEAD[error.reason]
     elif not error.hint or error.hint == _GENERIC:

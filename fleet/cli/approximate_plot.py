@@ -52,11 +52,15 @@ def plot_svg(outcome: Outcome, budget: int, title: str) -> str:
     ]
     y = TOP
     kept = [(trial, 100 * max(0.0, trial.tally.explained)) for trial in trials]
-    parts += _panel("share of the change kept, %", y, across, kept, best, budget, log=False)
+    parts += _panel(
+        "share of the change kept, %, by size of the delta", y, across, kept, best, budget, log=False
+    )
     y += PANEL + GAP
     checked = [(trial, max(1e-9, 1 - trial.cosine)) for trial in trials if trial.cosine is not None]
     if checked:
-        parts += _panel("1 - cosine of golden outputs", y, across, checked, best, budget, log=True)
+        parts += _panel(
+            "1 - cosine of golden outputs, by size of the delta", y, across, checked, best, budget, log=True
+        )
         y += PANEL + GAP
     bars, y = _layers(best, y)
     parts += bars

@@ -51,7 +51,7 @@ def list_(session: Session, newest: int, denied: bool) -> None:
     if denied:
         records = [record for record in records if record.get("event") == "denied"]
     rows = list(_rows(records))
-    shown = tables.Rows(("TIME", "WHO*", "WHAT*", "ON*", "OUTCOME"), rows) if rows else line("nothing")
+    shown = tables.Rows(("TIME", "WHO", "WHAT", "ON~", "OUTCOME"), rows) if rows else line("nothing")
     session.result({"records": records}, shown)
 
 
@@ -67,14 +67,34 @@ def _rows(records: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
             outcome = outcomes.get(record["sequence"], "unknown")
         if "count" in record:
             outcome = f"denied {record['count']} times"
-        who = str(record.get("caller") or record.get("address") or "")
-        on = str(record.get("object") or _brief(record.get("request", "")))
-        what = str(record.get("method") or event)
-        yield str(record["time"])[:19].replace("T", " "), who.removeprefix("spiffe://"), what, on, outcome
+        who = _who(str(record.get("caller") or record.get("address") or "-"))
+        on = str(record.get("object") or _brief(record.get("request")) or record.get("message", ""))
+        if event == "outcome":
+            on = f"record {record['call']}"  # the call itself is older than what was asked for
+        what = str(record.get("method") or event).rpartition(".")[2]
+        yield str(record["time"])[:19].replace("T", " "), who, what, on, outcome
+
+
+def _who(caller: str) -> str:
+    """Such as "operator/ann": trust domain and role are left to the record itself."""
+    return "/".join(caller.split("/")[3:5]) if caller.startswith("spiffe://") else caller
 
 
 def _brief(request: Any) -> str:
-    return json.dumps(request, ensure_ascii=False, separators=(",", ":"))[:120] if request else ""
+    """Such as "id=pi-7 set=site=mill"."""
+    if not isinstance(request, dict):
+        return str(request or "")
+    return " ".join(f"{key}={_value(value)}" for key, value in request.items())[:120]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_value, value))
+    return (
+        json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        if isinstance(value, dict)
+        else str(value)
+    )
 
 
 @audit.command("export", examples=[("All of it, to a file.", "sluice audit export -o audit.jsonl")])

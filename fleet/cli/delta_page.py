@@ -25,7 +25,8 @@ from fleet.cli.treemap import Rectangle, treemap
 MAX_TILES = 60  # in the picture; the cheapest regions share one
 MAX_NAME = 400  # characters of a name that the page shows
 WIDTH, HEIGHT = 960, 460
-_CHARACTER, _LINE = 7.5, 15  # width of a character and height of a line in a tile, in the picture's units
+_CHARACTER, _LINE = 8, 15  # width of a bold character and height of a line in a tile, in the picture's units
+_LEAST_LABEL = 5  # characters; what is left of a name that is cut shorter tells nothing
 _BETWEEN, _CONTAINER = "(between tensors)", "(header and framing)"
 
 _COLOURS = (
@@ -199,9 +200,12 @@ def _label(name: str, figures: str, columns: int, rows: int) -> list[tuple[str, 
     if columns < 6 or rows < 1:
         return []
     lines = [""]
-    for joint in re.split(r"(?<=[._/:])(?![._/:])", name):
+    for joint in re.split(r"(?<=[._/: ])(?![._/: ])", name):
         rest = joint
-        if lines[-1] and len(lines[-1]) + len(rest) > columns:
+        if len(rest) > columns or len(lines[-1]) == 1:  # it is broken anyway: no mark stands alone
+            rest = lines.pop() + rest
+            lines.append("")
+        elif lines[-1] and len(lines[-1]) + len(rest) > columns:
             lines.append("")
         while len(rest) > columns:
             lines[-1:] = [rest[:columns], ""]
@@ -211,6 +215,8 @@ def _label(name: str, figures: str, columns: int, rows: int) -> list[tuple[str, 
     room = max(1, rows - 1)
     if len(lines) > room:  # the end of a name tells more than its beginning
         lines = [f"…{lines[-room][1:]}", *lines[len(lines) - room + 1 :]]
+        if sum(map(len, lines)) < _LEAST_LABEL:
+            return []
     shown = [(text, "b") for text in lines]
     return [*shown, (figures, "s")] if len(figures) <= columns and len(lines) < rows else shown
 
@@ -279,7 +285,8 @@ def _row(row: Entry, delta_size: int) -> str:
     moved = row.base_name if row.base_name != row.name else "the same"
     return (
         f"<tr><th scope=row>{_text(row.name)}</th><td>{_text(moved)}</td>"
-        f"<td class=k>{_text(row.way)}</td><td>{_text(row.dtype)}</td><td class=k>{_text(row.shape)}</td>"
+        f"<td class=k>{_text(row.way)}</td><td class=k>{_text(row.dtype)}</td>"
+        f"<td class=k>{_text(row.shape)}</td>"
         f"<td class=n data-v={row.length}>{row.length:,}</td>"
         f"<td class=n data-v={row.coded}>{row.coded:,}</td>"
         f"<td class=n data-v={known:.6f}>{bits}</td>"
@@ -300,6 +307,7 @@ svg{display:block;width:100%;height:auto}
 svg text{font:600 12px system-ui,sans-serif;fill:#fff}
 svg .s{font-weight:400}
 svg .d{font-weight:400;font-size:14px;fill:var(--dim)}
+@media(max-width:700px){svg .d{font-size:20px}}
 .key{display:inline-block;width:12px;height:12px;vertical-align:-1px;margin-right:4px}
 .wc{fill:#3f6b52}.w0{fill:#1f63b5}.w1{fill:#7a3fa0}.w2{fill:#9a4a12}.w3{fill:#0d7378}.w4{fill:#a3303f}
 .w5{fill:#5a5f1a}.w6{fill:#8a2f72}.w7{fill:#3d4fa8}.w8{fill:#6d4c33}.wo{fill:#5d6670}

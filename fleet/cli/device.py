@@ -16,7 +16,7 @@ from sluice.api.v1 import devices_pb2, sync_pb2
 
 @click.group("device", cls=Group)
 def device() -> None:
-    """Look at devices and label them."""
+    """Let devices in, look at them, label them, put them out."""
 
 
 @device.command(
@@ -37,7 +37,7 @@ def list_(session: Session, label: tuple[tuple[str, str], ...]) -> None:
     rows = [
         (
             found.id,
-            "online" if found.online else "offline",
+            _link(found),
             " ".join(_models(found)) or "-",
             tables.age(found.last_seen_time),
             tables.pairs(found.labels),
@@ -52,6 +52,13 @@ def list_(session: Session, label: tuple[tuple[str, str], ...]) -> None:
             else "no devices yet; one joins when its agent connects: sluice-agent run --config agent.toml"
         )
     session.result({"devices": [documents.device(found) for found in devices]}, shown)
+
+
+def _link(found: devices_pb2.Device) -> str:
+    """Whether it is there; one that was put out says so instead."""
+    if found.state == devices_pb2.DEVICE_STATE_REVOKED:
+        return documents.device_state(found.state)
+    return "online" if found.online else "offline"
 
 
 def _models(found: devices_pb2.Device) -> list[str]:
@@ -70,10 +77,12 @@ def _model_text(entry: sync_pb2.ReportedModel, wanted: int) -> str:
         notes.append("unhealthy")
     if entry.pinned_version:
         notes.append("pinned")
+    failed = entry.failure.version if entry.HasField("failure") else 0
+    why = f": {documents.reason(entry.failure.reason)}" if failed else ""
     if wanted and wanted != entry.active_version:
-        failed = entry.HasField("failure") and entry.failure.version == wanted
-        why = f": {documents.reason(entry.failure.reason)}" if failed else ""
-        notes.append(f"wants {wanted}{why}")
+        notes.append(f"wants {wanted}{why if failed == wanted else ''}")
+    elif failed and failed != entry.active_version:
+        notes.append(f"not {failed}{why}")  # a rollout gave it up, and wants what runs
     return f"{text} ({', '.join(notes)})" if notes else text
 
 

@@ -87,7 +87,8 @@ def token(session: Session, name: str, role: str, life: int) -> None:
     It is shown this once; the control plane keeps only its hash.
     """
     option = f" --role {role}" if role else ""
-    use = f"sluice operator enrol {name}{option} --token {{token}} --control ADDR --bundle bundle.pem"
+    address = session.control or Profile.open().control or "ADDR"
+    use = f"sluice operator enrol {name}{option} --token {{token}} --control {address} --bundle bundle.pem"
     make_token(session, "operator", name, life, use, role=role)
 
 

@@ -44,7 +44,7 @@ def rollout() -> None:
     type=DURATION,
     default="1h",
     show_default=True,
-    help="A device silent or unfinished for longer has failed.",
+    help="A device silent or unfinished for longer has failed; the soak, a minute by default, counts too.",
 )
 @click.option(
     "--max-failed",

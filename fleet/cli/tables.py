@@ -24,6 +24,7 @@ _STYLES = {
     "aborted": "yellow",
     "retired": "yellow",
     "offline": "yellow",
+    "revoked": "red",
 }
 
 

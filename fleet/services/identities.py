@@ -66,7 +66,8 @@ class IdentitiesService(IdentitiesServicer):
         if life_s > MAX_TOKEN_LIFE_S:
             raise SluiceError(
                 errors_pb2.LIMIT_EXCEEDED,
-                f"a token for {life_s} s; at most {MAX_TOKEN_LIFE_S} are given",
+                f"no token is good for {life_s} s: at most {MAX_TOKEN_LIFE_S // 86_400} days are given",
+                hint="make it shorter, and another when it has ended",
                 obj="life_s",
             )
         if request.name or kind is Kind.OPERATOR:

@@ -105,7 +105,8 @@ def test_every_key(tmp_path: Path) -> None:
     ("text", "names"),
     [
         ("", "control.address is required"),
-        (LEAST + "adress = 1\n", "control.adress is not a key; the keys are device_id"),
+        (LEAST + "adress = 1\n", "control.adress is not a key; did you mean control.address?"),
+        (LEAST + "[trust]\ncertificates = 1\n", "trust.certificates is not a key; trust has trust.root"),
         ("colour = 1\n" + LEAST, "colour is not a key"),
         ("control = 3\n", "control must be a table"),
         ('[control]\naddress = "nowhere"\n', "control.address must be host:port with a port from 1 to 65535"),

@@ -11,6 +11,7 @@ import pytest
 
 from agent import doctor_trust
 from agent.config import AgentConfig
+from agent.doctor import ABSENT, FAULT, examine
 from agent.identity import CREDENTIALS, DIRECTORY, BoxIdentity
 from edge_tests.harness import trust
 from edge_tests.harness.control import ControlPlane
@@ -82,7 +83,7 @@ def test_renewals_that_fail_for_a_week_lock_nobody_out(config: AgentConfig, cont
         eventually(lambda: trust.now() > leaf.not_valid_after_utc and dead.error, "expired, and still trying")
         assert "CONTROL_UNREACHABLE" in dead.error
         with pytest.raises(SluiceError) as caught:
-            doctor_trust.certificate(dead._config)
+            doctor_trust.certificate(dead._config, dead)
         assert caught.value.reason == errors_pb2.CERTIFICATE_EXPIRED
         assert "renews it as soon as" in caught.value.hint
     finally:
@@ -129,7 +130,7 @@ def test_it_waits_for_approval_and_takes_it_up(control: ControlPlane, config: Ag
         mark = box.fingerprint()
         assert mark in box.error
         with pytest.raises(SluiceError, match=mark):
-            doctor_trust.certificate(config)
+            doctor_trust.certificate(config, BoxIdentity(config))
         with control.channel() as channel:
             identity_pb2_grpc.IdentitiesStub(channel).Approve(
                 identity_pb2.ApproveRequest(kind="device", name=config.device_id, fingerprint=mark)
@@ -208,9 +209,11 @@ def test_the_doctor_explains_certificates(tmp_path: Path) -> None:
     }
     for number, (says, held) in enumerate(cases.items()):
         with pytest.raises(SluiceError) as caught:
-            doctor_trust.certificate(_config(tmp_path / str(number), "127.0.0.1:9", held))
+            config = _config(tmp_path / str(number), "127.0.0.1:9", held)
+            doctor_trust.certificate(config, BoxIdentity(config))
         assert says in caught.value.message
-    assert "box" in doctor_trust.certificate(_config(tmp_path / "good", "127.0.0.1:9", trust.issue(box)))
+    config = _config(tmp_path / "good", "127.0.0.1:9", trust.issue(box))
+    assert "box" in doctor_trust.certificate(config, BoxIdentity(config))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -222,3 +225,35 @@ def test_what_root_enrols_belongs_to_the_agents_user(tmp_path: Path) -> None:
     for made in (path, path.parent):
         assert (made.stat().st_uid, made.stat().st_gid) == (12345, 12345)
     assert certificates(Credentials.load(path).chain)
+
+
+def test_the_doctor_says_each_fault_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nobody = replace(
+        _config(tmp_path, "127.0.0.1:9", Credentials(trust.issuer().bundle)), trust_root=Path(__file__)
+    )
+    found = {finding.check: finding for finding in examine(nobody)}
+    assert found["certificate"].state == FAULT
+    for check in ("control plane", "signatures"):
+        assert (found[check].state, found[check].detail) == (ABSENT, "not tried: see certificate")
+
+    box = Identity(trust.TRUST_DOMAIN, Kind.DEVICE, "box")
+    lonely = replace(
+        _config(tmp_path / "lonely", "127.0.0.1:9", trust.issue(box)), trust_root=tmp_path / "no"
+    )
+    found = {finding.check: finding for finding in examine(lonely)}
+    assert found["trust"].state == FAULT
+    assert "cannot be reached" in found["trust"].detail
+    assert found["control plane"].detail == "not tried: see trust"
+    # A root that is not there is a fault of its own, whatever else is wrong.
+    assert found["signatures"].state == FAULT
+    assert str(tmp_path / "no") in found["signatures"].detail
+
+    lost = replace(
+        _config(tmp_path / "lost", "127.0.0.1:9", Credentials(b"")), control_bundle=tmp_path / "gone"
+    )
+    caplog.clear()
+    found = {finding.check: finding for finding in examine(lost)}
+    assert str(tmp_path / "gone") in found["certificate"].detail
+    assert "enrolment" not in found
+    assert "no root is pinned" in found["signatures"].detail
+    assert not caplog.records

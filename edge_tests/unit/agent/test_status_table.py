@@ -151,3 +151,14 @@ def test_watchdog_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watchdog_interval_s() is None
     monkeypatch.delenv("WATCHDOG_USEC")
     assert watchdog_interval_s() is None
+
+
+def test_why_there_is_no_link_stands_beside_the_link() -> None:
+    status = admin_pb2.GetStatusResponse(
+        device_id="d", control_address="c:8470", control_error="CONTROL_UNREACHABLE: nobody answers"
+    )
+    lines = render(status).splitlines()
+    link = next(index for index, line in enumerate(lines) if line.startswith("control "))
+    assert lines[link + 1].strip() == "CONTROL_UNREACHABLE: nobody answers"
+    status.control_connected = True
+    assert "nobody answers" not in render(status)

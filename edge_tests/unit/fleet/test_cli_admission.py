@@ -159,6 +159,8 @@ def test_devices_are_let_in_and_put_out(control: ControlPlane) -> None:
         assert let_in(control.address, box.enrol()) is None
         ended = sluice("device", "reject", "pi-2", "--json").expect(5)
         assert "sluice device revoke" in ended.document["error"]["hint"]
+    assert "is it spelled right?" in sluice("device", "revoke", "pi-typo").expect().out
+    assert sluice("device", "revoke", "pi-2").expect().out == "pi-2 is revoked\n"
     with applicant(control, "pi-3") as box:
         with pytest.raises(Exception, match="waits for an operator"):
             box.enrol()

@@ -48,9 +48,12 @@ def test_the_list_shows_calls_with_their_outcome(control: ControlPlane) -> None:
     lines = sluice("audit", "list", "--newest", 4).expect().out.splitlines()
     assert lines[0].split() == ["TIME", "WHO", "WHAT", "ON", "OUTCOME"]
     assert [(row.split()[2], row.split()[3], row.split()[-1]) for row in lines[1:]] == [
-        ("fleet.test/operator/tester/admin", "Operators.SetRole", "OK"),
-        ("fleet.test/operator/tester/admin", "Devices.LabelDevice", "DEVICE_UNKNOWN"),
+        ("operator/tester", "SetRole", "OK"),
+        ("operator/tester", "LabelDevice", "DEVICE_UNKNOWN"),
     ]
+    assert "id=nowhere set=a=b" in lines[2]
+    half = sluice("audit", "list", "--newest", 1).expect().out.splitlines()[1].split()
+    assert half[2:5] == ["-", "LabelDevice", "record"]
     records = sluice("audit", "list", "--newest", 2, "--json").expect().document["records"]
     assert [record["event"] for record in records] == ["call", "outcome"]
     assert sluice("audit", "list", "--denied").expect().out == "nothing\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fleet.cli.device import _models
+from fleet.cli.device import _link, _models
 from sluice.api.v1 import devices_pb2, errors_pb2, sync_pb2
 
 
@@ -29,10 +29,20 @@ GIVEN_UP = sync_pb2.UpdateFailure(version=2, reason=errors_pb2.GOLDEN_MISMATCH, 
         (device(1, 3, failure=GIVEN_UP), "m@1 (wants 3)"),
         (device(1, 2, target_version=2, step=sync_pb2.UPDATE_STEP_FETCHING), "m@1>2 fetching"),
         (device(0, 1), "m@- (wants 1)"),
+        # A rollout that failed sends a device back to what it ran, or to nothing: why stays to be seen.
+        (device(1, 1, failure=GIVEN_UP), "m@1 (not 2: GOLDEN_MISMATCH)"),
+        (device(0, 0, failure=GIVEN_UP), "m@- (not 2: GOLDEN_MISMATCH)"),
+        (device(2, 2, failure=GIVEN_UP), "m@2"),
     ],
 )
 def test_drift_is_shown_with_its_reason(found: devices_pb2.Device, text: str) -> None:
     assert _models(found) == [text]
+
+
+def test_one_that_was_put_out_says_so() -> None:
+    assert _link(devices_pb2.Device(online=True)) == "online"
+    assert _link(devices_pb2.Device(state=devices_pb2.DEVICE_STATE_ACCEPTED)) == "offline"
+    assert _link(devices_pb2.Device(state=devices_pb2.DEVICE_STATE_REVOKED)) == "revoked"
 
 
 def test_an_unhealthy_and_a_missing_model_are_shown() -> None:

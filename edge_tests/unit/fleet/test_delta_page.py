@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_tests.harness.command import sluice
 from edge_tests.harness.models import layers, tiny_onnx, write_onnx
-from fleet.cli.delta_page import MAX_TILES, page
+from fleet.cli.delta_page import MAX_TILES, _label, page
 from fleet.cli.treemap import Rectangle, treemap
 
 HOSTILE = "</title></svg><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e\x00"
@@ -205,3 +205,19 @@ def test_tiles_fill_the_area_by_weight_without_overlap(weights: list[int]) -> No
             wide = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
             high = min(one.y + one.height, other.y + other.height) - max(one.y, other.y)
             assert wide <= 1e-6 or high <= 1e-6
+
+
+@pytest.mark.parametrize("columns", range(6, 24))
+def test_no_line_of_a_label_is_a_mark_alone(columns: int) -> None:
+    name = "dense2.weights_quantized/scale_x"
+    lines = [text for text, kind in _label(name, "1 B", columns, 40) if kind == "b"]
+    assert "".join(lines) == name
+    assert all(0 < len(text) <= columns for text in lines)
+    assert not {"_", ".", "/"} & set(lines)
+
+
+def test_what_is_left_of_a_name_tells_something_or_is_left_out() -> None:
+    assert _label("onnx::MatMul_724_quantized", "1 B", 6, 1) == []
+    assert _label("onnx::MatMul_quantized", "1 B", 10, 1) == [("…uantized", "b")]
+    assert _label("layer.0.weights_quantized.x", "1 B", 10, 1) == []
+    assert _label("116 more", "1 B", 6, 3) == [("116 ", "b"), ("more", "b"), ("1 B", "s")]

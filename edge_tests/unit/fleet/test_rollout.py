@@ -133,7 +133,8 @@ def test_too_many_failures_end_it_and_send_back_all_that_are_not_done() -> None:
 
 
 def test_the_deadline_fails_silent_and_unfinished_devices() -> None:
-    state = after(start(3, max_failed_percent=100), entry(step=sync_pb2.UPDATE_STEP_FETCHING)).rollout
+    fetching = entry(active_version=1, target_version=2, step=sync_pb2.UPDATE_STEP_FETCHING)
+    state = after(start(3, max_failed_percent=100), fetching).rollout
     state = machine.reported(state, {"box-1": says(entry())}, 5).rollout
     assert machine.tick(state, DEADLINE_US - 1).rollout == state
     ended = machine.tick(state, DEADLINE_US).rollout
@@ -143,6 +144,22 @@ def test_the_deadline_fails_silent_and_unfinished_devices() -> None:
     assert done.state == DONE
     assert (silent.state, silent.reason) == (FAILED, errors_pb2.DEVICE_SILENT)
     assert ended.state == SUCCEEDED  # one of three got there, and all failures were allowed
+
+
+def test_a_deadline_within_the_soak_is_told_so() -> None:
+    state = after(start(1), entry(step=sync_pb2.UPDATE_STEP_SOAKING)).rollout
+    ended = machine.tick(state, DEADLINE_US).rollout.members["box-0"]
+    assert ended.reason == errors_pb2.DEVICE_SILENT
+    assert "still in its soak after 60 s" in ended.message
+
+
+def test_what_was_fetched_for_the_version_before_is_not_this_rollouts() -> None:
+    before = entry(
+        active_version=1, active_manifest_digest="sha256:old", fetched_bytes=5, fetch_total_bytes=5
+    )
+    member = after(start(2), before).rollout.members["box-0"]
+    assert (member.state, member.fetched_bytes, member.fetch_total_bytes) == (UPDATING, 0, 0)
+    assert member.step == sync_pb2.UPDATE_STEP_UNSPECIFIED
 
 
 def test_a_rollout_that_no_device_finished_is_no_success() -> None:
