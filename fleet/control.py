@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from fleet import audit_record, authority, catalog, devices, identities, log, telemetry
+from fleet import audit_record, authority, catalog, devices, identities, log, telemetry, trust
 from fleet.audit_log import FORMAT as AUDIT_FORMAT
 from fleet.audit_log import AuditLog
 from fleet.authentication import Callers
@@ -56,7 +56,7 @@ class Control:
             void = identities.void(connection, now_us())
         self.callers = Callers(self.authority.trust_domain, void)
         self.enrolments = Enrolments(self.database, self.authority, self.callers)
-        self.trust = Trust(config.data / "trust")
+        self.trust = Trust(config.data / trust.DIRECTORY)
         self._builds = Builds(
             self.store, self.delta_store, config.encoder, config.builders, config.disk_reserve_bytes
         )
