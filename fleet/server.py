@@ -21,7 +21,6 @@ from grpc import aio
 from fleet import limits, log
 from fleet.access import Access, Policy
 from fleet.access_interceptor import AccessInterceptor
-from fleet.authentication import AuthenticationInterceptor
 from fleet.config import ControlConfig, host_and_port
 from fleet.control import Control
 from fleet.data_lock import data_locked
@@ -106,10 +105,9 @@ async def serve(config: ControlConfig, stop: asyncio.Event | None = None) -> Non
 
 
 async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
-    policy = Policy(control.authority.trust_domain, control.callers.check_now)
-    access = Access(policy, control.database, control.operators, control.audit)
+    access = Access(Policy(control.callers), control.database, control.operators, control.audit)
     let_in = AccessInterceptor(access)
-    server = make_server(control, let_in, AuthenticationInterceptor(control.callers))
+    server = make_server(control, let_in)
     enrolment = make_enrolment_server(control, let_in)
     # Held here, because gRPC asks them for the newest certificate at each handshake.
     credentials = [control.authority.server_credentials(verify=verify) for verify in (True, False)]

@@ -74,8 +74,8 @@ def rotate(session: Session, data: Path | None, root_key: Path | None, root: boo
 def drop(session: Session, data: Path | None, fingerprint: str) -> None:
     """Stop trusting an old root.
 
-    Certificates that lead only to it are refused from now on; connections that stand were checked when they
-    were made, so restart the control plane if its key was stolen.
+    Within a second a running control plane ends every call and stream whose certificate leads only to it, and
+    takes no more. Boxes and operators renew with their enrolment keys and come back by themselves.
     """
     from fleet import ca
 
