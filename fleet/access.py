@@ -1,6 +1,7 @@
 """Lets calls in: who calls, whether they may, how much, and what of it is written down.
 
-In order, for each call: the caller's identity from the connection; the caller's quota; the table
+In order, for each call: the caller's identity from the connection; the caller's quota; whether the caller
+still counts (authentication.py), now and as long as the call lasts; the table
 (authorisation.py); what a device may see (ownership.py), for each message of the call; then, for a call
 that changes something, its record in the audit log, before the handler sees the request. When the call has
 ended its outcome is recorded; a call that was turned away is recorded as that.
@@ -23,8 +24,9 @@ from grpc import aio
 from fleet import audit_record, log
 from fleet.audit_chain import Head
 from fleet.audit_log import AuditLog
+from fleet.authentication import Callers
 from fleet.authorisation import access_of, may, role_of, short_name
-from fleet.caller import Caller, read_caller
+from fleet.caller import read_caller
 from fleet.clock import now_us
 from fleet.database import Database
 from fleet.denials import Denials
@@ -46,13 +48,11 @@ class Policy:
     """What a control plane goes by.
 
     Attributes:
-        trust_domain: whose identities count.
-        stands: raises SluiceError when a certificate counts no longer (revoked, …); called for each call.
+        callers: whose identities count, and for how long: a call ends when they do no longer.
         quotas: what one caller may take.
     """
 
-    trust_domain: str
-    stands: Callable[[Caller], None]
+    callers: Callers
     quotas: Quotas = field(default_factory=Quotas)
 
 
@@ -112,20 +112,21 @@ class Access:
             await call.ended("OK", "")
 
     def _admit(self, call: Call, context: Context, held: ExitStack) -> None:
-        policy, caller = self._policy, None
+        callers, caller = self._policy.callers, None
         try:
             if not call.anonymous:  # what is for everybody asks nobody
                 caller = read_caller(context)
         finally:  # also what cannot be read costs its sender something
             identity = call.identity = None if caller is None else caller.identity
             # Only identities of ours have quotas of their own: others choose their names as they like.
-            ours = identity is not None and identity.trust_domain == policy.trust_domain
+            ours = identity is not None and identity.trust_domain == callers.trust_domain
             usage = self._usages.usage(identity if ours else None, call.address, self._clock())
             usage.request(self._clock())
-        if caller is not None:
-            policy.stands(caller)
-            call.role = role_of(caller.identity, self._operators.granted(caller.identity))
-        refusal = may(identity, call.role, call.method, trust_domain=policy.trust_domain)
+        if not call.anonymous:
+            held.enter_context(callers.call(caller))
+        if identity is not None:
+            call.role = role_of(identity, self._operators.granted(identity))
+        refusal = may(identity, call.role, call.method, trust_domain=callers.trust_domain)
         if refusal is not None:
             raise refusal
         call.admitted = True

@@ -137,20 +137,31 @@ class Issuer:
 
 
 def create(directory: Path, trust_domain: str, now: datetime.datetime) -> Issuer:
-    """Makes root and intermediate. Raises SluiceError(STATE_LOCKED) when there is an authority already."""
+    """Makes root and intermediate. Raises SluiceError(STATE_LOCKED) when there is an authority already.
+
+    A root's key that lies there alone is taken: of a creation that ended half way, or brought back to a
+    machine that lost the rest. Its root has the same name and key as before, so who trusts the one trusts the
+    other.
+    """
     Identity(trust_domain, Kind.CONTROL, "check")  # raises when no identity could have this trust domain
-    for name in (ISSUER, SERVER, ROOT_KEY):
-        if (directory / name).exists():
-            raise SluiceError(
-                errors_pb2.STATE_LOCKED,
-                f"{directory} holds a certificate authority already ({name})",
-                hint="rotate it with `sluice control ca rotate`; removing it would lock every device out",
-                obj=str(directory),
-            )
-    root_key = new_key()
+    if exists(directory):
+        raise SluiceError(
+            errors_pb2.STATE_LOCKED,
+            f"{directory} holds a certificate authority already",
+            hint="rotate it with `sluice control ca rotate`; removing it would lock every device out",
+            obj=str(directory),
+        )
+    path = directory / ROOT_KEY
+    root_key = keyfile.read_key(path) if path.exists() else new_key()
     root = _root(root_key, trust_domain, now)
-    keyfile.write_secret(directory / ROOT_KEY, key_to_pem(root_key))
+    if not path.exists():
+        keyfile.write_secret(path, key_to_pem(root_key))
     return _new_issuer(directory, root_key, (root,), (), trust_domain, now)
+
+
+def exists(directory: Path) -> bool:
+    """Whether there is an authority, embedded or another's."""
+    return any((directory / name).exists() for name in (ISSUER, SERVER))
 
 
 def load(directory: Path) -> Issuer:
@@ -288,7 +299,14 @@ def _new_issuer(
 
 def _save(directory: Path, issuer: Issuer) -> None:
     Credentials(issuer.bundle, to_pem(issuer.chain), key_to_pem(issuer.key)).save(directory / ISSUER)
-    write_atomic(directory / BUNDLE, issuer.bundle)
+    hand_out(directory, issuer)
+
+
+def hand_out(directory: Path, issuer: Issuer) -> None:
+    """Writes bundle.pem where it is not what the issuer says: a process may have been killed between."""
+    path = directory / BUNDLE
+    if not path.exists() or path.read_bytes() != issuer.bundle:
+        write_atomic(path, issuer.bundle)
 
 
 def _root(key: ec.EllipticCurvePrivateKey, trust_domain: str, now: datetime.datetime) -> x509.Certificate:

@@ -7,23 +7,24 @@ background work and resumes what an earlier process left running; `stop` ends it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from fleet import audit_record, authority, catalog, devices, identities, log, telemetry
+from fleet import audit_record, authority, catalog, devices, identities, log, telemetry, trust
 from fleet.audit_log import FORMAT as AUDIT_FORMAT
 from fleet.audit_log import AuditLog
 from fleet.authentication import Callers
 from fleet.authority import Authority
 from fleet.builds import Builds
+from fleet.caller import Caller
 from fleet.clock import now_us
 from fleet.conductor import Conductor
 from fleet.config import ControlConfig
 from fleet.database import Database
 from fleet.deltas import DeltaCache
 from fleet.enrolment import Enrolments
-from fleet.limits import AUTHORITY_REFRESH_S, FILE_THREADS, UPKEEP_S
+from fleet.limits import AUTHORITY_REFRESH_S, FILE_THREADS, PROVEN_TOGETHER, UPKEEP_S
 from fleet.operators import Operators
 from fleet.planner import Planner
 from fleet.sessions import Sessions
@@ -54,9 +55,9 @@ class Control:
         self.database = Database(config.data / "control.db")
         with self.database.engine.connect() as connection:
             void = identities.void(connection, now_us())
-        self.callers = Callers(self.authority.trust_domain, void)
+        self.callers = Callers(self.authority.trust_domain, void, self.authority.bundle)
         self.enrolments = Enrolments(self.database, self.authority, self.callers)
-        self.trust = Trust(config.data / "trust")
+        self.trust = Trust(config.data / trust.DIRECTORY)
         self._builds = Builds(
             self.store, self.delta_store, config.encoder, config.builders, config.disk_reserve_bytes
         )
@@ -163,12 +164,28 @@ class Control:
         while True:
             await asyncio.sleep(AUTHORITY_REFRESH_S)
             try:
+                before = self.authority.bundle
                 await self.files(self.authority.refresh)
+                if self.authority.bundle != before:
+                    await self._look_again(self.authority.bundle)
                 told = ""
             except SluiceError as error:
                 if str(error) != told:
                     log.warning("authority_not_refreshed", error)
                 told = str(error)
+
+    async def _look_again(self, bundle: bytes) -> None:
+        """The trusted roots changed: calls under way that lead to none of them end."""
+        under_way, ended = self.callers.trust(bundle), 0
+        for first in range(0, len(under_way), PROVEN_TOGETHER):
+            some = under_way[first : first + PROVEN_TOGETHER]
+            ended += self.callers.end(await self.files(self._misled, some))
+        if ended:
+            log.event("authority_dropped", ended=ended)
+
+    def _misled(self, callers: Sequence[Caller]) -> list[Caller]:
+        now = authority.now()
+        return [caller for caller in callers if not self.callers.leads(caller, now)]
 
     async def _resign(self) -> None:
         """Snapshot and timestamp are fresh before the first device asks; without that the rest goes on."""

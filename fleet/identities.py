@@ -21,6 +21,7 @@ from fleet import tables
 from fleet.clock import SECOND, to_timestamp
 from fleet.limits import (
     MAX_COUNTER,
+    MAX_NAMED_IN_ERROR,
     MAX_PENDING_IDENTITIES,
     MAX_STORED_INTEGER,
     PENDING_KEEP_S,
@@ -42,7 +43,7 @@ from sluice.api.v1.identity_pb2 import (
 )
 from updater.certificates import fingerprint
 from updater.errors import SluiceError
-from updater.identity import Identity, Kind
+from updater.identity import Identity, Kind, Role
 
 Issue = Callable[[], tuple[bytes, int]]  # makes a certificate: its chain, and when it ends (microseconds)
 _TWO_BOXES = (
@@ -255,6 +256,23 @@ def void(connection: Connection, now_us: int) -> dict[tuple[str, str], int]:
         select(columns.kind, columns.name, columns.void_until_us).where(columns.void_until_us > now_us)
     )
     return {(row.kind, row.name): row.void_until_us for row in rows}
+
+
+def admins(connection: Connection, without: bytes = b"") -> list[str]:
+    """Names of the admins who were accepted, so many as a message names, without the one who has this key."""
+    columns = tables.identities.c
+    rows = connection.execute(
+        select(columns.name)
+        .where(
+            columns.kind == Kind.OPERATOR.value,
+            columns.state == ACCEPTED,
+            columns.role == Role.ADMIN.value,
+            columns.public_key != without,
+        )
+        .order_by(columns.name)
+        .limit(MAX_NAMED_IN_ERROR)
+    )
+    return [row.name for row in rows]
 
 
 def labels_of(connection: Connection, device_id: str) -> dict[str, str]:

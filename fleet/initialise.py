@@ -1,6 +1,9 @@
 """Sets a control plane's trust up: authority, first operator, profile; and lets an operator in without one.
 
 Works on the data directory itself, so whoever may write there is trusted as the administrator of the machine.
+In order: authority, the operator's enrolment key, the operator's row, credentials, profile. Each is written
+whole, and one that is there already stays: `initialise` may be run again after any end, and then makes what
+is still missing.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from fleet.authority import DIRECTORY
 from fleet.clock import SECOND, now_us
 from fleet.database import Database
 from fleet.limits import CERTIFICATE_LIFE_S, TOKEN_LIFE_S
-from fleet.profile import Profile
+from fleet.profile import ADDRESSES, CREDENTIALS, ENROLMENT_KEY, Profile
 from fleet.tokens import Purpose
 from sluice.api.v1 import errors_pb2
 from updater.certificates import certificates, dns_names, key_to_pem, new_key
@@ -29,14 +32,15 @@ DATABASE = "control.db"
 
 @dataclass(frozen=True)
 class Initialised:
-    """What `initialise` made.
+    """What there is now.
 
     Attributes:
         trust_domain: of the fleet.
         bundle: file to hand out to boxes.
-        root_key: file to take off the machine; None where another authority issues.
+        root_key: file to take off the machine; None where another authority issues, or where it was taken.
         root_fingerprint: of the authority; empty where another authority issues.
         server_names: DNS names in the control plane's certificate, where another authority issued it.
+        made: what this run made: of "authority" and "operator".
     """
 
     trust_domain: str
@@ -44,6 +48,7 @@ class Initialised:
     root_key: Path | None
     root_fingerprint: str
     server_names: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()
 
 
 def default_trust_domain() -> str:
@@ -52,38 +57,112 @@ def default_trust_domain() -> str:
     return f"{name or 'fleet'}.sluice"
 
 
+def check(
+    data: Path, trust_domain: str, operator: str, profile: Profile
+) -> tuple[ca.Issuer | None, Identity]:
+    """What is there of the authority, and who the operator will be; nothing is written. As `initialise`."""
+    directory = data / DIRECTORY
+    if (directory / ca.SERVER).exists():
+        raise SluiceError(
+            errors_pb2.STATE_LOCKED,
+            f"{directory} holds another authority's certificate",
+            hint="`sluice control init --certificate FILE --key FILE --bundle FILE` replaces it",
+            obj=str(directory),
+        )
+    issuer = ca.load(directory) if ca.exists(directory) else None
+    domain = trust_domain or (issuer.trust_domain if issuer else default_trust_domain())
+    if issuer is not None and domain != issuer.trust_domain:
+        raise SluiceError(
+            errors_pb2.REQUEST_INVALID,
+            f"{directory} is of the trust domain {issuer.trust_domain}, which cannot be changed",
+            hint="leave --trust-domain out, or name another directory with --data",
+            obj=domain,
+        )
+    identity = Identity(domain, Kind.OPERATOR, operator, Role.ADMIN)
+    _check_profile(profile, issuer)
+    return issuer, identity
+
+
 def initialise(data: Path, trust_domain: str, operator: str, profile: Profile) -> Initialised:
     """Makes the embedded authority and the first operator, an admin, with a profile.
 
-    Raises SluiceError(STATE_LOCKED) when either is there already, CERTIFICATE_INVALID for an impossible name.
+    Args:
+        data: directory of the control plane.
+        trust_domain: empty for that of the authority that is there, else one after this machine's name.
+        operator: name.
+        profile: of the operator, with the addresses that it shall name.
+
+    Raises SluiceError(STATE_LOCKED) when the profile is of another fleet, when other operators were let in
+    already, or when another authority issues; REQUEST_INVALID for another trust domain than the authority's;
+    CERTIFICATE_INVALID for an impossible name.
     """
-    identity = Identity(trust_domain, Kind.OPERATOR, operator, Role.ADMIN)
-    if profile.exists():
-        raise SluiceError(
-            errors_pb2.STATE_LOCKED,
-            f"{profile.directory} holds an operator's profile already",
-            hint="name another directory in SLUICE_PROFILE, or move that one away",
-            obj=str(profile.directory),
-        )
-    with os_errors("creating the data directory", data):
-        data.mkdir(parents=True, exist_ok=True)
-    now = datetime.now(UTC)
     directory = data / DIRECTORY
-    issuer = ca.create(directory, trust_domain, now)
-    key = new_key()
-    chain = issuer.issue(identity, key.public_key(), CERTIFICATE_LIFE_S, now)
-    expires_us = int(certificates(chain)[0].not_valid_after_utc.timestamp() * SECOND)
-    public_key = profile.key().public
+    issuer, identity = check(data, trust_domain, operator, profile)
+    made = []
+    if issuer is None:
+        with os_errors("creating the data directory", data):
+            data.mkdir(parents=True, exist_ok=True)
+        issuer = ca.create(directory, identity.trust_domain, datetime.now(UTC))
+        made.append("authority")
+    ca.hand_out(directory, issuer)
+    if _first_operator(data, issuer, identity, profile):
+        made.append("operator")
+    root_key = directory / ca.ROOT_KEY
+    return Initialised(
+        issuer.trust_domain,
+        directory / ca.BUNDLE,
+        root_key if root_key.exists() else None,
+        ca.root_fingerprint(issuer.roots[0]),
+        made=tuple(made),
+    )
+
+
+def _check_profile(profile: Profile, issuer: ca.Issuer | None) -> None:
+    """Raises SluiceError(STATE_LOCKED) for a profile that is not of this authority."""
+    if not profile.exists():
+        return
+    if issuer is not None and (profile.directory / CREDENTIALS).exists():
+        held = Credentials.load(profile.directory / CREDENTIALS)
+        theirs = {ca.root_fingerprint(root) for root in certificates(held.bundle)}
+        if theirs & {ca.root_fingerprint(root) for root in issuer.roots}:
+            return
+    raise SluiceError(
+        errors_pb2.STATE_LOCKED,
+        f"{profile.directory} holds an operator's profile already, of another fleet",
+        hint="name another directory in SLUICE_PROFILE, or move that one away",
+        obj=str(profile.directory),
+    )
+
+
+def _first_operator(data: Path, issuer: ca.Issuer, identity: Identity, profile: Profile) -> bool:
+    """Whether the operator, or what was missing of them, was made now."""
+    if (profile.directory / CREDENTIALS).exists():
+        if (profile.directory / ADDRESSES).exists():
+            return False
+        profile.save()
+        return True
+    # A key without credentials is of a run that ended half way.
+    known = profile.key().public if (profile.directory / ENROLMENT_KEY).exists() else b""
+    key, now = new_key(), datetime.now(UTC)
     database = Database(data / DATABASE)
     try:
         with database.engine.begin() as connection:
-            counter = identities.admit(connection, identity, public_key, expires_us, now_us())
+            others = identities.admins(connection, without=known)
+            if others:
+                raise SluiceError(
+                    errors_pb2.STATE_LOCKED,
+                    f"{data} is set up already, and {', '.join(others)} may let others in",
+                    hint="ask for a token (`sluice operator token`); if every admin's profile is lost: "
+                    "`sluice control admit NAME`",
+                    obj=str(data),
+                )
+            chain = issuer.issue(identity, key.public_key(), CERTIFICATE_LIFE_S, now)
+            expires_us = int(certificates(chain)[0].not_valid_after_utc.timestamp() * SECOND)
+            counter = identities.admit(connection, identity, profile.key().public, expires_us, now_us())
     finally:
         database.close()
     profile.save(Credentials(issuer.bundle, chain, key_to_pem(key), counter))
-    return Initialised(
-        trust_domain, directory / ca.BUNDLE, directory / ca.ROOT_KEY, ca.root_fingerprint(issuer.roots[0])
-    )
+    return True
 
 
 def adopt(data: Path, certificate: Path, key: Path, bundle: Path) -> Initialised:
@@ -101,7 +180,7 @@ def adopt(data: Path, certificate: Path, key: Path, bundle: Path) -> Initialised
         )
     domain = ca.adopt(directory, server, datetime.now(UTC))
     names = dns_names(certificates(server.chain)[0])
-    return Initialised(domain, directory / ca.BUNDLE, None, "", tuple(names))
+    return Initialised(domain, directory / ca.BUNDLE, None, "", tuple(names), ("authority",))
 
 
 def admit(data: Path, operator: str, role: Role) -> str:

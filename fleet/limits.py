@@ -165,3 +165,6 @@ TOKEN_KEEP_S = 24 * 3600.0  # a used or expired token is remembered for so long,
 MAX_COUNTER = 1 << 62  # of renewals
 STALE_RENEWALS = 2  # renewals in a row with the counter before: one is a lost answer, more are two boxes
 MAX_READ_CERTIFICATES = 16_384  # of callers, remembered as read
+MAX_READ_CHAINS = 64  # from their certificates to the bundle
+MAX_PROVEN_CALLERS = 16_384  # whose chain was held against the bundle since a root was dropped
+PROVEN_TOGETHER = 64  # of them at once, in a thread

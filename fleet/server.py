@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
-import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -25,9 +21,9 @@ from grpc import aio
 from fleet import limits, log
 from fleet.access import Access, Policy
 from fleet.access_interceptor import AccessInterceptor
-from fleet.authentication import AuthenticationInterceptor
 from fleet.config import ControlConfig, host_and_port
 from fleet.control import Control
+from fleet.data_lock import data_locked
 from fleet.interceptor import ErrorInterceptor
 from fleet.notify import notify, watchdog_interval_s
 from fleet.services.audit import AuditService
@@ -99,7 +95,7 @@ async def serve(config: ControlConfig, stop: asyncio.Event | None = None) -> Non
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with os_errors("creating the data directory", config.data):
         config.data.mkdir(parents=True, exist_ok=True)
-    with _locked(config.data):
+    with data_locked(config.data):
         control = await asyncio.to_thread(Control, config)
         try:
             await control.start()
@@ -109,10 +105,9 @@ async def serve(config: ControlConfig, stop: asyncio.Event | None = None) -> Non
 
 
 async def _serve_calls(control: Control, stop: asyncio.Event) -> None:
-    policy = Policy(control.authority.trust_domain, control.callers.check_now)
-    access = Access(policy, control.database, control.operators, control.audit)
+    access = Access(Policy(control.callers), control.database, control.operators, control.audit)
     let_in = AccessInterceptor(access)
-    server = make_server(control, let_in, AuthenticationInterceptor(control.callers))
+    server = make_server(control, let_in)
     enrolment = make_enrolment_server(control, let_in)
     # Held here, because gRPC asks them for the newest certificate at each handshake.
     credentials = [control.authority.server_credentials(verify=verify) for verify in (True, False)]
@@ -202,27 +197,6 @@ async def _wait(stop: asyncio.Event) -> None:
                 await stop.wait()
         except TimeoutError:
             notify("WATCHDOG=1")
-
-
-@contextmanager
-def _locked(data: Path) -> Iterator[None]:
-    """Holds the lock on the data directory. Raises SluiceError(STATE_LOCKED)."""
-    path = data / "lock"
-    with os_errors("opening the lock", path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SluiceError(
-                errors_pb2.STATE_LOCKED,
-                f"another control plane works on {data}",
-                hint="stop it first, or choose another data directory",
-                obj=str(data),
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def main() -> int:

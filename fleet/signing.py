@@ -11,17 +11,16 @@ repeated, and brings a control plane that was restored from a backup what it lac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata
 
-from fleet.client import ControlClient
 from fleet.trust_directory import ROOT_DAYS, TARGETS_DAYS, Signed, TrustDirectory
-from sluice.api.v1 import errors_pb2
+from sluice.api.v1 import errors_pb2, trust_pb2
 from updater.errors import SluiceError
 from updater.manifest import Manifest
 from updater.trust.client import TrustClient
@@ -37,6 +36,25 @@ from updater.trust.roles import (
     renew,
     role_for,
 )
+
+
+class Registry(Protocol):
+    """Where signed metadata is published: a control plane over the network, or one on this machine."""
+
+    def get_trust(self) -> trust_pb2.GetTrustResponse:
+        """How far trust is set up there, and the online key."""
+        ...
+
+    def get_metadata(self, role: str, version: int | None = None) -> bytes:
+        """One role's signed metadata, not verified; empty where there is none."""
+        ...
+
+    def publish_metadata(
+        self, metadata: Sequence[tuple[str, bytes]], *, replace_root: bool = False
+    ) -> object:
+        """Publishes signed metadata, roots by version. Safe to repeat."""
+        ...
+
 
 # One document's change: takes the newest and the date that the next counts until.
 Change = Callable[[Metadata[Any], datetime], Metadata[Any]]
@@ -66,9 +84,7 @@ class Signing:
         passphrase: asked for each sealed key that signs.
     """
 
-    def __init__(
-        self, directory: TrustDirectory, client: ControlClient | None, passphrase: Passphrase
-    ) -> None:
+    def __init__(self, directory: TrustDirectory, client: Registry | None, passphrase: Passphrase) -> None:
         self.directory = directory
         self._client = client
         self._passphrase = passphrase
@@ -198,9 +214,7 @@ class Signing:
             self.refresh()
         return waiting
 
-    def _ready(
-        self, client: ControlClient, *, replace_root: bool
-    ) -> tuple[list[tuple[str, bytes]], list[Signed]]:
+    def _ready(self, client: Registry, *, replace_root: bool) -> tuple[list[tuple[str, bytes]], list[Signed]]:
         ready: list[tuple[str, bytes]] = []
         waiting: list[Signed] = []
         theirs = 0 if replace_root else client.get_trust().root_version

@@ -12,6 +12,7 @@ says so.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,16 +32,17 @@ from fleet.limits import (
     METADATA_KEPT,
     STATEMENT_LIFE_S,
 )
-from sluice.api.v1 import errors_pb2, sync_pb2
+from sluice.api.v1 import errors_pb2, sync_pb2, trust_pb2
 from updater.errors import SluiceError, os_errors
 from updater.manifest import Manifest
 from updater.trust.director import sign_desired
 from updater.trust.documents import ROOT, SNAPSHOT, TIMESTAMP, in_days, read, read_root, read_targets, write
-from updater.trust.keys import KeyFile, new_key, read_key_file
+from updater.trust.keys import KeyFile, key_dict, new_key, read_key_file
 from updater.trust.online import ONLINE_DAYS, RESIGN_DAYS, Online
 from updater.trust.repository import Publication, Repository, publish, with_online
 from updater.trust.roles import key_for_online, named, target_path
 
+DIRECTORY = "trust"  # below DATA
 ONLINE_KEY = "online"
 
 
@@ -62,6 +64,10 @@ class Trust:
         """The public half of the online key."""
         return self._signer.public_key
 
+    def public_key_file(self) -> bytes:
+        """The same as a key file without a private half."""
+        return KeyFile(ONLINE_KEY, self.online_key, {}).to_bytes()
+
     def root_version(self, connection: Connection) -> int:
         """The newest root's version; 0 before trust is set up."""
         return _newest_version(connection, ROOT)
@@ -69,6 +75,14 @@ class Trust:
     def roles(self, connection: Connection) -> list[str]:
         """Every role but the four at the top."""
         return sorted(_repository(connection).targets.keys() - {"targets"})
+
+    def state(self, connection: Connection) -> trust_pb2.GetTrustResponse:
+        """How far trust is set up, and the online key."""
+        return trust_pb2.GetTrustResponse(
+            root_version=self.root_version(connection),
+            online_key=json.dumps(key_dict(self.online_key), sort_keys=True),
+            roles=self.roles(connection),
+        )
 
     def get(self, connection: Connection, role: str, version: int) -> bytes:
         """One role's metadata, the newest for version 0; empty where there is none."""

@@ -34,6 +34,7 @@ from edge_tests.demo.client import PredictingClient, Question, served_accuracy
 from edge_tests.harness.agent import AgentProcess
 from edge_tests.harness.control import ControlPlane
 from edge_tests.harness.operator import Operator
+from fleet.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "digits"
@@ -62,10 +63,10 @@ class Outcome:
 
 
 def sluice(address: str, *arguments: str) -> None:
-    """Runs one `sluice` command as an operator would, on this terminal."""
+    """Runs one `sluice` command as an operator would, on this terminal; an empty address is left out."""
     console.print(f"[bold]$ sluice {' '.join(arguments)}[/bold]", soft_wrap=True)
     done = subprocess.run(
-        [sys.executable, "-m", "fleet.cli.main", "--control", address, *arguments],
+        [sys.executable, "-m", "fleet.cli.main", *(("--control", address) if address else ()), *arguments],
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"},
         timeout=COMMAND_S,
         check=False,
@@ -118,12 +119,16 @@ def run(directory: Path) -> list[Outcome]:
     samples = directory / "held-out.npz"
     np.savez(samples, **{models.input_name: models.images})
 
-    # The operator's keys, sealed with a passphrase that a person would be asked for.
-    os.environ |= {"SLUICE_TRUST": str(directory / "trust"), "SLUICE_PASSPHRASE": secrets.token_hex(16)}
+    # One operator; the keys are sealed with a passphrase that a person would be asked for.
+    os.environ |= {
+        "SLUICE_PROFILE": str(directory / "operator"),
+        "SLUICE_TRUST": str(directory / "trust"),
+        "SLUICE_PASSPHRASE": secrets.token_hex(16),
+    }
+    sluice("", "control", "init", "--data", str(directory / "control"))
     with ExitStack() as stack:
         control = stack.enter_context(ControlPlane(directory / "control"))
         console.print(f"control plane at {control.address}, process {_pid(control)}")
-        sluice(control.address, "trust", "init")
         agents = []
         for name, runtime in BOXES.items():
             agent = AgentProcess(
@@ -189,7 +194,7 @@ def run(directory: Path) -> list[Outcome]:
 
 def full_bytes(address: str, variant: str) -> int:
     """What version 2 costs a box that holds nothing: the full copies that the control plane offers."""
-    with Operator(address) as operator:
+    with Operator(address, channel=Profile.open().credentials().channel(address)) as operator:
         return sum(file.full.size for file in operator.plan(MODEL, 2, variant=variant).files)
 
 

@@ -129,8 +129,8 @@ class ControlPlane:
         self.start()
 
     def enrolling(self, device_id: str) -> dict[str, str]:
-        """Settings of an agent that has no credentials yet: the bundle, and a token from an operator."""
-        with ControlClient(self.address, credentials=trust.operator()) as client:
+        """Settings of an agent without credentials: the bundle, and a token from whose profile it is."""
+        with ControlClient(self.address) as client:
             token = client.identities.token("device", device_id).token
         return {
             "control.bundle": str(self.data / "ca" / "bundle.pem"),

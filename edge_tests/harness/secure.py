@@ -131,7 +131,7 @@ class SecureControl:
         try:
             parts = self.control = Control(self._config)
             await parts.start()
-            policy = Policy(parts.authority.trust_domain, parts.callers.check_now, self._quotas)
+            policy = Policy(parts.callers, self._quotas)
             access = Access(policy, parts.database, parts.operators, parts.audit)
             server = make_server(parts, AccessInterceptor(access))
             add_EnrolmentServicer_to_server(EnrolmentService(parts), server)

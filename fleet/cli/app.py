@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from fleet.cli import control_init  # noqa: F401 - adds its verbs
+from fleet.cli import control_ca, control_init  # noqa: F401 - they add their verbs
 from fleet.cli.approximate import approximate
 from fleet.cli.audit import audit
 from fleet.cli.command import Root

@@ -1,31 +1,36 @@
-"""`sluice control init` and `admit`, `sluice control ca`: trust on the control machine itself.
+"""`sluice control init` and `admit`: trust on the control machine itself.
 
-They work on the data directory, beside a running control plane too: it takes up what they write.
+`init` makes, in order: the certificate authority, the first operator with a profile, and the signing keys
+with the first root. Everything is on disk whole before the next begins, and what is there stays: run again,
+after whatever end, it makes what is missing and says what there is.
 """
 
 from __future__ import annotations
 
 import getpass
-from collections.abc import Callable
-from datetime import UTC, datetime
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from fleet.cli import trust_setup
 from fleet.cli.admission import ROLE
-from fleet.cli.command import Group
 from fleet.cli.control import DATA, control, default_data
+from fleet.cli.passphrase import Passphrases
 from fleet.cli.session import Session, line
+from fleet.cli.trust_options import open_directory, passphrase_option, trust_option
 from fleet.client import DEFAULT_ADDRESS, check_address
 from fleet.profile import Profile
+from fleet.trust_directory import TrustDirectory
+from sluice.api.v1 import errors_pb2
 from updater.addresses import next_port
 from updater.credentials import SERVER_NAME
+from updater.errors import SluiceError, os_errors
 from updater.identity import Role
 
-# What `init` does and says after the identities stand: the root of the signing keys joins here.
-Step = Callable[[Session, Path, Profile], list[str]]
-STEPS: list[Step] = []
+if TYPE_CHECKING:  # heavy, and only needed on a control machine
+    from fleet.initialise import Initialised
 
 
 def _user() -> str:
@@ -37,11 +42,16 @@ def _user() -> str:
 
 @control.command(
     "init",
+    short_help="Set up who is trusted: authority, first operator, signing keys.",
     examples=[
-        ("Authority, first operator and profile, on the control machine.", "sluice control init"),
+        ("Everything on the control machine.", "sluice control init"),
         (
             "For a fleet that reaches this machine as control.example.",
             "sluice control init --trust-domain example --control control.example:8470",
+        ),
+        (
+            "With signing keys made elsewhere, by `sluice trust init` there.",
+            "sluice control init --keys-elsewhere",
         ),
         (
             "With certificates from another authority, e.g. SPIRE.",
@@ -60,6 +70,13 @@ def _user() -> str:
     help="Your name as the first operator, an admin. Default: your user name.",
 )
 @click.option(
+    "--keys-elsewhere",
+    is_flag=True,
+    help="Make no signing keys here: they are made on another machine, by `sluice trust init` there.",
+)
+@trust_option
+@passphrase_option
+@click.option(
     "--certificate",
     type=click.Path(path_type=Path, exists=True),
     help="Another authority's, for this control plane.",
@@ -72,54 +89,126 @@ def init(
     data: Path | None,
     trust_domain: str,
     name: str,
+    keys_elsewhere: bool,
+    trust_directory: Path | None,
+    passphrase_file: Path | None,
     certificate: Path | None,
     key: Path | None,
     bundle: Path | None,
 ) -> None:
-    """Set up who is trusted, once.
+    """Set up who is trusted: authority, first operator, signing keys.
 
-    Makes the certificate authority, the first operator (an admin) and your profile.
+    Makes the certificate authority, you as the first operator (an admin) with a profile, and the keys that
+    sign versions, sealed with passphrases, with the first root. Run it again whenever it was interrupted: it
+    makes what is missing, and says what there is.
     """
-    from fleet import initialise
+    from fleet import ca, initialise
+    from fleet.authority import DIRECTORY
+    from fleet.data_lock import data_locked
+    from fleet.local_trust import local_trust, write_online_key
 
     place = data or default_data()
     address = check_address(session.control or DEFAULT_ADDRESS)
     profile = Profile(Profile.open().directory, address, next_port(address))
     given = [option for option in (certificate, key, bundle) if option is not None]
-    if certificate and key and bundle:
-        made = initialise.adopt(place, certificate, key, bundle)
-        steps = [
-            "another authority issues: each box needs control.certificate, control.key and control.bundle"
-            + _server_name_advice(made.server_names),
-            "operators, you too, make their profile with `sluice operator adopt`",
-            "start the control plane: sluice control serve" + _data_option(data),
-        ]
-    elif given:
+    if given and len(given) != 3:
         raise click.UsageError("--certificate, --key and --bundle belong together")
-    else:
-        domain = trust_domain or initialise.default_trust_domain()
-        made = initialise.initialise(place, domain, name or _user(), profile)
-        steps = [
-            f"take {made.root_key} off this machine (it is needed only to rotate) and keep it safe",
-            "start the control plane: sluice control serve" + _data_option(data),
-            f"give each box {made.bundle} as control.bundle, and a token: sluice device token",
-        ]
-    for step in STEPS:
-        steps += step(session, place, profile)
+    operator = name or _user()
+    if not given:
+        initialise.check(place, trust_domain, operator, profile)
+    keys, phrases = open_directory(trust_directory), Passphrases(passphrase_file)
+    with os_errors("creating the data directory", place):
+        place.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        running = False
+        try:
+            stack.enter_context(data_locked(place))
+        except SluiceError as error:
+            if error.reason != errors_pb2.STATE_LOCKED or not ca.exists(place / DIRECTORY):
+                raise
+            running = True  # it takes up what is made; what it holds in memory goes through it
+        registry = stack.enter_context(local_trust(place))
+        standing = None if keys_elsewhere else trust_setup.standing(keys, registry)
+        if standing is trust_setup.Standing.NEW:
+            trust_setup.ask(keys, phrases)
+        if certificate and key and bundle:
+            made = initialise.adopt(place, certificate, key, bundle)
+        else:
+            made = initialise.initialise(place, trust_domain, operator, profile)
+        parts = list(made.made)
+        if standing in (trust_setup.Standing.NEW, trust_setup.Standing.SIGNED):
+            with ExitStack() as calling:
+                target = calling.enter_context(session.client()) if running else registry
+                trust_setup.finish(keys, target, phrases, standing)
+            parts.append("signing")
+        begun = bool(registry.get_trust().root_version)
+        online = write_online_key(place) if keys_elsewhere and not begun else None
+    steps = _authority_steps(made, data, running=running, issuing=not given)
+    steps += _signing_steps(keys, standing, online)
+    steps.append(_box_step(made, keys, standing, issuing=not given))
     document = {
         "trust_domain": made.trust_domain,
         "data": str(place),
         "bundle": str(made.bundle),
         "root_key": str(made.root_key) if made.root_key else "",
         "root_fingerprint": made.root_fingerprint,
-        "profile": str(profile.directory) if not given else "",
+        "profile": "" if given else str(profile.directory),
+        "trust": str(keys.path) if keys.is_set_up() and not keys_elsewhere else "",
+        "made": parts,
         "next": steps,
     }
     lines = [f"trust domain {made.trust_domain}, state in {place}"]
     if not given:
         lines.append(f"you are {profile.identity().uri}; your profile is {profile.directory}")
+    if document["trust"]:
+        lines.append(f"versions are signed with the keys in {keys.path}")
+    if not parts:
+        lines.append("all of it was there already")
     lines += ["", "next:", *(f"  {number}. {text}" for number, text in enumerate(steps, 1))]
     session.result(document, *(line(text) for text in lines))
+
+
+def _authority_steps(made: Initialised, data: Path | None, *, running: bool, issuing: bool) -> list[str]:
+    steps = []
+    if made.root_key:
+        steps.append(f"take {made.root_key} off this machine (it is needed only to rotate) and keep it safe")
+    if not running:
+        steps.append("start the control plane: sluice control serve" + (f" --data {data}" if data else ""))
+    if not issuing:
+        steps.append("operators, you too, make their profile with `sluice operator adopt`")
+    return steps
+
+
+def _signing_steps(
+    keys: TrustDirectory, standing: trust_setup.Standing | None, online: Path | None
+) -> list[str]:
+    """What to do about the signing keys."""
+    if online is not None:
+        text = "where the signing keys shall lie, as an admin, once it runs: sluice trust init"
+        return [f"{text} (its online key is in {online}; --online and --offline begin from that)"]
+    if standing is None:
+        return []  # they are at work already
+    if standing is trust_setup.Standing.ELSEWHERE:
+        return ["versions are signed by other operators: get their root.json, and `sluice trust join` it"]
+    root, place = keys.path / "keys" / f"{trust_setup.ROOT_KEY}.json", keys.path / "keys"
+    steps = []
+    if keys.has_key(trust_setup.ROOT_KEY):
+        steps.append(f"back up {place}, then take {root} off this machine: only changes of keys need it")
+    return steps
+
+
+def _box_step(
+    made: Initialised, keys: TrustDirectory, standing: trust_setup.Standing | None, *, issuing: bool
+) -> str:
+    """What each box is given."""
+    known = standing is not None and keys.is_set_up()
+    root = f"{keys.root_path} as trust.root" if known else "root.json of the signing keys as trust.root"
+    if issuing:
+        return f"give each box {made.bundle} as control.bundle, {root}, and a token: sluice device token"
+    return (
+        f"another authority issues: each box needs control.certificate, control.key, control.bundle, {root}"
+        + _server_name_advice(made.server_names)
+    )
 
 
 @control.command(
@@ -144,115 +233,6 @@ def admit(session: Session, data: Path | None, name: str, role: str) -> None:
     )
 
 
-@control.group("ca", cls=Group)
-def authority() -> None:
-    """Look after the certificate authority."""
-
-
-ROOT_KEY = click.option(
-    "--root-key",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The newest root's private key. Default: root.key in the data directory.",
-)
-
-
-@authority.command("show", examples=[("", "sluice control ca show")])
-@DATA
-@click.pass_obj
-def show(session: Session, data: Path | None) -> None:
-    """Show the roots and the intermediate that issues."""
-    _report(session, data, "")
-
-
-@authority.command(
-    "rotate",
-    examples=[
-        (
-            "A new intermediate, with the root's key from a stick.",
-            "sluice control ca rotate --root-key root.key",
-        ),
-        ("A new root as well. No box has to be touched.", "sluice control ca rotate --root"),
-    ],
-)
-@DATA
-@ROOT_KEY
-@click.option("--root", is_flag=True, help="Make a new root too, trusted beside the old ones.")
-@click.pass_obj
-def rotate(session: Session, data: Path | None, root_key: Path | None, root: bool) -> None:
-    """Replace the intermediate, or also the root.
-
-    A running control plane takes it up within seconds; boxes hear of a new root when they renew. Those that
-    were away longer come back by the old root, which the new one carries a certificate of.
-    """
-    from fleet import ca
-
-    directory = _directory(data)
-    key = _root_key(directory, root_key)
-    now = datetime.now(UTC)
-    (ca.rotate_root if root else ca.rotate_intermediate)(directory, key, now)
-    _report(session, data, "a new root and intermediate" if root else "a new intermediate")
-
-
-@authority.command(
-    "drop", examples=[("When every box has renewed since the rotation.", "sluice control ca drop 1f0a-22c9")]
-)
-@DATA
-@click.argument("fingerprint", metavar="FINGERPRINT")
-@click.pass_obj
-def drop(session: Session, data: Path | None, fingerprint: str) -> None:
-    """Stop trusting an old root.
-
-    Certificates that lead only to it are refused from now on; connections that stand were checked when they
-    were made, so restart the control plane if its key was stolen.
-    """
-    from fleet import ca
-
-    ca.drop_root(_directory(data), fingerprint)
-    _report(session, data, "dropped")
-
-
-def _report(session: Session, data: Path | None, done: str) -> None:
-    from fleet import ca
-
-    issuer = ca.load(_directory(data))
-    document = {
-        "trust_domain": issuer.trust_domain,
-        "roots": [
-            {
-                "fingerprint": ca.root_fingerprint(root),
-                "expire_time": root.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            }
-            for root in issuer.roots
-        ],
-        "intermediate": {
-            "fingerprint": ca.root_fingerprint(issuer.certificate),
-            "expire_time": issuer.certificate.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        },
-    }
-    lines = [done] if done else []
-    lines.append(f"trust domain {issuer.trust_domain}")
-    lines += [
-        f"root {ca.root_fingerprint(root)}, until {root.not_valid_after_utc:%Y-%m-%d}"
-        for root in issuer.roots
-    ]
-    ends = issuer.certificate.not_valid_after_utc
-    lines.append(f"intermediate {ca.root_fingerprint(issuer.certificate)}, until {ends:%Y-%m-%d}")
-    session.result(document, *(line(text) for text in lines))
-
-
-def _directory(data: Path | None) -> Path:
-    from fleet.authority import DIRECTORY
-
-    return (data or default_data()) / DIRECTORY
-
-
-def _root_key(directory: Path, given: Path | None) -> ec.EllipticCurvePrivateKey:
-    from fleet import ca
-    from updater import keyfile
-
-    return keyfile.read_key(given or directory / ca.ROOT_KEY)
-
-
 def _server_name_advice(names: tuple[str, ...]) -> str:
     if SERVER_NAME in names:
         return ""
@@ -260,8 +240,4 @@ def _server_name_advice(names: tuple[str, ...]) -> str:
         return (
             "; its certificate has no DNS name, which boxes and operators need to know it by: have one added"
         )
-    return f', and control.server_name = "{names[0]}"'
-
-
-def _data_option(data: Path | None) -> str:
-    return f" --data {data}" if data else ""
+    return f'; and control.server_name = "{names[0]}"'

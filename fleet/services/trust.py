@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from grpc import aio
@@ -14,7 +13,6 @@ from fleet.limits import MAX_STORED_INTEGER
 from sluice.api.v1 import trust_pb2
 from sluice.api.v1.trust_pb2_grpc import TrustServicer
 from updater.trust.documents import TARGETS, read, read_root
-from updater.trust.keys import key_dict
 from updater.trust.repository import Publication
 
 _Context = aio.ServicerContext[Any, Any]
@@ -31,14 +29,7 @@ class TrustService(TrustServicer):
     async def GetTrust(
         self, request: trust_pb2.GetTrustRequest, context: _Context
     ) -> trust_pb2.GetTrustResponse:
-        def find(connection: Connection) -> trust_pb2.GetTrustResponse:
-            return trust_pb2.GetTrustResponse(
-                root_version=self._trust.root_version(connection),
-                online_key=json.dumps(key_dict(self._trust.online_key), sort_keys=True),
-                roles=self._trust.roles(connection),
-            )
-
-        return await self._database.read(find)
+        return await self._database.read(self._trust.state)
 
     async def GetMetadata(
         self, request: trust_pb2.GetMetadataRequest, context: _Context

@@ -21,6 +21,7 @@ from edge_tests.harness.secure import DOMAIN, Caller, SecureControl
 from fleet.access import Access, Policy
 from fleet.audit_chain import verify
 from fleet.audit_log import AuditLog
+from fleet.authentication import Callers
 from fleet.caller import PEM_CERTIFICATE
 from fleet.database import Database
 from fleet.operators import Operators
@@ -254,7 +255,7 @@ def test_a_caller_that_leaves_while_the_record_is_written_leaves_an_outcome(tmp_
         log = AuditLog(tmp_path / "audit")
         await log.start()
         database = Database(tmp_path / "control.db")
-        policy = Policy(DOMAIN, lambda caller: None)
+        policy = Policy(Callers(DOMAIN))
         access = Access(policy, database, Operators(database), log)
 
         async def one() -> None:
