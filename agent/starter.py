@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from agent import golden, options, placement, swap_options
 from agent.batch_proof import batches_are_safe
-from agent.batching import Gate
+from agent.batch_terms import Gate
 from agent.installer import Prepared
 from agent.scheduling import Policy
 from agent.version_directory import verify
@@ -47,6 +47,10 @@ class Starter:
         version = prepared.installed.version
         return verify(prepared.directory, model, version, prepared.variant, self._store)
 
+    def instances(self, prepared: Prepared) -> int:
+        """How many processes the version wants."""
+        return options.read(prepared.variant.options, self._threads).instances
+
     def start(
         self,
         model: str,
@@ -77,6 +81,7 @@ class Starter:
             optimization=wanted.optimization,
             xnnpack=wanted.xnnpack,
             loaded_digests=digests,
+            instances=wanted.instances,
         )
         return placement.start(spec, self._load_deadline_s, started)
 
