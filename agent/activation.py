@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from agent import slots as moves
-from agent.batching import Gate
+from agent.batch_terms import Gate
 from agent.control import CancelledError
 from agent.installer import Installer, Prepared
 from agent.limits import DRAIN_S, MAX_NAME_CHARACTERS
@@ -269,6 +269,10 @@ class Activator:
     def bring_up(self, model: str, installed: Installed) -> Worker:
         """A worker of a version on disk, loaded and checked. Raises SluiceError as `activate`."""
         return self._turner.bring_up(model, installed)
+
+    def instances(self, model: str, installed: Installed) -> int:
+        """How many processes a version on disk wants. Raises SluiceError."""
+        return self._turner.instances(model, installed)
 
     def close(self, timeout_s: float) -> None:
         """Ends every swap and closes every worker, all at once."""

@@ -1,14 +1,15 @@
-"""Memory that the agent and one worker share: one arena for each direction, written by one side only.
+"""Memory that the agent and worker processes share: arenas, each written by one side only.
 
 An arena is a memfd, sealed against shrinking, so that neither side can make the other fault, and mapped whole
-by both. Its size is only address space: pages come into being when they are written. Its first part holds the
-message that is on its way; behind it lies room where requests put their inputs while others run (staging.py).
-The pages of a message over ARENA_KEEP_BYTES are given back when a much smaller one follows, so that one large
-request does not stay resident, and a stream of large ones does not pay for new pages each time.
+by both. Its size is only address space: pages come into being when they are written. Each process has one for
+each direction, which holds the message that is on its way; the processes of one version share a third, where
+requests put their inputs before it is known which process runs them (staging.py). The pages of a message over
+ARENA_KEEP_BYTES are given back when a much smaller one follows, so that one large request does not stay
+resident, and a stream of large ones does not pay for new pages each time.
 
-Rules: one message at a time lies in the first part, from its beginning; the word where a message is, and that
-its place may be overwritten, goes through the pipes beside the arenas (transport.py), whose system calls also
-order the memory accesses, on every architecture.
+Rules: one message at a time lies in an arena of a direction, from its beginning; the word where a message is,
+and that its place may be overwritten, goes through the pipes beside the arenas (transport.py), whose system
+calls also order the memory accesses, on every architecture.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.limits import ARENA_KEEP_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_STAGED_BYTES
+from agent.limits import ARENA_KEEP_BYTES, MAX_FRAME_PAYLOAD_BYTES
 
-ARENA_BYTES = MAX_FRAME_PAYLOAD_BYTES + MAX_STAGED_BYTES
+ARENA_BYTES = MAX_FRAME_PAYLOAD_BYTES
 ALIGNMENT = 64  # bytes, of every tensor
 _MUCH_SMALLER = 4
 

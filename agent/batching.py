@@ -1,15 +1,17 @@
 """The driver of a scheduler: threads of the front come with one request each and leave with its answer.
 
-There is no thread of its own. The thread that finds nobody leading becomes the leader: it takes the next
-batch from the scheduler, has the worker run it, hands every member its part, and, once its own request is
-answered, passes the lead to the thread whose request is next. With one client a request thus never changes
-threads; with many, one thread at a time talks to the worker and the others sleep.
+There is no thread of its own. A thread that finds a worker free takes it and leads: it takes the next batch
+from the scheduler, has the worker run it, hands every member its part, and, once its own request is answered,
+passes the worker to the thread whose request is next, or leaves it free. With one client a request thus never
+changes threads; with many, as many threads as there are workers talk to them and the others sleep.
 
 A batch that the model fails on is run again one by one, so that nobody fails for another's inputs. A model
 whose outputs do not have the batch's size is not put together again.
 
-Rules: every wait has a deadline; a follower that gives up never stops the others; the lead is always held by
-a thread that is awake, or by nobody.
+Rules: every wait has a deadline; a follower that gives up never stops the others; a worker is always held by
+a thread that is awake, or is free; where requests wait though a worker is free, for a fuller batch or for the
+gate, one thread waits with it for what comes first. A worker that ended is handed to nobody any more, but for
+the last one, whose `run` says what became of it.
 """
 
 from __future__ import annotations
@@ -19,72 +21,22 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from numpy.typing import NDArray
 
-from agent.figures import Figures, Timing
+from agent.batch_terms import Arrays, Gate, Kind, Overloaded, Runner, kind_of
+from agent.figures import Timing
 from agent.limits import MAX_WAITING_ON_STALL, STALL_S
 from agent.scheduling import Batch, Item, Policy, Priority, Scheduler, Shed
+from agent.staging import Staged
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
 log = logging.getLogger(__name__)
-
-Arrays = dict[str, NDArray[Any]]
-
-
-class Overloaded(SluiceError):
-    """LIMIT_EXCEEDED: the request was turned away; it may be worth trying again after `retry_s` seconds."""
-
-    def __init__(self, message: str, *, obj: str, retry_s: float) -> None:
-        hint = f"try again after {math.ceil(retry_s * 1000)} ms, or send fewer requests at a time"
-        super().__init__(errors_pb2.LIMIT_EXCEEDED, message, hint=hint, obj=obj)
-        self.retry_s = retry_s
-
-
-class Runner(Protocol):
-    """What runs batches: a worker."""
-
-    figures: Figures
-
-    def run(self, inputs: Sequence[Mapping[str, NDArray[Any]]], timeout_s: float) -> tuple[Arrays, Timing]:
-        """Runs checked inputs, joined along the first dimension if they are several. Raises SluiceError."""
-
-    def busy_s(self) -> float:
-        """For how long the running request has been running, seconds; 0: none runs."""
-
-    def timeout(self, why: str) -> SluiceError:
-        """The error for a request that waited too long."""
-
-
-class Kind(NamedTuple):
-    """What decides which requests may go together.
-
-    Attributes:
-        key: equal ones may share a batch; None: it goes alone.
-        samples: that the request holds.
-        elements: of one of them.
-    """
-
-    key: Hashable
-    samples: int
-    elements: int
-
-
-def kind_of(inputs: Mapping[str, NDArray[Any]]) -> Kind:
-    """The kind of a request with these inputs, for a model that takes batches."""
-    arrays = inputs.values()
-    first = next(iter(arrays))
-    if not first.ndim or any(array.shape[:1] != first.shape[:1] for array in arrays):
-        return Kind(None, 1, 1)  # the model will say what it thinks of that, to this request alone
-    samples = first.shape[0]
-    return Kind(
-        tuple([array.shape[1:] for array in arrays]), samples, sum(array.size for array in arrays) // samples
-    )
 
 
 class _Pending:
@@ -115,43 +67,34 @@ class _Pending:
         self.inputs = inputs
         self.still_wanted = still_wanted
         self.wake = threading.Lock()  # held while there is nothing to do
-        self.done = self.leads = False
+        self.done = False
+        self.leads: Runner | None = None  # the worker that its thread has
         self.outputs: Arrays = {}
         self.timing = Timing()
         self.error: Exception | None = None
 
 
-class Gate(Protocol):
-    """What low-priority work waits for: host_load.HostLoad."""
-
-    def admits(self) -> bool:
-        """Whether it may begin."""
-
-    def low_work(self, threads: int) -> AbstractContextManager[None]:
-        """Around a run of it with so many threads."""
-
-
 class Batcher:
-    """The queue before one worker; safe to use from any thread.
+    """The queue before the workers of one version; safe to use from any thread.
 
     Attributes:
         gate: what low-priority requests wait for; None: nothing.
         threads: that one run uses, for the gate.
 
     Args:
-        runner: the worker.
-        name: of its model and version, for messages.
+        name: of the model and version, for messages.
     """
 
-    def __init__(self, runner: Runner, name: str) -> None:
-        self._runner = runner
+    def __init__(self, name: str) -> None:
         self._name = name
+        self._runners: list[Runner] = []
+        self._free: list[Runner] = []  # of those; the one that ran last is taken first
+        self._lingers = False  # a thread with a worker waits for what comes first
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
         self._scheduler = Scheduler(Policy())
         self._pending: dict[int, _Pending] = {}
-        self._led = False
         self.gate: Gate | None = None
         self.threads = 1
 
@@ -163,6 +106,19 @@ class Batcher:
     def policy(self, policy: Policy) -> None:
         with self._lock:
             self._scheduler.policy = policy
+
+    def add(self, runner: Runner) -> None:
+        """One more worker."""
+        with self._lock:
+            self._runners.append(runner)
+            self._free.append(runner)
+            self._scheduler.workers = len(self._runners)
+            self._engage()
+
+    def remove(self, runner: Runner) -> None:
+        """The worker ended; the last one stays."""
+        with self._lock:
+            self._drop(runner)
 
     def inherit(self, other: Batcher) -> None:
         """Goes on with another's policy and what it learned: this worker takes that one's place."""
@@ -202,11 +158,12 @@ class Batcher:
         item = self._item(kind, inputs, now, priority, min(deadline, now + patience_s))
         low = self.gate is not None and priority is Priority.LOW  # it waits for the gate with all others
         with self._lock:
-            batch = None if self._led or low else self._scheduler.run_now(item, now)
-            if batch is not None:
-                self._led = True
-        if batch is not None:
-            return self._run_now(inputs, deadline, still_wanted, batch)
+            runner = None if low else self._take_free()
+            batch = None if runner is None else self._scheduler.run_now(item, now)
+            if batch is None and runner is not None:
+                self._free.append(runner)
+        if batch is not None and runner is not None:
+            return self._run_now(inputs, deadline, still_wanted, batch, runner)
         pending = _Pending(item, deadline, inputs, still_wanted)
         pending.wake.acquire()
         with self._lock:
@@ -214,16 +171,19 @@ class Batcher:
             self._turn_away(self._scheduler.submit(item, now))
             self._turn_away_if_stalled()
             if not pending.done:
-                if self._led:
+                if self._lingers:
                     self._arrived.notify()
                 else:
-                    self._led = pending.leads = True
-        if not pending.leads and not pending.done:
+                    pending.leads = self._take_free()
+        if pending.leads is not None:
+            self._lead(pending)
+        if not pending.done:
             if not on_end(lambda: self._client_left(pending)):
                 self._client_left(pending)
             self._follow(pending)
-        if pending.leads:
-            self._lead(pending)
+            while pending.leads is not None:
+                self._lead(pending)
+                self._follow(pending)
         if pending.error is not None:
             raise pending.error
         return pending.outputs, pending.timing
@@ -248,95 +208,110 @@ class Batcher:
         deadline: float,
         still_wanted: Callable[[], bool],
         batch: Batch,
+        runner: Runner,
     ) -> tuple[Arrays, Timing]:
-        """The request that found the worker free: nobody else knows of it, so it needs no more than this."""
+        """The request that found a worker free: nobody else knows of it, so it needs no more than this."""
         ran = False
         try:
             if not still_wanted():
-                raise self._runner.timeout("the client no longer waits for the answer")
-            outputs, timing = self._runner.run([inputs], deadline - batch.began)
+                raise runner.timeout("the client no longer waits for the answer")
+            outputs, timing = runner.run([inputs], deadline - batch.began)
             ran = True
-            self._runner.figures.ran(batch.samples, timing)
+            runner.figures.ran(batch.samples, timing)
             return outputs, timing
         finally:
             with self._lock:
-                self._scheduler.finished(time.monotonic(), ran=ran)
-                self._pass_on()
+                self._scheduler.finished(batch, time.monotonic(), ran=ran)
+                self._pass_on(runner)
 
     # A follower's thread.
 
     def _follow(self, pending: _Pending) -> None:
         """Until the request is answered, given up, or the thread is to lead."""
         item = pending.item
-        while True:
+        while not pending.done:
             now = time.monotonic()
             until = item.deadline if now < item.deadline else pending.deadline
             if pending.wake.acquire(timeout=max(0.0, min(STALL_S, until - now))):
                 return
             with self._lock:
-                if pending.leads or pending.done:
+                if pending.leads is not None or pending.done:
                     continue  # the wake-up is on its way
                 now = time.monotonic()
                 if not self._scheduler.waits(item.number):
                     if now >= pending.deadline:
-                        self._fail(pending, self._runner.timeout("no answer within the request's deadline"))
+                        self._fail(pending, self._timeout("no answer within the request's deadline"))
                         return
                 elif now < item.deadline:
                     self._turn_away_if_stalled()
                 else:
                     self._scheduler.cancel(item.number)
-                    self._fail(pending, self._runner.timeout("the request waited for its turn too long"))
+                    self._fail(pending, self._timeout("the request waited for its turn too long"))
                     return
 
     def _client_left(self, pending: _Pending) -> None:
         with self._lock:
-            if not pending.leads and self._scheduler.cancel(pending.item.number):
-                self._fail(pending, self._runner.timeout("the client no longer waits for the answer"))
+            if pending.leads is None and self._scheduler.cancel(pending.item.number):
+                self._fail(pending, self._timeout("the client no longer waits for the answer"))
 
     # The leader's thread.
 
     def _lead(self, own: _Pending) -> None:
+        """Runs batches on the worker that the thread has, until it has passed that on."""
         while True:
             with self._lock:
                 batch = self._next_batch(own)
                 if batch is None:
                     return
+                runner = own.leads
+                assert runner is not None
                 members = [self._pending[item.number] for item in batch.items]
             ran = False
             try:
                 with self._noted(batch):
-                    ran = self._run(members, batch)
+                    ran = self._run(members, batch, runner)
             except Exception as error:
                 log.exception("a defect while running a batch of %s", self._name)
                 for member in members:
                     member.error = error
             finally:
                 with self._lock:
-                    self._scheduler.finished(time.monotonic(), ran=ran)
+                    self._scheduler.finished(batch, time.monotonic(), ran=ran)
                     for member in members:
                         self._finish(member)
 
     def _next_batch(self, own: _Pending) -> Batch | None:
-        """Under the lock; None: the lead was passed on, or nobody needs it."""
+        """Under the lock; None: the worker was passed on, or left free. The thread's own request may then be
+        in another's batch, or wait for another worker.
+        """
         while True:
+            runner = own.leads
+            assert runner is not None
             now = time.monotonic()
             for item in self._scheduler.expire(now):
-                late = self._runner.timeout("the request waited for its turn too long")
-                self._fail(self._pending[item.number], late)
-            waiting = self._scheduler.waiting
-            if not waiting:
-                self._led = False
-                return None
-            if own.done:
-                self._pass_on()
+                self._fail(
+                    self._pending[item.number], self._timeout("the request waited for its turn too long")
+                )
+            if own.done or not self._scheduler.waiting or not self._runs(runner):
+                own.leads = None
+                self._pass_on(runner)
                 return None
             if self.gate is not None:
                 self._scheduler.hold_low = self._scheduler.low_waits and not self.gate.admits()
             batch = self._scheduler.take(now)
             if batch is not None:
+                self._engage()
                 return batch
+            if self._lingers:  # one is enough
+                own.leads = None
+                self._free.append(runner)
+                return None
             until = self._scheduler.wake_at(now)
-            self._arrived.wait(max(0.0, (now if until is None else until) - now))
+            self._lingers = True
+            try:
+                self._arrived.wait(max(0.0, (now if until is None else until) - now))
+            finally:
+                self._lingers = False
 
     def _noted(self, batch: Batch) -> AbstractContextManager[None]:
         """Tells the gate of a run of low-priority requests alone."""
@@ -344,47 +319,57 @@ class Batcher:
             return nullcontext()
         return self.gate.low_work(self.threads)
 
-    def _pass_on(self) -> None:
-        """Under the lock: the lead goes to the thread of the request that is next, or to nobody."""
-        waiting = self._scheduler.first
-        if waiting is None:
-            self._led = False
-        else:
-            heir = self._pending[waiting.number]
-            heir.leads = True
-            heir.wake.release()
+    def _pass_on(self, runner: Runner) -> None:
+        """Under the lock: the worker goes to the thread of the request that is next, or to nobody."""
+        if self._runs(runner):
+            self._free.append(runner)
+        self._engage()
 
-    def _run(self, members: Sequence[_Pending], batch: Batch) -> bool:
+    def _engage(self) -> None:
+        """Under the lock: has threads of waiting requests lead, as long as workers are free."""
+        if self._free and not self._lingers:
+            for item in self._scheduler.waiting:
+                heir = self._pending[item.number]
+                if heir.leads is None:
+                    heir.leads = self._take_free()
+                    if heir.leads is None:
+                        return
+                    heir.wake.release()
+
+    def _run(self, members: Sequence[_Pending], batch: Batch, runner: Runner) -> bool:
         """Gives every member its part of the answer, or an error; whether the batch ran as one."""
         wanted = [member for member in members if member.still_wanted()]
         if len(wanted) < len(members):
-            gone = self._runner.timeout("the client no longer waits for the answer")
+            gone = self._timeout("the client no longer waits for the answer")
             for member in members:
                 if member not in wanted:
                     member.error = gone
         try:
             if len(wanted) == 1:
-                self._run_one(wanted[0], batch.began)
-            elif wanted and not self._run_together(wanted, batch.began):
+                self._run_one(wanted[0], batch.began, runner)
+            elif wanted and not self._run_together(wanted, batch.began, runner):
                 return False
         except SluiceError as error:
             if error.reason == errors_pb2.INPUT_INVALID and len(wanted) > 1:
-                self._run_alone(wanted)  # one of them is at fault, and the others shall not fail for it
+                self._run_alone(
+                    wanted, runner
+                )  # one of them is at fault, and the others shall not fail for it
             else:
                 for member in wanted:
                     member.error = error
             return False
         return bool(wanted)
 
-    def _run_together(self, members: Sequence[_Pending], began: float) -> bool:
+    def _run_together(self, members: Sequence[_Pending], began: float, runner: Runner) -> bool:
+        members = sorted(members, key=_place)  # as their inputs lie, so that they need not be moved
         inputs = [member.inputs for member in members]
         samples = sum(member.item.samples for member in members)
-        outputs, timing = self._runner.run(inputs, max(map(_time_left, members)))
+        outputs, timing = runner.run(inputs, max(map(_time_left, members)))
         split_at = time.monotonic()
         if any(not array.ndim or array.shape[0] != samples for array in outputs.values()):
             log.warning("%s answers a batch of %d with other sizes: it runs one by one", self._name, samples)
             self.policy = replace(self.policy, max_batch=1)
-            self._run_alone(members)
+            self._run_alone(members, runner)
             return False
         start = 0
         for member in members:
@@ -392,28 +377,49 @@ class Batcher:
             member.outputs = {name: array[start:end] for name, array in outputs.items()}
             start = end
         timing.output_s = time.monotonic() - split_at
-        self._runner.figures.ran(samples, timing)
+        runner.figures.ran(samples, timing)
         for member in members:
             member.timing = replace(timing, queue_s=began - member.item.arrived)
         return True
 
-    def _run_alone(self, members: Sequence[_Pending]) -> None:
+    def _run_alone(self, members: Sequence[_Pending], runner: Runner) -> None:
         for member in members:
             try:
-                self._run_one(member, time.monotonic())
+                self._run_one(member, time.monotonic(), runner)
             except SluiceError as error:
                 member.error = error
 
-    def _run_one(self, member: _Pending, began: float) -> None:
-        member.outputs, timing = self._runner.run([member.inputs], _time_left(member))
-        self._runner.figures.ran(member.item.samples, timing)
+    def _run_one(self, member: _Pending, began: float, runner: Runner) -> None:
+        member.outputs, timing = runner.run([member.inputs], _time_left(member))
+        runner.figures.ran(member.item.samples, timing)
         timing.queue_s += began - member.item.arrived
         member.timing = timing
 
     # Under the lock.
 
+    def _take_free(self) -> Runner | None:
+        """A free worker, which is then the caller's."""
+        while self._free:
+            runner = self._free.pop()
+            if self._runs(runner):
+                return runner
+        return None
+
+    def _runs(self, runner: Runner) -> bool:
+        """Whether the worker is to be given to anyone; one that ended is not, but for the last."""
+        if runner.ended:
+            self._drop(runner)
+        return runner in self._runners
+
+    def _drop(self, runner: Runner) -> None:
+        if len(self._runners) > 1 and runner in self._runners:
+            self._runners.remove(runner)
+            if runner in self._free:
+                self._free.remove(runner)
+            self._scheduler.workers = len(self._runners)
+
     def _turn_away_if_stalled(self) -> None:
-        if self._runner.busy_s() > STALL_S:
+        if min(runner.busy_s() for runner in self._runners) > STALL_S:
             why = f"its running request takes over {STALL_S:g} s"
             self._turn_away(self._scheduler.trim(MAX_WAITING_ON_STALL, why))
 
@@ -422,6 +428,9 @@ class Batcher:
             message = f"{self._name} is busy: {each.why}"
             error = Overloaded(message, obj=self._name, retry_s=each.retry_s)
             self._fail(self._pending[each.item.number], error)
+
+    def _timeout(self, why: str) -> SluiceError:
+        return self._runners[0].timeout(why)
 
     def _fail(self, pending: _Pending, error: Exception) -> None:
         pending.error = error
@@ -432,8 +441,15 @@ class Batcher:
         if not pending.done:
             pending.done = True
             del self._pending[pending.item.number]
-            if not pending.leads:
+            if pending.leads is None:
                 pending.wake.release()
+            elif self._lingers:
+                self._arrived.notify()  # it may be the one that waits
+
+
+def _place(member: _Pending) -> int:
+    """Where its inputs lie, if they are staged."""
+    return member.inputs.start if isinstance(member.inputs, Staged) else -1
 
 
 def _time_left(member: _Pending) -> float:

@@ -1,7 +1,7 @@
 """A worker's operating-system side: starting the process, hearing it end, ending it, keeping its last words.
 
-`Child` starts `agent.worker_process` with a pipe and an arena for each direction and the reading end of a
-lifeline pipe.
+`Child` starts `agent.worker_process` with a pipe and an arena for each direction, the arena that its
+version's processes share, and the reading end of a lifeline pipe.
 One thread per child waits for three things: output (kept as a bounded tail and logged), the end of the
 process (reaped at once, so there are no zombies) and the moment at which a request must have been answered.
 
@@ -28,7 +28,6 @@ from pathlib import Path
 import agent
 from agent.arena import Arena
 from agent.limits import EXIT_S, STDERR_TAIL_BYTES, STDERR_TAIL_LINES
-from agent.staging import Staging
 from agent.transport import Channel
 from updater.errors import os_errors
 
@@ -47,17 +46,19 @@ class Child:
     Args:
         label: shown by `ps`, e.g. "detector@3".
         threads: for the libraries that read their number of threads from the environment.
+        share: gives a descriptor of the arena in which its version's inputs are put; may raise OSError.
         on_end: called once, in the watching thread, after the process ended and was reaped.
 
     Attributes:
         ended: whether the process ended and was reaped.
         channel: to it.
-        staging: room for inputs in the arena that it reads.
 
     Raises SluiceError(IO_FAILED) when the system cannot start another process.
     """
 
-    def __init__(self, label: str, threads: int, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, label: str, threads: int, share: Callable[[], int], on_end: Callable[[], None]
+    ) -> None:
         self._on_end = on_end
         self._label = label
         self._tail = b""
@@ -77,9 +78,11 @@ class Child:
             arenas = [Arena.create(), Arena.create()]
             for arena in arenas:
                 handed_over.callback(arena.close_descriptor)
+            staged = share()
+            handed_over.callback(os.close, staged)
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             undo.callback(os.close, self._wake)
-            descriptors = (requests, answers, *(arena.descriptor for arena in arenas), lifeline)
+            descriptors = (requests, answers, *(arena.descriptor for arena in arenas), staged, lifeline)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "agent.worker_process", *map(str, descriptors), label],
                 cwd=_SOURCE_ROOT,
@@ -95,7 +98,6 @@ class Child:
             self._pidfd = os.pidfd_open(self._process.pid)
             undo.pop_all()
         self.channel = Channel(listen, ask, *arenas)
-        self.staging = Staging(arenas[0])
         threading.Thread(target=self._watch, name=f"worker-{self._process.pid}", daemon=True).start()
 
     @property

@@ -145,6 +145,7 @@ class Daemon:
             on_disk=lambda: versions_on_disk(slots_dir),
             installed=lambda model, version: installed_in(slots_dir, model, version),
             bring_up=self._activator.bring_up,
+            instances=self._activator.instances,
             available_bytes=available_bytes,
         )
         self._reconciler = Reconciler(
@@ -339,14 +340,16 @@ class Daemon:
                 model=serving.model,
                 version=worker.version,
                 role=serving.place(worker),
-                process_id=worker.pid,
+                instance=number,
+                process_id=instance.pid,
                 runtime=worker.runtime,
-                resident_bytes=worker.resident_bytes(),
-                requests=worker.requests,
-                failures=worker.failures,
+                resident_bytes=instance.resident_bytes(),
+                requests=instance.requests,
+                failures=instance.failures,
             )
             for serving in self._router.models()
             for worker in serving.workers
+            for number, instance in enumerate(worker.instances)
         ]
 
     def status(self) -> admin_pb2.GetStatusResponse:

@@ -62,7 +62,7 @@ def config(worker: Worker, loaded: Sequence[Worker]) -> config_pb.ModelConfig:
                 kind=config_pb.ModelInstanceGroup.KIND_CPU
                 if worker.accelerator in _ON_PROCESSORS
                 else config_pb.ModelInstanceGroup.KIND_GPU,
-                count=1,
+                count=worker.spec.instances,
             )
         ],
         default_model_filename=worker.spec.path.name,

@@ -145,7 +145,7 @@ def convert_inputs(worker: Worker, inputs: Arrays) -> Arrays:
 
 
 def warm_up(worker: Worker, timeout_s: float = MAX_REQUEST_S, batch_sizes: Iterable[int] = (1,)) -> None:
-    """One inference for each batch size, on zeros; varying dimensions are 1, and the first the batch size.
+    """One inference by each process for each batch size, on zeros; varying dimensions are 1, the first that.
 
     Batch sizes other than 1 are left out where the model has no varying first dimension.
 
@@ -156,7 +156,10 @@ def warm_up(worker: Worker, timeout_s: float = MAX_REQUEST_S, batch_sizes: Itera
         if batch_size != 1 and not _takes_batches(worker):
             continue
         try:
-            worker.infer(blank_inputs(worker.inputs, batch_size), timeout_s)
+            inputs = worker.check(blank_inputs(worker.inputs, batch_size))
+            with worker.in_use():
+                for instance in worker.instances:
+                    instance.run([inputs], timeout_s)
         except SluiceError as error:
             killed = isinstance(error, WorkerDied) and error.killed
             raise SluiceError(

@@ -45,6 +45,7 @@ class HeldVersions:
         on_disk: the versions of each model whose files lie on the box.
         installed: what lies in a version's directory. Raises SluiceError.
         bring_up: starts and checks a worker. Raises SluiceError.
+        instances: how many processes a version wants. Raises SluiceError.
         available_bytes: of memory.
     """
 
@@ -55,12 +56,14 @@ class HeldVersions:
         installed: Callable[[str, int], Installed],
         bring_up: Callable[[str, Installed], Worker],
         *,
+        instances: Callable[[str, Installed], int],
         available_bytes: Callable[[], int],
     ) -> None:
         self._router = router
         self._on_disk = on_disk
         self._installed = installed
         self._bring_up = bring_up
+        self._instances = instances
         self._available_bytes = available_bytes
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -131,12 +134,14 @@ class HeldVersions:
         if left_s > 0:
             return left_s
         name = f"{serving.model}@{version}"
-        needed = serving.active.resident_bytes() + HELD_MEMORY_RESERVE_BYTES
-        if self._available_bytes() < needed:
-            log.warning("%s is not loaded: about %d bytes of memory are needed for it", name, needed)
-            return self._failed(trouble, 0.0)
+        each = serving.active.resident_bytes() // len(serving.active.instances)
         try:
-            worker = self._bring_up(serving.model, self._installed(serving.model, version))
+            installed = self._installed(serving.model, version)
+            needed = each * self._instances(serving.model, installed) + HELD_MEMORY_RESERVE_BYTES
+            if self._available_bytes() < needed:
+                log.warning("%s is not loaded: about %d bytes of memory are needed for it", name, needed)
+                return self._failed(trouble, 0.0)
+            worker = self._bring_up(serving.model, installed)
         except SluiceError as error:
             log.warning("%s is held and cannot be loaded: %s", name, error)
             return self._failed(trouble, 0.0)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import grpc
 
 from agent import describe
-from agent.batching import Overloaded
+from agent.batch_terms import Overloaded
 from agent.messages import Request, Response
 from agent.peer import Peers
 from agent.repository import Repository

@@ -11,12 +11,15 @@ MAX_FRAME_PAYLOAD_BYTES = 128 << 20  # of all tensors of one message, padding in
 MAX_TENSORS_PER_MESSAGE = 256
 MAX_TENSOR_DIMENSIONS = 16
 ARENA_KEEP_BYTES = 4 << 20  # of an arena that stay resident after a larger message (arena.py)
-MAX_STAGED_BYTES = 64 << 20  # of inputs that lie ready for one worker beside the message it runs (staging.py)
+MAX_STAGED_BYTES = 64 << 20  # of inputs that lie ready for one version's processes (staging.py)
+RUN_BYTES = 8 << 20  # of inputs that may share a batch and lie one behind the other (staging.py)
+MAX_RUNS = 4  # of those at once; each keeps its way ahead clear
 STAGE_BYTES = 16 << 10  # of a request's inputs together; smaller ones are copied when their turn comes
 MAX_LAYOUTS = 128  # of messages that a channel remembers, each way, to build and read their headers once
 FRAME_S = 10.0  # a frame once begun is through within this time, or the channel is broken
 
-# Worker processes (worker.py).
+# Worker processes (worker.py, instance.py).
+MAX_INSTANCES = 8  # processes of one version
 HANG_S = 30.0  # a request that runs longer, and longer than its own deadline, gets its worker killed
 STALL_S = 1.0  # with the running request at this age, no more than MAX_WAITING_ON_STALL wait behind it
 MAX_WAITING_ON_STALL = 16

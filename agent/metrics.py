@@ -76,9 +76,12 @@ def render(models: Iterable[Serving]) -> str:
     family(
         name, "gauge", "1 if the worker can answer.", (_sample(name, at, int(w.alive)) for at, w in loaded)
     )
+    name = "sluice_worker_processes"
+    running = [_sample(name, at, sum(not each.ended for each in w.instances)) for at, w in loaded]
+    family(name, "gauge", "Processes of the worker that run.", running)
     name = "sluice_worker_memory_bytes"
     memory = [_sample(name, labels, worker.resident_bytes()) for labels, worker in loaded]
-    family(name, "gauge", "Resident memory of the worker.", memory)
+    family(name, "gauge", "Resident memory of the worker's processes.", memory)
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 | option | what | default |
 |---|---|---|
 | threads | that one inference may use | the agent's inference.threads |
+| instances | processes that hold the model, each with one inference at a time | 1 |
 | providers | what to run on, best first, e.g. "tensorrt,cuda,cpu" | the variant's accelerator, then cpu |
 | graph_optimization | of an ONNX graph: off, basic, extended or all | all |
 | xnnpack | "off": TensorFlow Lite runs without XNNPACK | on |
@@ -38,6 +39,7 @@ from agent.limits import (
     BATCH_COSINE_MIN,
     BATCH_TARGET_S,
     MAX_BATCH,
+    MAX_INSTANCES,
     MAX_PROVIDERS,
     MAX_QUEUE,
     MAX_REQUEST_S,
@@ -57,7 +59,7 @@ _PROVIDER = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 NAMES = frozenset(
     (
-        *("threads", "providers", "graph_optimization", "xnnpack"),
+        *("threads", "instances", "providers", "graph_optimization", "xnnpack"),
         *("batch", "batch_cosine", "batch_preferred", "batch_window_ms", "batch_target_ms"),
         *("queue", "breaker_ms", "cache_ttl_s", "versions"),
         *("cascade_to", "cascade_threshold", "cascade_weights", "cascade_output", "cascade_scores"),
@@ -78,6 +80,7 @@ class Options:
         xnnpack: whether TensorFlow Lite may use XNNPACK.
         versions: which other versions are loaded beside it; None: none are.
         cascade: whom it hands samples on to; whether that works is checked where the models are known.
+        instances: processes that hold the model.
         faults: what was not understood, as sentences.
     """
 
@@ -89,6 +92,7 @@ class Options:
     xnnpack: bool = True
     cascade: Cascade | None = None
     versions: VersionPolicy | None = None
+    instances: int = 1
     faults: tuple[str, ...] = ()
 
 
@@ -149,6 +153,7 @@ def read(options: Mapping[str, str], threads: int, accelerator: str = CPU) -> Op
         breaker_s=number("breaker_ms", 0, 1, _MOST_MS) / 1000,
     )
     most_threads = number("threads", threads, 1, MAX_THREADS)
+    instances = number("instances", 1, 1, MAX_INSTANCES)
     cache_s = float(number("cache_ttl_s", 0, 1, MAX_CACHE_TTL_S))
     accelerators = _accelerators(options.get("providers"), accelerator, faults)
     optimization = choice("graph_optimization", OPTIMIZATIONS, OPTIMIZATIONS[-1])
@@ -165,6 +170,7 @@ def read(options: Mapping[str, str], threads: int, accelerator: str = CPU) -> Op
         xnnpack,
         cascade,
         versions,
+        instances,
         tuple(faults),
     )
 

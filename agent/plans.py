@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.arena import padded
-from agent.batching import Kind, kind_of
+from agent.batch_terms import Kind, kind_of
 from agent.limits import MAX_ANSWER_HEADS, STAGE_BYTES
 from agent.messages import Request, Response, answer_id
 from agent.scheduling import Priority
@@ -139,7 +139,7 @@ class Plan:
         return Response(head, [buffer(outputs[item.spec.name], item.spec.datatype) for item in wanted])
 
     def _stage(self, raw: Any, worker: Worker, find: FindRegion) -> Staged | None:
-        staged = worker.stage(self.size)
+        staged = worker.stage(self.size, self.kind.key if worker.queue.policy.max_batch > 1 else None)
         if staged is None:
             return None
         inputs, room = staged
@@ -152,7 +152,7 @@ class Plan:
                     find(part.region).read_into(part.offset, target.data)
                 inputs[part.name] = target.view(part.dtype).reshape(part.shape)
         except BaseException as error:
-            inputs.place.drop()
+            inputs.drop()
             if isinstance(error, SluiceError):  # of the region: said better by who reads it anew
                 return None
             raise

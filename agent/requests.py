@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
-from agent.batching import Overloaded
+from agent.batch_terms import Overloaded
 from agent.cache import Arrays, Cache, Inputs, key_of
 from agent.cascading import Answered, Cascading, Step
 from agent.figures import Timing
@@ -202,7 +202,7 @@ class Inference:
             return response
         finally:
             if isinstance(inputs, Staged):
-                inputs.place.drop()
+                inputs.drop()
 
     @contextlib.contextmanager
     def _budget(self) -> Iterator[Callable[[int], None]]:

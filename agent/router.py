@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from agent.instance import Instance
 from agent.limits import DRAIN_S, MAX_NAME_CHARACTERS, MAX_WAITING_ON_RESTART
 from agent.version_policy import chosen
 from agent.worker import Worker
@@ -95,10 +96,19 @@ class Router:
         self._turned = threading.Condition(self._lock)
         self._entries: dict[str, _Entry] = {}
         self._on_death: Callable[[Worker], None] | None = None
+        self._on_loss: Callable[[Worker, Instance], None] | None = None
 
-    def watch(self, on_death: Callable[[Worker], None]) -> None:
-        """Has `on_death(worker)` called when an active worker dies; from then on a restart is expected."""
+    def watch(
+        self,
+        on_death: Callable[[Worker], None],
+        on_loss: Callable[[Worker, Instance], None] | None = None,
+    ) -> None:
+        """Has `on_death(worker)` called when an active worker dies; from then on a restart is expected.
+
+        `on_loss(worker, instance)` is called when one of its processes ends and others go on.
+        """
         self._on_death = on_death
+        self._on_loss = on_loss
 
     def activate(self, model: str, version: int, worker: Worker) -> Worker | None:
         """Turns the model to `worker`.
@@ -139,7 +149,7 @@ class Router:
                 threading.Thread(
                     target=leaving.close, args=(DRAIN_S,), name=f"drain-{leaving.spec}", daemon=True
                 ).start()
-        worker.on_death(self._worker_died)
+        self._listen(worker)
         return displaced
 
     def replace(self, dead: Worker, fresh: Worker) -> bool:
@@ -151,7 +161,7 @@ class Router:
             fresh.succeed(dead)
             entry.active, entry.soon = fresh, True
             self._turned.notify_all()
-        fresh.on_death(self._worker_died)
+        self._listen(fresh)
         return True
 
     def drop_previous(self, model: str) -> Worker | None:
@@ -283,10 +293,23 @@ class Router:
             errors_pb2.MODEL_UNKNOWN, f"this box serves no model {name!r}; it serves {names}", obj=name
         )
 
-    def _worker_died(self, worker: Worker) -> None:
+    def is_active(self, worker: Worker) -> bool:
+        """Whether its model is turned to this worker."""
         with self._turned:
             entry = self._entries.get(worker.model)
-            active = entry is not None and entry.active is worker
+            return entry is not None and entry.active is worker
+
+    def _listen(self, worker: Worker) -> None:
+        worker.on_death(self._worker_died)
+        worker.on_loss(self._instance_lost)
+
+    def _instance_lost(self, worker: Worker, instance: Instance) -> None:
+        if self._on_loss is not None and self.is_active(worker):
+            self._on_loss(worker, instance)
+
+    def _worker_died(self, worker: Worker) -> None:
+        with self._turned:
+            active = self.is_active(worker)
             self._turned.notify_all()
         if active and self._on_death is not None:
             self._on_death(worker)

@@ -1,8 +1,9 @@
 """Which waiting requests run next, together, and which are turned away. Pure: the caller brings the time.
 
-One `Scheduler` stands before one worker. Requests are submitted, wait in queues, and leave in exactly one
-way: in a batch (`take`), turned away (`submit`, `trim`), past their deadline (`expire`) or cancelled. The
-caller tells when a batch is done (`finished`); only then is there a next one.
+One `Scheduler` stands before the workers of one version, each of which runs one batch at a time. Requests are
+submitted, wait in queues, and leave in exactly one way: in a batch (`take`), turned away (`submit`, `trim`),
+past their deadline (`expire`) or cancelled. The caller tells how many workers there are and when a batch is
+done (`finished`); while as many run as there are workers, there is no next one.
 
 Order. Every request has a rank: its arrival plus the handicap of its priority. The smallest rank goes first,
 so a higher priority overtakes, but a request that has waited for its handicap is overtaken by nobody who
@@ -10,7 +11,7 @@ comes after: no priority starves. A batch holds requests of one key (equal shape
 dimension), in the order of rank, so requests of different lengths wait in queues of their own, each with its
 own learned sizes (curve.py).
 
-Waiting. A request never waits while the worker is free, unless the policy has a window, the curve says
+Waiting. A request never waits while a worker is free, unless the policy has a window, the curve says
 that a fuller batch pays, and by the rate of arrivals at least one more request is to be expected in time:
 then the batch waits, 5 ms from its first request's arrival when the worker is busy for more than 0.8 of the
 time, up to 20 ms below that, never beyond the policy's window, and never so long that a deadline is missed.
@@ -109,7 +110,7 @@ class Item:
         self.rank = self.arrived + HANDICAP_S[self.priority]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Requests that run together; all of one key."""
 
@@ -131,20 +132,26 @@ class Shed:
 
 
 class Scheduler:
-    """The queues before one worker. Not thread-safe: its caller holds a lock."""
+    """The queues before one version's workers. Not thread-safe: its caller holds a lock.
 
-    def __init__(self, policy: Policy) -> None:
+    Args:
+        policy: see there.
+        workers: how many there are, at least 1; to be set anew when that changes.
+    """
+
+    def __init__(self, policy: Policy, workers: int = 1) -> None:
         self.policy = policy
+        self.workers = workers
         self.curves = Curves()
         self.hold_low = False
-        self.load = 0.0  # share of the time that the worker was busy lately, 0 to 1
+        self.load = 0.0  # share of the time that the workers were busy lately, 0 to 1
         self._breaker = Breaker()
         self._waiting: list[Item] = []  # by rank
-        self._running: Batch | None = None
+        self._running: list[Batch] = []
         self._last_end: float | None = None
         self._last_arrival: float | None = None
         self._interval_s = float("inf")  # between arrivals, averaged
-        self._request_s = 0.0  # of the worker's time that a request takes, averaged; 0: not known
+        self._request_s = 0.0  # of a worker's time that a request takes, averaged; 0: not known
 
     @property
     def waiting(self) -> tuple[Item, ...]:
@@ -157,8 +164,14 @@ class Scheduler:
         return any(item.priority is Priority.LOW for item in self._waiting)
 
     @property
-    def running(self) -> Batch | None:
-        return self._running
+    def running(self) -> tuple[Batch, ...]:
+        """In the order in which they began."""
+        return tuple(self._running)
+
+    @property
+    def busy(self) -> bool:
+        """Whether no worker is free."""
+        return len(self._running) >= self.workers
 
     @property
     def first(self) -> Item | None:
@@ -166,15 +179,16 @@ class Scheduler:
         return self._waiting[0] if self._waiting else None
 
     def run_now(self, item: Item, now: float) -> Batch | None:
-        """Submits and takes in one step a request that finds the worker free and need not wait for more;
+        """Submits and takes in one step a request that finds a worker free and need not wait for more;
         None: it has to be submitted.
         """
         policy = self.policy
-        if self._running is not None or self._waiting or policy.window_s > 0 or policy.breaker_s > 0:
+        if self.busy or self._waiting or policy.window_s > 0 or policy.breaker_s > 0:
             return None
         self._note_arrival(now)
-        self._running = Batch((item,), now)
-        return self._running
+        batch = Batch((item,), now)
+        self._running.append(batch)
+        return batch
 
     def submit(self, item: Item, now: float) -> list[Shed]:
         """Takes a request in; returns who is turned away for it, possibly itself."""
@@ -218,8 +232,10 @@ class Scheduler:
         return late
 
     def take(self, now: float) -> Batch | None:
-        """The next batch; None while one runs, nothing waits, or the batch waits for more (see `wake_at`)."""
-        if self._running is not None or not self._waiting:
+        """The next batch; None while no worker is free, nothing waits, or the batch waits for more (see
+        `wake_at`).
+        """
+        if self.busy or not self._waiting:
             return None
         items = self._next(now)
         if not items or self._window_end(items, now) is not None:
@@ -229,20 +245,20 @@ class Scheduler:
         else:
             chosen = set(map(id, items))
             self._waiting = [item for item in self._waiting if id(item) not in chosen]
-        self._running = Batch(tuple(items), now)
-        return self._running
+        batch = Batch(tuple(items), now)
+        self._running.append(batch)
+        return batch
 
     def wake_at(self, now: float) -> float | None:
         """When `take` is to be called again though nothing happens; None: only when something does."""
-        if self._running is not None or not self._waiting:
+        if self.busy or not self._waiting:
             return None
         items = self._next(now)
         return self._window_end(items, now) if items else now + GATE_LOOK_S
 
-    def finished(self, now: float, *, ran: bool) -> None:
-        """The running batch is done; `ran`: the worker answered, so that its time means something."""
-        batch, self._running = self._running, None
-        assert batch is not None
+    def finished(self, batch: Batch, now: float, *, ran: bool) -> None:
+        """A running batch is done; `ran`: its worker answered, so that its time means something."""
+        self._running.remove(batch)
         seconds = now - batch.began
         self._note_busy(now, seconds)
         each_s = seconds / len(batch.items)
@@ -265,7 +281,10 @@ class Scheduler:
         most = self.policy.queue
         if most <= LEAST_QUEUE or len(self._waiting) <= LEAST_QUEUE:
             return most
-        return max(LEAST_QUEUE, min(most, int(QUEUE_WAIT_S / self._request_s) if self._request_s else 0))
+        return max(
+            LEAST_QUEUE,
+            min(most, int(QUEUE_WAIT_S * self.workers / self._request_s) if self._request_s else 0),
+        )
 
     def _insert(self, item: Item) -> None:
         at = len(self._waiting)
@@ -335,13 +354,14 @@ class Scheduler:
 
     def _note_busy(self, now: float, busy_s: float) -> None:
         since = self._last_end if self._last_end is not None else now - busy_s
-        period_s = max(now - since, busy_s, 1e-9)
+        each_s = busy_s / self.workers
+        period_s = max(now - since, each_s, 1e-9)
         keep = 0.5 ** (period_s / LOAD_HALF_LIFE_S)
-        self.load = keep * self.load + (1 - keep) * min(1.0, busy_s / period_s)
+        self.load = keep * self.load + (1 - keep) * min(1.0, each_s / period_s)
         self._last_end = now
 
     def _retry_s(self) -> float:
         """About how long it takes until what waits now has run."""
         samples = sum(item.samples for item in self._waiting)
         expected_s = max(samples * self.curves.sample_s(), len(self._waiting) * self._request_s)
-        return min(MOST_RETRY_S, max(LEAST_RETRY_S, expected_s))
+        return min(MOST_RETRY_S, max(LEAST_RETRY_S, expected_s / self.workers))

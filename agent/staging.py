@@ -1,13 +1,18 @@
-"""Room in the agent's arena where requests put their inputs before it is their turn.
+"""Room in an arena, which all processes of a version read, where requests put their inputs before their turn.
 
-A large input is copied once: from the message or the client's shared memory to where its worker reads it. The
+A large input is copied once: from the message or the client's shared memory to where the worker reads it. The
 request's own thread does that as soon as it has a place, while the worker still runs others, so that the next
 batch's inputs lie ready when its turn comes.
 
-A place is held by its request and, while the worker may read it, by the exchange with the worker: a request
-that gives up does not have its memory overwritten under a running inference. Places are cut from the
-beginning where they fit first, so that the same pages are used again; the pages are given back when much less
-is wanted.
+Inputs that may share a batch are put one behind the other, in a run: what arrives in order and runs together
+then is one array as it lies there (`joined`), and nothing has to be copied into one. A run goes on from where
+its last input ends; when it has become RUN_BYTES long, or nothing of it is in use, a new one begins as far in
+front as there is room. The way ahead of a run is kept clear of other inputs while these have room elsewhere.
+
+A place is held by its request and, while a worker may read it, by the exchange with the worker: a request
+that gives up does not have its memory overwritten under a running inference. Places that begin nothing new
+are cut from the beginning where they fit first, so that the same pages are used again; the pages are given
+back when much less is wanted.
 
 Rules: when there is no room, a request does without (its inputs are then copied when its turn comes); places
 never overlap.
@@ -16,13 +21,17 @@ never overlap.
 from __future__ import annotations
 
 import mmap
+import os
 import threading
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from agent.arena import Arena, padded, too_much
-from agent.limits import MAX_STAGED_BYTES
+from agent.arena import ALIGNMENT, Arena, padded, too_much
+from agent.limits import MAX_RUNS, MAX_STAGED_BYTES, RUN_BYTES
 
 
 class Place:
@@ -41,6 +50,19 @@ class Place:
         self.start = start
         self.size = size
 
+    @property
+    def room(self) -> NDArray[np.uint8]:
+        """Its bytes; fewer, none, once the arena is closed."""
+        return self._staging.arena.bytes[self.start : self.start + self.size]
+
+    def follows(self, other: Place) -> bool:
+        """Whether it begins where the other ends."""
+        return self._staging is other._staging and self.start == other.start + other.size
+
+    def to(self, last: Place) -> NDArray[np.uint8]:
+        """The bytes from its beginning to the end of another that lies behind it."""
+        return self._staging.arena.bytes[self.start : last.start + last.size]
+
     def hold(self) -> bool:
         """One more needs it; false when nobody did any more: it is another's now."""
         with self._staging.lock:
@@ -58,20 +80,80 @@ class Place:
 
 
 class Staged(dict[str, NDArray[Any]]):
-    """Inputs by name, in the model's order, that lie in a place as a message to the worker lays them out."""
+    """Inputs by name, in the model's order, that lie in one place, or in several that follow each other, as a
+    message to the worker lays them out.
+    """
 
-    __slots__ = ("place",)
+    __slots__ = ("places",)
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, *places: Place) -> None:
         super().__init__()
-        self.place = place
+        self.places = places
+
+    @property
+    def start(self) -> int:
+        """Where the inputs begin in the arena, bytes."""
+        return self.places[0].start
+
+    def hold(self) -> bool:
+        """See Place.hold; all of them or none."""
+        for number, place in enumerate(self.places):
+            if not place.hold():
+                for held in self.places[:number]:
+                    held.drop()
+                return False
+        return True
+
+    def drop(self) -> None:
+        """See Place.drop."""
+        for place in self.places:
+            place.drop()
+
+
+def joined(inputs: Sequence[Mapping[str, NDArray[Any]]]) -> Staged | None:
+    """The inputs of requests, in this order, as one array; None where they have to be copied for that."""
+    first = inputs[0]
+    if not isinstance(first, Staged):
+        return None
+    if len(inputs) == 1:
+        return first
+    if len(first) != 1:
+        return None
+    before, places, samples = None, [], 0
+    ((name, array),) = first.items()
+    for each in inputs:
+        if not isinstance(each, Staged):
+            return None
+        (place,) = each.places
+        if place.size % ALIGNMENT or place.size != each[name].nbytes:
+            return None
+        if before is not None and not place.follows(before):
+            return None
+        places.append(place)
+        samples += each[name].shape[0]
+        before = place
+    data = places[0].to(places[-1])
+    if data.size != samples * array[:1].nbytes:
+        return None
+    whole = Staged(*places)
+    whole[name] = data.view(array.dtype).reshape(samples, *array.shape[1:])
+    return whole
+
+
+@dataclass
+class _Run:
+    """Where inputs of one kind go: `next` is the place of the next one; the run ends before `end`."""
+
+    start: int
+    next: int
+    end: int
 
 
 class Staging:
-    """The room behind the first part of an arena; safe to use from any thread.
+    """The room of one version's processes; safe to use from any thread.
 
     Attributes:
-        arena: whose room it is.
+        arena: all of it.
         lock: of the places; held for a few instructions only.
         places: in use, by `start`.
     """
@@ -81,24 +163,81 @@ class Staging:
         self.lock = threading.Lock()
         self.places: list[Place] = []
         self._end = arena.bytes.size
-        self._begin = self._end - MAX_STAGED_BYTES
+        self._runs: dict[Hashable, _Run] = {}
         self._reached = 0  # bytes of the room that may be resident
 
-    def take(self, size: int) -> Place | None:
-        """A place of `size` bytes, held once; None when there is no room."""
+    @classmethod
+    def create(cls) -> Staging:
+        """With an arena of its own. Raises OSError."""
+        return cls(Arena.create(MAX_STAGED_BYTES))
+
+    def close(self) -> None:
+        """Nothing is staged any more; may be repeated."""
         with self.lock:
-            start, index = self._begin, 0
-            for place in self.places:
-                if place.start - start >= size:
-                    break
-                start = padded(place.start + place.size)
-                index += 1
-            if start + size > self._end:
+            self.arena.close()
+
+    def share(self) -> int:
+        """Another descriptor of the arena, the caller's to close. Raises OSError once this is closed."""
+        with self.lock:
+            return os.dup(self.arena.descriptor)
+
+    def take(self, size: int, kind: Hashable = None) -> Place | None:
+        """A place of `size` bytes, held once; None when there is no room.
+
+        Args:
+            size: bytes.
+            kind: of inputs that may share a batch with others of it; None: with none.
+        """
+        with self.lock:
+            if not self.places:
+                self._runs.clear()
+                if too_much(self._reached, size):
+                    self.arena.give_back(0, padded(self._reached, mmap.PAGESIZE))
+                    self._reached = 0
+            start = self._first_fit(size, self._runs.values()) if kind is None else self._in_run(kind, size)
+            if start is None:
+                self._runs.clear()
+                start = self._first_fit(size)
+            if start is None:
                 return None
-            if not self.places and too_much(self._reached, size):
-                self.arena.give_back(self._begin, padded(self._reached, mmap.PAGESIZE))
-                self._reached = 0
-            self._reached = max(self._reached, start + size - self._begin)
+            self._reached = max(self._reached, start + size)
             taken = Place(self, start, size)
+            index = len(self.places)
+            while index and self.places[index - 1].start > start:
+                index -= 1
             self.places.insert(index, taken)
             return taken
+
+    # Under the lock.
+
+    def _in_run(self, kind: Hashable, size: int) -> int | None:
+        """The next place of the kind's run, or the first of a new one."""
+        run = self._runs.get(kind)
+        if run is not None and run.next + size <= run.end and self._is_free(run.next, size):
+            start = run.next
+            run.next = padded(start + size)
+            return start
+        self._runs.pop(kind, None)
+        while len(self._runs) >= MAX_RUNS:
+            self._runs.pop(next(iter(self._runs)))
+        length = max(size, RUN_BYTES)
+        begin = self._first_fit(length, self._runs.values())
+        if begin is not None:
+            self._runs[kind] = _Run(begin, padded(begin + size), begin + length)
+        return begin
+
+    def _is_free(self, start: int, size: int) -> bool:
+        return not any(
+            place.start < start + size and start < place.start + place.size for place in self.places
+        )
+
+    def _first_fit(self, size: int, runs: Iterable[_Run] = ()) -> int | None:
+        """The first place of so many bytes that nothing lies in, and no run will want."""
+        taken = [(place.start, place.start + place.size) for place in self.places]
+        taken += [(run.next, run.end) for run in runs if run.next < run.end]
+        start = 0
+        for begin, end in sorted(taken):
+            if begin - start >= size:
+                break
+            start = max(start, padded(end))
+        return start if start + size <= self._end else None

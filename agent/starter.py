@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from agent import golden, options, placement, swap_options
 from agent.batch_proof import batches_are_safe
-from agent.batching import Gate
+from agent.batch_terms import Gate
 from agent.installer import Prepared
 from agent.scheduling import Policy
 from agent.version_directory import verify
@@ -46,6 +46,10 @@ class Starter:
         """Re-hashes every file; returns the digests. Raises SluiceError(STORE_CORRUPT | IO_FAILED)."""
         version = prepared.installed.version
         return verify(prepared.directory, model, version, prepared.variant, self._store)
+
+    def instances(self, prepared: Prepared) -> int:
+        """How many processes the version wants."""
+        return options.read(prepared.variant.options, self._threads).instances
 
     def start(
         self,
@@ -81,6 +85,7 @@ class Starter:
             xnnpack=wanted.xnnpack,
             loaded_digests=digests,
             beside=beside,
+            instances=wanted.instances,
         )
         return placement.start(spec, self._load_deadline_s, started)
 

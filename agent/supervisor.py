@@ -1,13 +1,16 @@
-"""Starts dead active workers again, and notices when that does not help.
+"""Starts dead active workers, and processes of theirs, again, and notices when that does not help.
+
+A version of several processes that loses one goes on with the others, and a new one takes the lost one's
+place; a version that has none left gets a new worker. All deaths of a version count together.
 
 The first restart comes at once, so that a crash costs only the requests that were running; further ones wait
 with backoff and jitter. CRASH_LOOP_DEATHS deaths within CRASH_LOOP_WINDOW_S are a crash loop: it is reported
 once, so that the box can go back to the previous version; meanwhile restarts go on, slowly, without end,
-because a box that has nothing to go back to must not need a visit. A worker that lived for the window ends
-the loop. A start that fails counts as a death.
+because a box that has nothing to go back to must not need a visit. A version that lived for the window
+without a death ends the loop. A start that fails counts as a death.
 
-`after_death` decides and is pure; `Supervisor` waits and starts. One thread per model that is being
-restarted.
+`after_death` decides and is pure; `Supervisor` waits and starts. One thread for each worker or process that
+is being started again.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agent.instance import Instance
 from agent.limits import (
     CRASH_LOOP_DEATHS,
     CRASH_LOOP_WINDOW_S,
@@ -70,7 +74,7 @@ def after_death(history: History, now: float, lived_s: float, random_value: floa
     Args:
         history: of this version.
         now: time.monotonic.
-        lived_s: how long the worker had been ready; 0 when it failed to start.
+        lived_s: how long the version had been without a death; 0 when it failed to start.
         random_value: uniform in [0, 1), for the jitter.
     """
     if lived_s >= CRASH_LOOP_WINDOW_S:
@@ -92,7 +96,7 @@ class Supervisor:
     Args:
         router: whose active workers to watch.
         on_crash_loop: called with the model's name, in a thread of this class, once for each crash loop.
-        start: starts a worker; `Worker.start` but for tests of failing starts.
+        start: starts a worker in a dead one's place; `Worker.start` but for tests of failing starts.
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._histories: dict[str, tuple[int, History]] = {}  # model -> version, its history
         self._threads: set[threading.Thread] = set()
-        router.watch(self._died)
+        router.watch(self._died, self._lost)
 
     def stop(self, timeout_s: float) -> None:
         """Starts nothing more; waits up to `timeout_s` for what is being started, which is then closed."""
@@ -121,10 +125,24 @@ class Supervisor:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _died(self, worker: Worker) -> None:
-        """In the dead worker's watching thread."""
-        thread = threading.Thread(
-            target=self._recover, args=(worker,), name=f"restart-{worker.spec}", daemon=True
-        )
+        """In the watching thread of the process that was its last."""
+        self._begin(worker, lambda: self._recover(worker))
+
+    def _lost(self, worker: Worker, instance: Instance) -> None:
+        """In the watching thread of a process whose version goes on without it."""
+        self._begin(worker, lambda: self._refill(worker, instance))
+
+    def _begin(self, worker: Worker, work: Callable[[], None]) -> None:
+        """Does it in a thread, unless nothing is to be started any more."""
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                with self._lock:
+                    self._threads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=run, name=f"restart-{worker.spec}", daemon=True)
         with self._lock:
             if self._stopping.is_set():
                 return
@@ -133,30 +151,46 @@ class Supervisor:
 
     def _recover(self, dead: Worker) -> None:
         """Restarts until there is a worker in the dead one's place, or the model was turned to another."""
-        try:
-            lived_s = time.monotonic() - dead.ready_at
-            while not self._stopping.is_set():
-                decision = self._decide(dead, lived_s)
-                soon = decision.wait_s < RESTART_WAIT_S
-                if not self._router.expect_restart(dead, soon):
-                    return
-                if decision.report:
-                    self._report(dead)
-                if self._stopping.wait(decision.wait_s) or not self._router.expect_restart(dead, soon):
-                    return
-                if self._restart(dead):
-                    return
+        lived_s = time.monotonic() - dead.ready_at
+        while not self._stopping.is_set():
+            decision = self._decide(dead, lived_s)
+            soon = decision.wait_s < RESTART_WAIT_S
+            if not self._router.expect_restart(dead, soon):
+                return
+            if decision.report:
+                self._report(dead)
+            if self._stopping.wait(decision.wait_s) or not self._router.expect_restart(dead, soon):
+                return
+            if self._restart(dead):
+                return
+            lived_s = 0.0
+
+    def _refill(self, worker: Worker, lost: Instance) -> None:
+        """Until another has the lost process's place, or the worker has died or answers no more."""
+        lived_s = time.monotonic() - lost.ready_at
+        while worker.alive and self._router.is_active(worker):
+            decision = self._decide(worker, lived_s)
+            if decision.report:
+                self._report(worker)
+            if self._stopping.wait(decision.wait_s):
+                return
+            try:
+                if worker.alive and self._router.is_active(worker) and worker.refill(lost, RESTART_LOAD_S):
+                    log.warning("a process of worker %s was started again", worker.spec)
+                return
+            except SluiceError as error:
+                log.warning("starting a process of %s again failed: %s", worker.spec, error)
                 lived_s = 0.0
-        finally:
-            with self._lock:
-                self._threads.discard(threading.current_thread())
 
     def _decide(self, dead: Worker, lived_s: float) -> Decision:
         with self._lock:
             version, history = self._histories.get(dead.model, (dead.version, History()))
             if version != dead.version:
                 history = History()
-            decision = after_death(history, time.monotonic(), lived_s, random.random())  # noqa: S311 - jitter
+            now = time.monotonic()
+            if history.deaths:  # of another of its processes, while this one lived
+                lived_s = min(lived_s, now - history.deaths[-1])
+            decision = after_death(history, now, lived_s, random.random())  # noqa: S311 - jitter
             self._histories[dead.model] = (dead.version, decision.history)
         return decision
 

@@ -69,6 +69,7 @@ class Run:
     digests: tuple[str, ...] = ()
     new: Worker | None = None
     shadow: Shadow | None = None
+    deaths: int = 0  # of the new worker's processes, as far as they were told
     error: SluiceError | None = None  # why the last thing failed
     told: bool = True  # whoever began it hears of its end by `ended`
     guard: threading.Lock = field(default_factory=threading.Lock)  # of `abort`
@@ -223,8 +224,9 @@ class Actions:
                 )
             except SluiceError as error:
                 log.warning("the size of %s@%d is not known: %s", run.model, active.version, error)
-        resident = run.old.resident_bytes() if run.old is not None else 0
-        return Memory(estimate(new, old, resident), self._available())
+        held = 0 if run.old is None else run.old.resident_bytes() // len(run.old.instances)
+        needed = estimate(new, old, held) * self._turner.starter.instances(run.prepared)
+        return Memory(needed, self._available())
 
     def _answering(self, run: Run) -> list[Worker]:
         """The workers that answer, or may: a restart puts another into a worker's place."""
@@ -238,6 +240,7 @@ class Actions:
         if serving is not None:
             run.old = serving.active
             run.baseline = serving.active.figures.latest()
+        run.deaths = run.new.deaths
         self._turner.turn(run.model, run.installed, run.new)
         gap_s = run.swap.gap(time.monotonic())
         if gap_s:

@@ -184,6 +184,7 @@ class Swaps:
             deadlines=self._deadlines,
         )
         run = Run(resume(plan, time.monotonic()), slots.active, slots, None, None, new=serving.active)
+        run.deaths = serving.active.deaths
         self._file(run)
 
     def abort(self, model: str, unless: str = "") -> None:
@@ -381,7 +382,7 @@ class Swaps:
         assert run.new is not None
         if run.swap.phase is Phase.SHADOWING:
             assert run.shadow is not None
-            if not run.new.alive:
+            if not run.new.alive or run.new.deaths:
                 why = f"the worker of {run.swap.plan.name} died in shadow"
                 return [Died(Failure(errors_pb2.WORKER_DIED, why))]
             return [Tick(run.shadow.seen())]
@@ -391,8 +392,8 @@ class Swaps:
         serving = self._router.serving(run.model)
         if serving is None or serving.active.version != run.installed.version:
             return [Abort()]
-        if serving.active is not run.new or not serving.ready:
-            run.new = serving.active
+        if serving.active is not run.new or not serving.ready or run.new.deaths > run.deaths:
+            run.new, run.deaths = serving.active, serving.active.deaths
             found.append(Died(Failure(errors_pb2.WORKER_DIED, f"the worker of {run.swap.plan.name} died")))
         likeness = run.shadow.seen() if run.swap.mirroring and run.shadow is not None else None
         return [*found, Tick(likeness, run.new.figures.latest(), run.baseline)]

@@ -34,6 +34,7 @@ class WorkerFigures:
     model: str
     version: int
     role: str
+    instance: int  # its number among the processes of its version, from 0
     process_id: int
     runtime: str
     resident_bytes: int
@@ -73,6 +74,7 @@ def sample(state_dir: Path, workers: Sequence[WorkerFigures], outbox: Outbox) ->
             "sluice.model": worker.model,
             "sluice.version": str(worker.version),
             "sluice.role": worker.role,
+            "sluice.instance": str(worker.instance),
         }
         add("process.memory.usage", worker.resident_bytes, "By", **labels)
         add("sluice.inference.requests", worker.requests, "{request}", **labels)

@@ -3,9 +3,10 @@ memory.
 
 A frame is a fixed prefix (magic, header length, where the payload begins and its length) and a JSON header: a
 small object that both sides agree on, with the tensors under "tensors" as [name, datatype, shape, bytes]. The
-payload lies in the sender's arena (arena.py), at its beginning or where staging.py had it put: the tensors'
-raw contents as the Open Inference Protocol lays them out, each padded to a multiple of 64 bytes, so that
-every array starts aligned. Nothing is pickled. Headers repeat, so both sides remember those they have built
+payload lies at the beginning of the sender's arena (arena.py), or where staging.py had it put in the arena
+that the processes of a version share, whose places are numbered on behind the sender's: the tensors' raw
+contents as the Open Inference Protocol lays them out, each padded to a multiple of 64 bytes, so that every
+array starts aligned. Nothing is pickled. Headers repeat, so both sides remember those they have built
 and read. Pipes, because waking the other side through one takes less than through a socket, and unlike an
 eventfd a pipe ends when the other side does.
 
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.arena import ALIGNMENT, Arena, padded
+from agent.arena import ALIGNMENT, ARENA_BYTES, Arena, padded
 from agent.limits import (
     ARENA_KEEP_BYTES,
     FRAME_S,
@@ -112,11 +113,19 @@ class Channel:
         writer: the pipe to write to.
         outgoing: written by this end.
         incoming: written by the other.
+        staged: of inputs that the other had put there; stays open with the channel. None: it never does.
         views: whether received arrays are views of the arena, which hold until the next `send`.
     """
 
     def __init__(
-        self, reader: int, writer: int, outgoing: Arena, incoming: Arena, *, views: bool = False
+        self,
+        reader: int,
+        writer: int,
+        outgoing: Arena,
+        incoming: Arena,
+        *,
+        staged: Arena | None = None,
+        views: bool = False,
     ) -> None:
         os.set_blocking(writer, False)
         self._reader = reader
@@ -126,6 +135,7 @@ class Channel:
         self._poll.register(reader, select.POLLIN)
         self._outgoing = outgoing
         self._incoming = incoming
+        self._staged = staged
         self._views = views
         self._last_sent = 0
         self._plans: dict[Any, _Plan] = {}
@@ -137,7 +147,7 @@ class Channel:
         Args:
             header: a small JSON object.
             tensors: one or more sets of the same tensors, to be joined along their first dimension. One that
-                is `Staged` is not copied: its place must be in the outgoing arena.
+                is `Staged` is not copied: the other end must have been given the arena where it lies.
 
         Raises MessageTooLarge and runtimes.InputInvalid (no datatype carries the array, or the sets do not
         fit together; all: nothing was sent), ChannelClosed, ChannelBroken.
@@ -151,7 +161,7 @@ class Channel:
         if isinstance(given, Staged):
             if plan is None:
                 plan = self._remember(key, header, given)
-            start = given.place.start
+            start = ARENA_BYTES + given.start
             self._write(_PREFIX.pack(_MAGIC, len(plan.head), start, plan.payload_bytes) + plan.head)
         elif plan is None:
             self._send_new(key, header, tensors)
@@ -185,7 +195,7 @@ class Channel:
                 f"a frame announces {head_bytes} + {payload_bytes} bytes; at most "
                 f"{MAX_FRAME_HEADER_BYTES} + {MAX_FRAME_PAYLOAD_BYTES} are allowed"
             )
-        if start + payload_bytes > self._incoming.bytes.size or start % ALIGNMENT:
+        if start % ALIGNMENT or payload_bytes > self._room(start):
             raise ChannelBroken(f"a frame's payload lies at byte {start}, which is no place for it")
         size = _PREFIX.size + head_bytes
         if len(data) < size:
@@ -323,9 +333,18 @@ class Channel:
             return message if self._views else message.copy()
         return message
 
+    def _room(self, start: int) -> int:
+        """Bytes from this place on to the end of its arena; negative where there is no such arena."""
+        if start < ARENA_BYTES:
+            return self._incoming.bytes.size - start
+        return -1 if self._staged is None else ARENA_BYTES + self._staged.bytes.size - start
+
     def _tensor(self, item: _Tensor, start: int) -> NDArray[Any]:
         """A view of the arena, or what its bytes there stand for."""
-        data = self._incoming.bytes[start + item.start : start + item.start + item.size]
+        arena = self._incoming
+        if start >= ARENA_BYTES and self._staged is not None:
+            arena, start = self._staged, start - ARENA_BYTES
+        data = arena.bytes[start + item.start : start + item.start + item.size]
         if item.dtype is not None:
             return data.view(item.dtype).reshape(item.shape)
         return decode(item.datatype, item.shape, (data if self._views else data.copy()).data)

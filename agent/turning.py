@@ -67,6 +67,10 @@ class Turner:
         """A worker of a version on disk, checked. Raises SluiceError."""
         return self.starter.bring_up(model, self.installer.prepare(installed, model))
 
+    def instances(self, model: str, installed: Installed) -> int:
+        """How many processes a version on disk wants. Raises SluiceError."""
+        return self.starter.instances(self.installer.prepare(installed, model))
+
     def turn(self, model: str, installed: Installed, worker: Worker) -> None:
         """Turns the router. Raises SluiceError(WORKER_DIED), nothing is changed then."""
         self.router.activate(model, installed.version, worker)

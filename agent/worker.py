@@ -1,14 +1,12 @@
-"""The agent's handle on one worker process: start it, ask it, hear of its death, end it.
+"""The agent's handle on one loaded version: its processes, the queue before them, and what is known of it.
 
-`Worker.start` starts the process, has it load the model and returns once it is ready. Clients' requests come
-through `queue` (batching.py), which has one thread at a time call `run`; `infer` goes past it, for checks.
-Whoever calls, they take turns, because the process answers one request at a time. What goes wrong:
+`Worker.start` starts as many processes (instance.py) as the spec says, all of them loading at once, and
+returns when all are ready. Clients' requests come through `queue` (batching.py), which gives the next batch
+to any process that is free; `infer` goes past it, for checks.
 
-- The caller's own deadline passes: the caller gets WORKER_TIMEOUT, the worker goes on, and its late answer is
-  thrown away before the next request is sent.
-- A request runs longer than the worker's hang limit, and longer than its caller was ready to wait: the
-  process is killed. A short deadline of one client therefore never kills a worker that serves others.
-- The process dies: `WorkerDied`, which says whether the request had reached it, and the death callbacks run.
+A process that dies costs its own request. While others live, the version goes on with them: `on_loss` is
+called, and `refill` starts another in the lost one's place. The version is dead, for good, when the last one
+has ended: `on_death` is called, and another worker may take this one's place (`succeed`).
 
 Rules: no process outlives its handle's `close`, none is left unreaped, and none outlives the agent.
 """
@@ -19,46 +17,40 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent import worker_process
 from agent.batching import Batcher
 from agent.cascade import Cascade
-from agent.child import Child
 from agent.figures import Figures, Timing
-from agent.limits import EXIT_S
-from agent.priority import give_way, restore
-from agent.staging import Place, Staged
-from agent.transport import ChannelBroken, ChannelClosed, Message, MessageTooLarge
+from agent.instance import Instance
+from agent.staging import Staged, Staging
 from agent.version_policy import VersionPolicy
-from agent.worker_spec import LoadCrashed, WorkerDied, WorkerSpec
+from agent.worker_spec import WorkerSpec
 from runtimes.inputs import check_inputs, splits_by_sample
 from runtimes.interface import InputInvalid, TensorSpec
 from sluice.api.v1 import errors_pb2
-from updater.errors import SluiceError
+from updater.errors import SluiceError, os_errors
 
 if TYPE_CHECKING:
     from agent.shadow import Shadow
 
 log = logging.getLogger(__name__)
 
-_INFER = {"op": "infer"}
-
 
 class Worker:
-    """A running worker process; made by `start`.
+    """A version's running processes; made by `start`.
 
     Attributes:
-        spec: what it was started with.
+        spec: what they were started with.
         runtime: the name of the runtime that loaded the model.
         accelerator: what it runs on, the first of the spec's that works.
         inputs: what the model wants.
         outputs: what it answers.
-        ready_at: when it became ready (time.monotonic).
+        staging: where requests put their inputs for any of the processes.
         figures: of its version's inferences.
         queue: where clients' requests wait for it.
         cache_s: for how long its answers may be given again to the same inputs, seconds; 0: never.
@@ -68,39 +60,47 @@ class Worker:
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
-        """Starts the process; `start` is the way to a worker that is ready."""
+        """Starts the processes; `start` is the way to a worker that is ready."""
         self.spec = spec
         self.runtime = self.accelerator = ""
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
-        self.ready_at = 0.0
-        self.figures = Figures()
-        self.queue = Batcher(self, str(spec))
         self.cache_s = 0.0
         self.cascade: Cascade | None = None
         self.versions: VersionPolicy | None = None
         self.shadow: Shadow | None = None
         self._any_batch = False
-        self._turn = threading.Lock()  # held by the one caller who may use the channel
-        self._unanswered = False  # under _turn: a request was sent and its answer not yet taken
-        self._reads: Place | None = None  # under _turn: where the running request's inputs lie, if staged
-        self._busy_since: float | None = None  # since when the running request runs (time.monotonic)
         self._lock = threading.RLock()  # guards what follows
         self._state = threading.Condition(self._lock)
         self._users = 0
-        self._requests = 0
-        self._failures = 0
         self._closing = False
         self._died = False
+        self._deaths = 0
+        self._past = [0, 0]  # requests and failures of processes that others took the place of
         self._callbacks: list[Callable[[Worker], None]] = []
-        self._child = Child(str(spec), spec.threads, self._on_end)
-        self._gives_way = spec.beside and give_way(self._child.pid)
+        self._losses: list[Callable[[Worker, Instance], None]] = []
+        with os_errors("making shared memory for", str(spec)):
+            self.staging = Staging.create()
+        self._instances: tuple[Instance, ...] = ()
+        self._lost: list[Instance] = []  # of those, whose end was told
+        self._starting = True
+        self._figures = Figures()
+        self.queue = Batcher(str(spec))
+        try:
+            for _ in range(spec.instances):
+                self._instances = (*self._instances, Instance(spec, self.staging, self._ended))
+        except BaseException:
+            for instance in self._instances:
+                instance.kill()
+                instance.close()
+            self.staging.close()
+            raise
 
     @classmethod
     def start(
         cls, spec: WorkerSpec, deadline_s: float, started: Callable[[Worker], None] | None = None
     ) -> Worker:
-        """Starts a process and has it load the model.
+        """Starts the processes and has them load the model.
 
         Args:
             spec: what to load.
@@ -108,7 +108,7 @@ class Worker:
             started: given the worker before it has loaded anything: closing it makes the start fail.
 
         Raises:
-            SluiceError: MODEL_LOAD_FAILED (the runtime refused the model, or the process died while loading
+            SluiceError: MODEL_LOAD_FAILED (the runtime refused the model, or a process died while loading
                 it), OUT_OF_MEMORY (it was killed), RUNTIME_UNAVAILABLE, WORKER_TIMEOUT, WORKER_DIED (it died
                 before it began to load) or IO_FAILED (no process could be started). No process is left
                 behind.
@@ -120,7 +120,8 @@ class Worker:
             worker._load(deadline_s)
         except BaseException:
             worker._closing = True
-            worker._child.kill()
+            for instance in worker._instances:
+                instance.kill()
             worker.close(0)
             raise
         return worker
@@ -134,23 +135,49 @@ class Worker:
         return self.spec.version
 
     @property
+    def figures(self) -> Figures:
+        return self._figures
+
+    @figures.setter
+    def figures(self, figures: Figures) -> None:
+        self._figures = figures
+        for instance in self._instances:
+            instance.figures = figures
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """Its processes, those that have ended and were not replaced yet among them."""
+        return self._instances
+
+    @property
     def alive(self) -> bool:
-        """Whether the process runs and takes requests."""
-        return not self._child.ended and not self._closing
+        """Whether a process runs and takes requests."""
+        return not self._closing and any(not instance.ended for instance in self._instances)
+
+    @property
+    def deaths(self) -> int:
+        """How many of its processes ended though nobody closed them."""
+        return self._deaths
 
     @property
     def pid(self) -> int:
-        return self._child.pid
+        """Of its first process."""
+        return self._instances[0].pid
+
+    @property
+    def ready_at(self) -> float:
+        """When the process that is ready for the shortest time became it (time.monotonic)."""
+        return max(instance.ready_at for instance in self._instances)
 
     @property
     def requests(self) -> int:
-        """Clients' requests sent to the process: those before `checked` do not count."""
-        return self._requests
+        """Clients' requests sent to its processes: those before `checked` do not count."""
+        return self._past[0] + sum(instance.requests for instance in self._instances)
 
     @property
     def failures(self) -> int:
-        """Those of them that it did not answer, or whose inputs made the model fail."""
-        return self._failures
+        """Those of them that were not answered, or whose inputs made the model fail."""
+        return self._past[1] + sum(instance.failures for instance in self._instances)
 
     def succeed(self, dead: Worker) -> None:
         """Goes on with figures, policy and learned batch sizes of a worker of the same version."""
@@ -159,22 +186,22 @@ class Worker:
         self.queue.inherit(dead.queue)
 
     def checked(self) -> None:
-        """What it was asked so far, warm-up and golden inputs, was no client's: counts from here, and gives
-        way to no other any more.
+        """What it was asked so far, warm-up and golden inputs, was no client's: counts from here, and its
+        processes give way to no others any more.
         """
-        self._requests = self._failures = 0
-        if self._gives_way:
-            self._gives_way = False
-            restore(self._child.pid)
+        self._past = [0, 0]
+        for instance in self._instances:
+            instance.requests = instance.failures = 0
+            instance.take_share()
 
     def resident_bytes(self) -> int:
-        """Physical memory that the process uses; 0 when it has ended."""
-        return self._child.resident_bytes()
+        """Physical memory that its processes use; 0 when they have ended."""
+        return sum(instance.resident_bytes() for instance in self._instances)
 
     def on_death(self, callback: Callable[[Worker], None]) -> None:
-        """Has `callback(worker)` called once when the process ends though nobody closed it.
+        """Has `callback(worker)` called once when its last process ends though nobody closed it.
 
-        It runs in a thread of this worker, or at once in the caller's if the process is dead already. The
+        It runs in a thread of the process's handle, or at once in the caller's if all are dead already. The
         same callback given twice counts once.
         """
         with self._state:
@@ -183,6 +210,49 @@ class Worker:
                     self._callbacks.append(callback)
                 return
         callback(self)
+
+    def on_loss(self, callback: Callable[[Worker, Instance], None]) -> None:
+        """Has `callback(worker, instance)` called whenever a process ends by itself and others live on.
+
+        It runs in a thread of the process's handle; at once in the caller's for those that are missing
+        already. The same callback given twice counts once.
+        """
+        with self._state:
+            if callback in self._losses:
+                return
+            self._losses.append(callback)
+            missing = list(self._lost) if self.alive else []
+        for instance in missing:
+            callback(self, instance)
+
+    def refill(self, lost: Instance, deadline_s: float) -> bool:
+        """Starts a process in the place of one that ended; false when it has none here any more.
+
+        Raises SluiceError as `start`; another attempt may follow then.
+        """
+        if not self.alive or lost not in self._instances:
+            return False
+        fresh = Instance(self.spec, self.staging, self._ended)
+        try:
+            _load_all((fresh,), deadline_s)
+        except BaseException:
+            fresh.kill()
+            fresh.close()
+            raise
+        with self._state:
+            fits = self.alive and lost in self._instances
+            if fits:
+                self._past = [self._past[0] + lost.requests, self._past[1] + lost.failures]
+                fresh.figures = self._figures
+                fresh.take_share()
+                self._instances = tuple(fresh if each is lost else each for each in self._instances)
+                self._lost.remove(lost)
+                self.queue.add(fresh)
+        if not fits:
+            fresh.close()
+        elif fresh.ended:  # before it had its place, so that nobody was told
+            self._ended(fresh)
+        return fits
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -210,7 +280,12 @@ class Worker:
         try:
             return check_inputs(self.inputs, inputs, any_batch=self._any_batch)
         except InputInvalid as error:
-            raise self._input_invalid(error.message, error.hint) from error
+            raise SluiceError(
+                errors_pb2.INPUT_INVALID,
+                f"{self.spec}: {error.message}",
+                hint=error.hint,
+                obj=str(self.spec),
+            ) from error
 
     def infer(self, inputs: Mapping[str, NDArray[Any]], timeout_s: float) -> dict[str, NDArray[Any]]:
         """One inference past the queue: for checks of the worker itself.
@@ -231,46 +306,29 @@ class Worker:
     def run(
         self, inputs: Sequence[Mapping[str, NDArray[Any]]], timeout_s: float
     ) -> tuple[dict[str, NDArray[Any]], Timing]:
-        """Runs inputs that `check` returned, joined along their first dimension if they are several.
+        """Runs inputs past the queue, on the process that is least busy, as `Instance.run`.
 
-        The caller counts itself as a user (`enter`, `in_use`).
-
-        Returns:
-            An array for each of `self.outputs`, and where the time went.
-
-        Raises:
-            SluiceError: INPUT_INVALID (the model failed on the inputs), LIMIT_EXCEEDED (they are too large),
-                WORKER_TIMEOUT, WORKER_DIED (as `WorkerDied`).
+        The caller counts itself as a user (`enter`, `in_use`). Raises SluiceError as that.
         """
-        began = time.monotonic()
-        deadline = began + timeout_s
-        if not self._turn.acquire(timeout=max(0.0, timeout_s)):
-            raise self.timeout("the request waited for its turn until its deadline")
-        try:
-            self._clear_late_answer(deadline)
-            queue_s = time.monotonic() - began
-            outputs, timing = self._exchange(inputs, deadline, timeout_s)
-        finally:
-            self._turn.release()
-        timing.queue_s = queue_s
-        return outputs, timing
+        there = [instance for instance in self._instances if not instance.ended] or self._instances
+        return min(there, key=Instance.busy_s).run(inputs, timeout_s)
 
-    def stage(self, size: int) -> tuple[Staged, NDArray[np.uint8]] | None:
-        """Room for a request's inputs where the process reads them, to be filled before `run`.
+    def stage(self, size: int, kind: Hashable = None) -> tuple[Staged, NDArray[np.uint8]] | None:
+        """Room for a request's inputs where the processes read them, to be filled before they run.
 
         Args:
             size: bytes, each input padded as a message lays them out.
+            kind: of inputs that may share a batch, see `Staging.take`.
 
         Returns:
-            The inputs, none yet, and the room to be written to; the caller drops their place in the end. None
+            The inputs, none yet, and the room to be written to; the caller drops them in the end. None
             when there is no room: inputs that are not staged are copied when they run.
         """
-        staging = self._child.staging
-        place = staging.take(size)
+        place = self.staging.take(size, kind)
         if place is None:
             return None
-        room = staging.arena.bytes[place.start : place.start + size]
-        if room.size != size:  # the process ended, and its arena is closed
+        room = place.room
+        if room.size != size:  # the worker was closed, and its arena with it
             place.drop()
             return None
         return Staged(place), room
@@ -287,13 +345,8 @@ class Worker:
         specs = (*self.inputs, *self.outputs)
         return bool(self.inputs) and all(spec.shape[:1] == (-1,) for spec in specs)
 
-    def busy_s(self) -> float:
-        """For how long the running request has been running, seconds; 0 when none runs."""
-        since = self._busy_since
-        return 0.0 if since is None else time.monotonic() - since
-
     def close(self, drain_deadline_s: float) -> None:
-        """Waits for the requests under way, then ends and reaps the process. Never raises; may be repeated.
+        """Waits for the requests under way, then ends and reaps all processes. Never raises; may be repeated.
 
         Args:
             drain_deadline_s: longest wait for requests; those still running then get WORKER_DIED, seconds.
@@ -301,191 +354,65 @@ class Worker:
         with self._state:
             self._closing = True
             self._state.wait_for(lambda: self._users == 0, timeout=drain_deadline_s)
-        self._child.end()
+        instances = self._instances
+        others = [threading.Thread(target=each.close, name=f"end-{each.pid}") for each in instances[1:]]
+        for thread in others:
+            thread.start()
+        instances[0].close()
+        for thread in others:
+            thread.join()
+        self.staging.close()
 
-    # Starting.
+    # Starting, and the ends of processes.
 
     def _load(self, deadline_s: float) -> None:
-        deadline = time.monotonic() + deadline_s
-        loading = False
-        try:
-            self._child.channel.receive(deadline_s)
-            loading = True
-            self._child.channel.send(
-                {
-                    "op": "load",
-                    "path": str(self.spec.path.absolute()),
-                    "format": self.spec.format,
-                    "preferred": self.spec.runtime_preference,
-                    "threads": self.spec.threads,
-                    "accelerators": list(self.spec.accelerators),
-                    "optimization": self.spec.optimization,
-                    "xnnpack": self.spec.xnnpack,
-                }
-            )
-            answer = self._child.channel.receive(deadline - time.monotonic())
-        except TimeoutError:
-            why = f"its worker did not load it within {deadline_s:g} s"
-            raise self.timeout(why, "raise update.load_deadline_s, or ship a smaller model") from None
-        except (ChannelClosed, ChannelBroken) as error:
-            raise self._died_while_starting(loading, error) from error
-        if answer.header.get("op") != "ready":
-            raise self._load_error(answer)
-        self.runtime = answer.header["runtime"]
-        self.accelerator = answer.header["accelerator"]
-        for reason in answer.header["passed_over"]:
-            log.warning("%s runs on %s: %s", self.spec, self.accelerator, reason)
-        self.inputs = tuple(
-            TensorSpec(name, kind, tuple(shape)) for name, kind, shape in answer.header["inputs"]
-        )
-        self.outputs = tuple(
-            TensorSpec(name, kind, tuple(shape)) for name, kind, shape in answer.header["outputs"]
-        )
+        _load_all(self._instances, deadline_s)
+        self.figures = self._figures
+        first = self._instances[0]
+        self.runtime, self.accelerator = first.runtime, first.accelerator
+        self.inputs, self.outputs = first.inputs, first.outputs
         self._any_batch = splits_by_sample(self.inputs, self.outputs)
-        self.ready_at = time.monotonic()
-
-    def _died_while_starting(self, loading: bool, error: Exception) -> SluiceError:
-        self._settle_end(error)
-        if self._child.was_killed:
-            return SluiceError(
-                errors_pb2.OUT_OF_MEMORY,
-                f"loading {self.spec} ended its worker: it {self._child.last_words()}",
-                hint="it is tried again; if the box is short of memory, ship a smaller variant",
-                obj=str(self.spec),
-            )
-        if loading:
-            return LoadCrashed(
-                errors_pb2.MODEL_LOAD_FAILED,
-                f"loading {self.spec} ended its worker: it {self._child.last_words()}",
-                hint="the model crashes its runtime on this box",
-                obj=str(self.spec),
-            )
-        message = f"the worker for {self.spec} did not start: it {self._child.last_words()}"
-        return WorkerDied(message, obj=str(self.spec), delivered=False)
-
-    def _load_error(self, answer: Message) -> SluiceError:
-        header = answer.header
-        if header.get("kind") == worker_process.UNAVAILABLE:
-            reason, hint = errors_pb2.RUNTIME_UNAVAILABLE, "`sluice-agent doctor` lists the runtimes"
-        else:
-            reason, hint = errors_pb2.MODEL_LOAD_FAILED, "try the file with the runtime on another machine"
-        return SluiceError(
-            reason,
-            f"cannot load {self.spec}: {header.get('message', header)}",
-            hint=header.get("hint") or hint,  # the runtime knows better
-            obj=str(self.spec),
-        )
-
-    # One request.
-
-    def _clear_late_answer(self, deadline: float) -> None:
-        """Takes the answer that an earlier caller no longer waited for; the process is then free."""
-        if not self._unanswered:
-            return
-        try:
-            self._child.channel.receive(deadline - time.monotonic())
-        except TimeoutError:
-            raise self.timeout("an earlier request was still running at the deadline") from None
-        except (ChannelClosed, ChannelBroken) as error:
-            raise self._lost(error, delivered=False) from error
-        self._idle()
-
-    def _exchange(
-        self, inputs: Sequence[Mapping[str, NDArray[Any]]], deadline: float, timeout_s: float
-    ) -> tuple[dict[str, NDArray[Any]], Timing]:
-        if self._child.ended:
-            raise self._lost(ChannelClosed("it had ended before"), delivered=False)
-        began = time.monotonic()
-        if began >= deadline:
-            raise self.timeout("the request waited for its turn until its deadline")
-        if len(inputs) == 1 and isinstance(inputs[0], Staged):
-            if not inputs[0].place.hold():
-                raise self.timeout("the client no longer waits for the answer")
-            self._reads = inputs[0].place
-        try:
-            self._child.channel.send(_INFER, *inputs)
-        except MessageTooLarge as error:
-            self._idle()
-            raise SluiceError(
-                errors_pb2.LIMIT_EXCEEDED, f"the inputs for {self.spec}: {error}", obj=str(self.spec)
-            ) from error
-        except (ChannelClosed, ChannelBroken) as error:
-            raise self._lost(error, delivered=False) from error
-        self._unanswered, self._busy_since = True, began
-        self._requests += 1
-        sent = time.monotonic()
-        try:
-            answer = self._child.channel.receive(deadline - sent)
-        except TimeoutError:
-            self._failures += 1
-            self._give_up(began, timeout_s)
-            raise self.timeout(f"no answer within {timeout_s:g} s") from None
-        except (ChannelClosed, ChannelBroken) as error:
-            self._failures += 1
-            raise self._lost(error, delivered=True) from error
-        self._idle()
-        if answer.header.get("op") == "outputs":
-            return answer.tensors, Timing(input_s=sent - began, infer_s=time.monotonic() - sent)
-        self._failures += 1
-        what = (
-            "" if answer.header.get("kind") == worker_process.INPUT else "the model failed on these inputs: "
-        )
-        why = what + str(answer.header.get("message", answer.header))
-        raise self._input_invalid(why, str(answer.header.get("hint", "")))
-
-    def _idle(self) -> None:
-        self._unanswered, self._busy_since = False, None
-        if self._reads is not None:
-            self._reads.drop()
-            self._reads = None
-
-    def _give_up(self, began: float, timeout_s: float) -> None:
-        """Leaves a running request alone, to be killed at the hang limit unless its answer comes."""
-        hang_at = began + max(self.spec.hang_s, timeout_s)
-        self._child.set_alarm(
-            hang_at, lambda: self._busy_since == began and not self._child.channel.readable(0)
-        )
-
-    # Ends and errors.
-
-    def _on_end(self) -> None:
-        """In the watching thread: the process ended and was reaped."""
-        with self._turn:  # whoever uses the channel sees its end and lets go
-            self._child.channel.close()
-            self._idle()
         with self._state:
-            self._died = not self._closing
-            callbacks = self._callbacks if self._died else []
-        if self._died:
-            log.error("worker %s (process %d) %s", self.spec, self.pid, self._child.last_words())
-        for callback in callbacks:
-            try:
-                callback(self)
-            except Exception:
-                log.exception("a listener for the death of worker %s failed", self.spec)
+            self._starting = False
+            for instance in self._instances:
+                self.queue.add(instance)
+        for instance in self._instances:
+            if instance.ended:  # ready, and gone before the last one was
+                self._ended(instance)
 
-    def _settle_end(self, error: Exception) -> None:
-        """After a broken conversation: makes sure that the process ends, so that its last words are whole."""
-        if isinstance(error, ChannelBroken) or not self._child.wait(EXIT_S):
-            self._child.kill()
-            self._child.wait(EXIT_S)
+    def _ended(self, instance: Instance) -> None:
+        """In the watching thread of a process: it ended and was reaped."""
+        with self._state:
+            here = instance in self._instances and instance not in self._lost
+            if self._starting or self._closing or not here:
+                return
+            self._lost.append(instance)
+            self._deaths += 1
+            last = not self._died and not self.alive
+            self._died = self._died or last
+            callbacks, losses = list(self._callbacks), list(self._losses)
+            self.queue.remove(instance)
+            if last:
+                self.staging.close()
+        log.error("worker %s (process %d) %s", self.spec, instance.pid, instance.last_words())
+        if last:
+            for callback in callbacks:
+                self._tell(callback, self)
+        elif not self._died:
+            for told in losses:
+                self._tell(told, self, instance)
 
-    def _lost(self, error: Exception, *, delivered: bool) -> WorkerDied:
-        self._settle_end(error)
-        name = f"the worker of {self.spec} (process {self.pid})"
-        if isinstance(error, ChannelBroken):
-            text = f"{name} broke off the conversation ({error}) and was ended;"
-        else:
-            text = f"{name} {self._child.last_words()};"
-        where = "it was running this request" if delivered else "it had not taken this request"
-        killed = self._child.was_killed
-        return WorkerDied(f"{text} {where}", obj=str(self.spec), delivered=delivered, killed=killed)
+    def _tell(self, listener: Callable[..., None], *what: object) -> None:
+        try:
+            listener(*what)
+        except Exception:
+            log.exception("a listener for the death of worker %s failed", self.spec)
 
-    def timeout(
-        self, why: str, hint: str = "allow more time, or send fewer requests at a time"
-    ) -> SluiceError:
-        """The error for what took too long."""
-        return SluiceError(errors_pb2.WORKER_TIMEOUT, f"{self.spec}: {why}", hint=hint, obj=str(self.spec))
 
-    def _input_invalid(self, why: str, hint: str) -> SluiceError:
-        return SluiceError(errors_pb2.INPUT_INVALID, f"{self.spec}: {why}", hint=hint, obj=str(self.spec))
+def _load_all(instances: Sequence[Instance], deadline_s: float) -> None:
+    """Has them load side by side, all within the deadline. Raises SluiceError as `Worker.start`."""
+    deadline = time.monotonic() + deadline_s
+    for instance in instances:
+        instance.begin_load(deadline_s)
+    for instance in instances:
+        instance.end_load(deadline_s, deadline - time.monotonic())

@@ -1,9 +1,10 @@
 """The worker: a process of its own that holds one loaded model and answers one request after the other.
 
-Started as `python -m agent.worker_process REQUESTS_FD ANSWERS_FD ARENA_FD ARENA_FD LIFELINE_FD LABEL` by
-child.py, with the descriptors inherited: two pipes; two arenas, the first the agent's to write, the second
-ours; the lifeline. In order: put signals, name and memory priority right; watch the lifeline; say "started";
-take one "load" message and answer "ready" or "error"; then answer "infer" messages until the channel ends.
+Started as `python -m agent.worker_process REQUESTS_FD ANSWERS_FD ARENA_FD ARENA_FD ARENA_FD LIFELINE_FD
+LABEL` by child.py, with the descriptors inherited: two pipes; three arenas, the first the agent's to write,
+the second ours, the third the agent's again, which all processes of the version share; the lifeline. In
+order: put signals, name and memory priority right; watch the lifeline; say "started"; take one "load" message
+and answer "ready" or "error"; then answer "infer" messages until the channel ends.
 
 Rules: only the standard library, NumPy and the runtime are imported, so that a worker costs little more than
 its model (no gRPC, no protobuf, hence no `updater`). The lifeline is a pipe that nobody writes to: it ends
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.arena import Arena
-from agent.limits import MAX_ERROR_CHARACTERS, OOM_SCORE_ADJUST
+from agent.limits import MAX_ERROR_CHARACTERS, MAX_STAGED_BYTES, OOM_SCORE_ADJUST
 from agent.transport import Channel, ChannelClosed, Message, MessageTooLarge
 from runtimes.interface import (
     InputInvalid,
@@ -44,12 +45,12 @@ RUN = "run"  # the runtime failed on the inputs
 
 def main(arguments: list[str]) -> int:
     """The life of the process; returns the exit code."""
-    requests_fd, answers_fd, incoming_fd, outgoing_fd, lifeline_fd = map(int, arguments[:5])
+    requests_fd, answers_fd, incoming_fd, outgoing_fd, staged_fd, lifeline_fd = map(int, arguments[:6])
     _settle(lifeline_fd)
-    incoming, outgoing = Arena(incoming_fd), Arena(outgoing_fd)
-    for arena in (incoming, outgoing):
+    incoming, outgoing, staged = Arena(incoming_fd), Arena(outgoing_fd), Arena(staged_fd, MAX_STAGED_BYTES)
+    for arena in (incoming, outgoing, staged):
         arena.close_descriptor()
-    channel = Channel(requests_fd, answers_fd, outgoing, incoming, views=True)
+    channel = Channel(requests_fd, answers_fd, outgoing, incoming, staged=staged, views=True)
     with contextlib.suppress(ChannelClosed):  # the agent let go of this worker, or is gone
         channel.send({"op": "started"})
         model = _load(channel, channel.receive(None))

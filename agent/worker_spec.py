@@ -26,6 +26,7 @@ class WorkerSpec:
         optimization: of an ONNX graph, see runtimes.interface.
         xnnpack: whether TensorFlow Lite may use XNNPACK.
         loaded_digests: of the files that this worker has loaded, for reports.
+        instances: processes that hold it, each with one inference at a time.
         hang_s: a request that runs longer gets the process killed, seconds.
         beside: another version serves meanwhile, so that it gives way until it is `checked`.
     """
@@ -40,6 +41,7 @@ class WorkerSpec:
     optimization: str = OPTIMIZATIONS[-1]
     xnnpack: bool = True
     loaded_digests: tuple[str, ...] = field(default=())
+    instances: int = 1
     hang_s: float = HANG_S
     beside: bool = False
 

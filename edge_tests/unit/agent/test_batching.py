@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.batching import Batcher, Overloaded
+from agent.batch_terms import Overloaded
+from agent.batching import Batcher
 from agent.figures import Figures, Timing
 from agent.limits import MAX_WAITING_ON_STALL, SIZE_SEEN, STALL_S
 from agent.scheduling import Policy, Priority
@@ -33,6 +34,7 @@ class Fake:
         self.go = threading.Event()
         self.go.set()
         self.busy = 0.0
+        self.ended = False
         self.cost_s = 0.0
         self.error: Exception | None = None
         self.answer: Callable[[np.ndarray], np.ndarray] = lambda x: 2 * x
@@ -61,7 +63,8 @@ class Box:
 
     def __init__(self, policy: Policy, *, known: tuple[int, ...] = (1, 2, 4, 8)) -> None:
         self.fake = Fake()
-        self.batcher = Batcher(self.fake, "m@1")
+        self.batcher = Batcher("m@1")
+        self.batcher.add(self.fake)
         self.batcher.policy = policy
         for size in known:  # each size makes a sample cheaper
             for _ in range(SIZE_SEEN):
@@ -105,7 +108,7 @@ def box() -> Iterator[Box]:
     box.fake.go.set()
     box.pool.shutdown()
     assert not box.batcher._pending
-    assert not box.batcher._led
+    assert box.batcher._free == [box.fake]
 
 
 def test_one_request_alone(box: Box) -> None:
@@ -317,3 +320,90 @@ def test_real_workers_batches_are_those_of_single_requests(tmp_path: Path) -> No
         assert max(size for size, _ in worker.figures.snapshot().batches) > 1
     finally:
         worker.close(1)
+
+
+def second(box: Box) -> Fake:
+    """Another worker beside the box's."""
+    other = Fake()
+    other.go.clear()
+    box.batcher.add(other)
+    return other
+
+
+def test_with_two_workers_nothing_waits_while_one_is_free(box: Box) -> None:
+    other = second(box)
+    box.fake.go.clear()
+    first, further = box.ask(1.0), box.ask(2.0)
+    serving.eventually(lambda: len(box.fake.batches) == len(other.batches) == 1, "both run")
+    waiting = box.queued((3.0,), (4.0,))
+    other.go.set()  # whichever is done first takes what waits, together
+    assert [future.result(LONG) for future in waiting] == [[6.0], [8.0]]
+    assert other.batches[1:] == [[3.0, 4.0]]
+    box.fake.go.set()
+    assert sorted([*first.result(LONG), *further.result(LONG)]) == [2.0, 4.0]
+    serving.eventually(lambda: len(box.batcher._free) == 2, "both are free")
+    box.batcher.remove(other)
+
+
+def test_a_worker_that_ended_is_given_nothing(box: Box) -> None:
+    other = second(box)
+    box.fake.go.clear()
+    running = [box.ask(1.0), box.ask(2.0)]
+    serving.eventually(lambda: len(box.fake.batches) == len(other.batches) == 1, "both run")
+    waiting = box.queued((3.0,))
+    other.ended = True  # nobody has told the queue yet
+    other.error = SluiceError(errors_pb2.WORKER_DIED, "it was running this request")
+    other.go.set()
+    serving.eventually(lambda: any(future.done() for future in running), "it ended")
+    box.fake.go.set()
+    failed = [future for future in running if future.exception(LONG) is not None]
+    assert [future.result(LONG) for future in waiting] == [[6.0]]
+    assert len(failed) == 1
+    assert len(other.batches) == 1
+    assert box.batcher._scheduler.workers == 1
+
+
+def test_a_worker_that_comes_takes_what_waits(box: Box) -> None:
+    first = box.occupy()
+    waiting = box.queued((1.0,))
+    other = Fake()
+    box.batcher.add(other)
+    assert waiting[0].result(LONG) == [2.0]
+    assert other.batches == [[1.0]]
+    assert not first.done()
+    box.fake.go.set()
+    first.result(LONG)
+    serving.eventually(lambda: len(box.batcher._free) == 2, "both are free")
+    box.batcher.remove(other)
+
+
+def test_any_traffic_over_workers_that_come_and_go_is_answered() -> None:
+    """Windows, priorities and deaths: everyone gets the own answer, or the dead worker's error."""
+    box = Box(Policy(max_batch=4, window_s=0.002))
+    box.fake.cost_s = 0.001
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            other = Fake()
+            other.cost_s = 0.001
+            box.batcher.add(other)
+            time.sleep(0.01)
+            other.ended = True
+            box.batcher.remove(other)
+
+    changes = threading.Thread(target=come_and_go)
+    changes.start()
+    try:
+        asked = [(value, box.ask(float(value), priority=Priority(1 + value % 3))) for value in range(14, 600)]
+        for value, future in asked:
+            try:
+                assert future.result(LONG) == [2.0 * value]
+            except Overloaded:
+                continue
+    finally:
+        stop.set()
+        changes.join()
+    box.pool.shutdown()
+    assert not box.batcher._pending
+    assert box.batcher._free == [box.fake]

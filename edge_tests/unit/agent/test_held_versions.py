@@ -107,6 +107,7 @@ class Disk:
         self.versions = [1, 2, 3]
         self.broken: set[int] = set()
         self.available = 1 << 40
+        self.instances = 1
         self.started: list[int] = []
         self.router = Router()
         self.held = HeldVersions(
@@ -114,6 +115,7 @@ class Disk:
             on_disk=lambda: {"tiny": self.versions},
             installed=lambda _model, version: Installed(version, f"d{version}", "v", ""),
             bring_up=self.bring_up,
+            instances=lambda _model, _installed: self.instances,
             available_bytes=lambda: self.available,
         )
 

@@ -146,7 +146,7 @@ def taken(scheduler: Scheduler, now: float) -> list[int]:
     batch = scheduler.take(now)
     if batch is None:
         return []
-    scheduler.finished(now, ran=False)
+    scheduler.finished(batch, now, ran=False)
     return [each.number for each in batch.items]
 
 

@@ -57,7 +57,7 @@ def test_damaged_file_begins_anew_under_another_epoch(tmp_path: Path) -> None:
 
 def test_sample_measures_the_box_and_its_workers(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "o.db", 1 << 20)
-    worker = WorkerFigures("m", 3, "active", 1, "onnxruntime", 4096, 7, 1)
+    worker = WorkerFigures("m", 3, "active", 0, 1, "onnxruntime", 4096, 7, 1)
     measured = sample(tmp_path, [worker], outbox)
     values = {(item.name, item.attributes.get("sluice.process", "")): item for item in measured.metrics}
     assert values["process.memory.usage", "worker"].value == 4096

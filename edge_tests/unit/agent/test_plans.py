@@ -67,7 +67,7 @@ class Box:
         )
 
     def staged(self) -> int:
-        return len(self.worker._child.staging.places)
+        return len(self.worker.staging.places)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_inputs_and_outputs_in_shared_memory(box: Box) -> None:
 def test_without_room_inputs_are_copied_when_they_run(box: Box) -> None:
     arrays = np.ones((2, 1, STAGE_BYTES), np.float32)
     box.answer(request(*arrays))
-    staging = box.worker._child.staging
+    staging = box.worker.staging
     everything = staging.take(staging.arena.bytes.size // 3)
     assert everything is not None
     np.testing.assert_array_equal(values(box.answer(request(*arrays)))["p"], arrays[0] + arrays[1])

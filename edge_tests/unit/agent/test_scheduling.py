@@ -54,7 +54,7 @@ def learned(policy: Policy, costs: dict[int, float], elements: int = 8) -> Sched
 def run(scheduler: Scheduler, now: float, seconds: float = 0.001) -> Batch:
     batch = scheduler.take(now)
     assert batch is not None
-    scheduler.finished(now + seconds, ran=True)
+    scheduler.finished(batch, now + seconds, ran=True)
     return batch
 
 
@@ -79,7 +79,7 @@ def test_what_queued_meanwhile_is_the_next_batch() -> None:
     waiting = [item(0.01) for _ in range(10)]
     for each in waiting:
         scheduler.submit(each, 0.01)
-    scheduler.finished(0.02, ran=True)
+    scheduler.finished(scheduler.running[0], 0.02, ran=True)
     batch = scheduler.take(0.02)
     assert batch is not None
     assert batch.items == tuple(waiting[:8])
@@ -103,7 +103,7 @@ def test_sizes_are_explored_until_they_are_known() -> None:
         batch = scheduler.take(0.0)
         assert batch is not None
         sizes.append(batch.samples)
-        scheduler.finished(DEAR[batch.samples], ran=True)
+        scheduler.finished(batch, DEAR[batch.samples], ran=True)
     assert sizes[: 4 * SIZE_SEEN] == [size for size in (1, 2, 4, 8) for _ in range(SIZE_SEEN)]
     assert set(sizes[4 * SIZE_SEEN :]) == {1}
 
@@ -318,6 +318,10 @@ class AnyEvents(RuleBasedStateMachine):
             assert shed.retry_s > 0
         return made.number
 
+    @rule(workers=st.integers(1, 3))
+    def workers_come_and_go(self, workers: int) -> None:
+        self.scheduler.workers = workers
+
     @rule(numbers=st.lists(st.integers(1, 50), max_size=2))
     def cancel(self, numbers: list[int]) -> None:
         running = self.scheduler.running
@@ -342,12 +346,13 @@ class AnyEvents(RuleBasedStateMachine):
         wake = self.scheduler.wake_at(self.now)
         batch = self.scheduler.take(self.now)
         if batch is None:
-            if running is None and before:  # a free worker: only the window keeps them, and it ends
+            if len(running) < self.scheduler.workers and before:  # only the window keeps them
                 assert wake is not None
                 assert self.now < wake <= min(each.arrived for each in before) + WINDOW_IDLE_S + 1e-9
                 assert wake <= min(each.deadline for each in before if each.key == before[0].key)
             return
-        assert running is None
+        assert len(running) < self.scheduler.workers
+        assert self.scheduler.running == (*running, batch)
         assert batch.items[0] == before[0]
         assert len({each.key for each in batch.items}) == 1
         assert len(batch.items) == 1 or batch.samples <= self.policy.max_batch
@@ -358,12 +363,15 @@ class AnyEvents(RuleBasedStateMachine):
                 head = batch.items[0]
                 assert head.arrived <= other.arrived + HANDICAP_S[other.priority]
 
-    @rule(seconds=st.sampled_from([0.001, 0.01, 0.07]), ran=st.booleans())
-    def finish(self, seconds: float, ran: bool) -> None:
-        if self.scheduler.running is not None:
+    @rule(seconds=st.sampled_from([0.001, 0.01, 0.07]), ran=st.booleans(), which=st.integers(0, 2))
+    def finish(self, seconds: float, ran: bool, which: int) -> None:
+        running = self.scheduler.running
+        if running:
+            batch = running[which % len(running)]
             self.now += seconds
-            self.scheduler.finished(self.now, ran=ran)
-            assert self.scheduler.running is None
+            self.scheduler.finished(batch, self.now, ran=ran)
+            assert self.scheduler.running == tuple(each for each in running if each is not batch)
+            assert 0 <= self.scheduler.load <= 1
 
     @rule(most=st.integers(0, 6))
     def trim(self, most: int) -> None:

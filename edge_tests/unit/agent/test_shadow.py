@@ -54,7 +54,7 @@ def test_the_share_is_counted_and_cached_answers_are_left_out(worker: Worker) ->
 
 def test_what_does_not_fit_is_dropped_at_once(worker: Worker) -> None:
     shadow = Shadow(worker, ShadowTerms(share=1.0))
-    with worker._turn:  # the worker is busy
+    with worker.instances[0]._turn:  # the worker is busy
         inputs = models.samples(1)
         for _ in range(SHADOW_QUEUE + 5):
             shadow.offer(inputs, {"y": np.zeros((1, 4), np.float32)}, RAN)
@@ -74,7 +74,7 @@ def test_memory_that_is_used_again_is_not_read_later(worker: Worker) -> None:
     inputs = models.samples(1)
     outputs, _ = worker.run([worker.check(inputs)], 10)
     mine = {"y": outputs["y"].copy()}
-    with worker._turn:
+    with worker.instances[0]._turn:
         shadow.offer(inputs, mine, RAN)
         inputs["x"][:] = 99
         mine["y"][:] = -99

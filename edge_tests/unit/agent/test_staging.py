@@ -1,4 +1,4 @@
-"""Room for inputs beside the running message: places never overlap, outlive readers, give memory back."""
+"""Room for inputs of requests that wait: places never overlap, outlive readers, follow each other in runs."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from agent.arena import ARENA_BYTES, Arena
-from agent.limits import ARENA_KEEP_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_STAGED_BYTES
-from agent.staging import Place, Staging
+from agent.limits import ARENA_KEEP_BYTES, MAX_RUNS, MAX_STAGED_BYTES, RUN_BYTES
+from agent.staging import Place, Staged, Staging, joined
 
 
 @pytest.fixture
 def staging() -> Iterator[Staging]:
-    arena = Arena.create()
-    yield Staging(arena)
-    arena.close()
+    staging = Staging.create()
+    yield staging
+    staging.close()
 
 
-def test_the_room_lies_behind_the_running_message_and_is_bounded(staging: Staging) -> None:
+def test_the_room_is_bounded(staging: Staging) -> None:
     whole = staging.take(MAX_STAGED_BYTES)
     assert whole is not None
-    assert whole.start >= MAX_FRAME_PAYLOAD_BYTES
-    assert whole.start + whole.size == ARENA_BYTES
+    assert whole.start == 0
+    assert whole.room.size == MAX_STAGED_BYTES
     assert staging.take(1) is None
     whole.drop()
     assert staging.take(MAX_STAGED_BYTES + 1) is None
@@ -65,6 +64,78 @@ def test_memory_is_given_back_when_much_less_is_wanted(staging: Staging) -> None
     assert not np.any(staging.arena.bytes[small.start : small.start + small.size])
 
 
+def staged(staging: Staging, kind: str, rows: int, value: float) -> Staged:
+    size = rows * 64 * 4
+    place = staging.take(size, kind)
+    assert place is not None
+    inputs = Staged(place)
+    inputs["x"] = place.room.view(np.float32).reshape(rows, 64)
+    inputs["x"][:] = value
+    return inputs
+
+
+def test_what_arrives_in_order_lies_as_one_array(staging: Staging) -> None:
+    """Other kinds and single places between them do not part a run."""
+    several = []
+    for number in range(5):
+        several.append(staged(staging, "a", 1 + number % 2, number))
+        staged(staging, "b", 1, -1)
+        staging.take(1000)
+    whole = joined(several)
+    assert whole is not None
+    assert whole["x"].tolist() == [[n] * 64 for n in (0, 1, 1, 2, 3, 3, 4)]
+    assert whole.start == several[0].start
+    part = joined(several[2:4])
+    assert part is not None
+    assert np.shares_memory(part["x"], several[2]["x"])
+    assert whole.hold()
+    for each in several:
+        each.drop()
+    assert len(staging.places) == 15  # the exchange reads them still
+    whole.drop()
+    assert len(staging.places) == 10
+    assert not whole.hold()
+
+
+def test_what_does_not_follow_each_other_is_not_joined(staging: Staging) -> None:
+    first, second, third = (staged(staging, "a", 1, n) for n in range(3))
+    other = staged(staging, "b", 1, 9)
+    plain = {"x": first["x"].copy()}
+    assert joined([first, third]) is None
+    assert joined([second, first]) is None
+    assert joined([third, other]) is None
+    assert joined([first, plain]) is None
+    assert joined([plain]) is None
+    assert joined([first]) is first
+    odd = staging.take(100, "odd")
+    after = staging.take(100, "odd")
+    assert odd is not None
+    assert after is not None
+    pair = [Staged(place) for place in (odd, after)]
+    for each in pair:
+        each["x"] = each.places[0].room.reshape(1, 100)
+    assert joined(pair) is None  # 28 bytes between them
+
+
+def test_a_run_begins_anew_in_front_once_it_is_long(staging: Staging) -> None:
+    size = RUN_BYTES // 4
+    starts = []
+    held = []
+    for _ in range(12):
+        place = staging.take(size, "a")
+        assert place is not None
+        starts.append(place.start // size)
+        held.append(place)
+        if len(held) > 2:
+            held.pop(0).drop()
+    assert starts == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
+
+
+def test_with_more_kinds_than_runs_there_is_still_room(staging: Staging) -> None:
+    places = [staging.take(1 << 20, kind) for kind in range(MAX_RUNS + 60)]
+    assert sum(place is not None for place in places) == MAX_STAGED_BYTES >> 20
+
+
 class AnyUse(RuleBasedStateMachine):
     """Whatever is taken, held and dropped, in any order."""
 
@@ -72,16 +143,19 @@ class AnyUse(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.arena = Arena.create()
-        self.staging = Staging(self.arena)
+        self.staging = Staging.create()
         self.held: dict[Place, int] = {}
 
     def teardown(self) -> None:
-        self.arena.close()
+        self.staging.close()
 
-    @rule(target=places, size=st.integers(1, MAX_STAGED_BYTES // 3))
-    def take(self, size: int) -> Place | None:
-        place = self.staging.take(size)
+    @rule(
+        target=places,
+        size=st.integers(1, MAX_STAGED_BYTES // 3),
+        kind=st.sampled_from([None, None, "a", "b", "c", "d", "e"]),
+    )
+    def take(self, size: int, kind: str | None) -> Place | None:
+        place = self.staging.take(size, kind)
         if place is None:
             assert sum(item.size for item in self.held) + size > MAX_STAGED_BYTES // 3
         else:
@@ -108,12 +182,12 @@ class AnyUse(RuleBasedStateMachine):
     @invariant()
     def nothing_overlaps(self) -> None:
         assert self.staging.places == sorted(self.held, key=lambda place: place.start)
-        end = MAX_FRAME_PAYLOAD_BYTES
+        end = 0
         for place in self.staging.places:
             assert place.start >= end
             assert place.start % 64 == 0
             end = place.start + place.size
-        assert end <= ARENA_BYTES
+        assert end <= MAX_STAGED_BYTES
 
 
 AnyUse.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
