@@ -357,9 +357,10 @@ def bytes_alone() -> Iterator[Case]:
     numbers = np.arange(100, 160, dtype="<u4").tobytes()
     text = bytes(changed) + TEXT[1700:] + noise + TEXT[:400] + numbers + noise[:200]
     item = Record(records.SELF, I8, 0, 5, base=1)
-    for way in range(4):
+    for way in range(5):
         yield crafted.program_case(f"bytes {way}", BASE, [item], text, way, way)
     yield crafted.program_case("bytes of a tiny base", bytes(52), [item], noise[:10], 3, 0)
+    yield crafted.program_case("bytes along a tiny base", bytes(52), [item], noise[:10], 4, 0)
 
 
 def tensors() -> Iterator[Case]:

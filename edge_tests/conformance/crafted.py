@@ -7,7 +7,7 @@ then the target is moved away from that, as far as the records' residuals allow,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from updater.delta import container, instructions, streams, tensors
 from updater.delta.elements import ELEMENT_TYPES
 from updater.delta.instructions import Instruction, Requantise, Tensor
-from updater.delta.program import body, predictors, run, skeleton, skeletons, writer
+from updater.delta.program import body, predictors, run, skeleton, skeletons, tracking, writer
 from updater.delta.program.activity import Activity
 from updater.delta.program.arithmetic import Coder, decisions
 from updater.delta.program.body import Place
@@ -36,7 +36,7 @@ from updater.delta.program.records import (
 )
 from updater.delta.streams import Stream
 
-FEATURES = ("patch", "program", "requantise", "tensor")
+FEATURES = ("patch", "program", "requantise", "tensor", "tracking")
 BLOCK_BYTES = 1 << 20
 PROGRAM_OFFSET = 50
 
@@ -288,7 +288,7 @@ def _put(target: bytearray, record: Record, values: NDArray[np.generic]) -> None
 def _coded(base: bytes, target: bytes, place: Place, records: list[Record], way: int) -> bytes:
     """The program, its skeleton coded in the way wanted."""
     with np.errstate(all="ignore"):  # there are NaNs among the numbers
-        program = writer.encode(Reading(base), target, place, records, 3, False)[0]
+        program = writer.encode(Reading(base), target, [place], records, 3, False)[0]
     opened = body.open_body(program, place.offset, len(target))
     known = body.Known(Operands(Reading(base)), place, records)
     between = body.outside(target, records)
@@ -296,14 +296,15 @@ def _coded(base: bytes, target: bytes, place: Place, records: list[Record], way:
         0: lambda: between,
         1: lambda: streams.compress_patch(between, known.rest, ((0, len(known.rest)),), 3).coded,
         2: lambda: streams.compress_patch(between, known.whole, ((0, len(known.whole)),), 3).coded,
-        3: lambda: _modelled(known.rest, between),
+        3: lambda: _modelled(skeleton.code, known.rest, between),
+        4: lambda: _modelled(tracking.code, known.rest, between),
     }
     frame = bytes([way]) + ways[way]()
     assert bytes(skeletons.decode(known, frame, len(between))) == between
     return program[: len(program) - len(opened.skeleton)] + frame
 
 
-def _modelled(rest: bytes, between: bytes) -> bytes:
+def _modelled(code: Callable[[Coder, bytes, int, bytes], bytes], rest: bytes, between: bytes) -> bytes:
     coder = Coder(limit=250, budget=decisions(len(between)))
-    skeleton.code(coder, rest, len(between), between)
+    code(coder, rest, len(between), between)
     return coder.finish()

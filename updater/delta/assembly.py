@@ -171,7 +171,7 @@ def program_block(program: ProgramBytes, length: int, block_offset: int) -> Enco
     payload = streams.encode_table(table, block_offset)
     return Encoded(
         payload,
-        frozenset({"program"}),
+        frozenset({"program", "tracking"} if program.tracks else {"program"}),
         len(table),
         len(listing) + len(data),
         1,

@@ -96,7 +96,7 @@ def decode_block(
         elif isinstance(item, Program):
             offset = block.target_offset + block.target_length - left - item.length
             data = opened.readers[item.stream].view(item.size)
-            write(program.run(read_base, data, offset, item.length))
+            write(program.run(read_base, data, offset, item.length, "tracking" in features))
         else:
             base = None
             if item.predictor != PLAIN:

@@ -87,7 +87,7 @@ def decode_block(block: Block, features: list[str], base: bytes) -> bytes:
             size, length = positive(listing), positive(listing)
             check(length <= room, "a program writes beyond its block")
             data = streams[number].take(size)
-            out += run_program(data, block.offset + len(out), length, base)
+            out += run_program(data, block.offset + len(out), length, base, "tracking" in features)
         else:
             check(False, f"the opcode {opcode} is not known", UNSUPPORTED)
             length = 0

@@ -48,6 +48,11 @@ class Place:
     history: int = 0
 
 
+def bucket(run: int) -> int:
+    """The context that the length of an agreement makes."""
+    return run if run < 16 else 12 + min(14, run.bit_length())
+
+
 class Mixer:
     """Codes one byte at a time by twelve mixed models."""
 
@@ -127,8 +132,7 @@ class Skeleton:
         if best.run < MATCH:
             sure = -1
         agree = 2 if first == second else 1 if second >= 0 else 0
-        bucket = best.run if best.run < 16 else 12 + min(14, best.run.bit_length())
-        if sure >= 0 and self.coder.bit("hit", which, agree, bucket, best.history & 3):
+        if sure >= 0 and self.coder.bit("hit", which, agree, bucket(best.run), best.history & 3):
             byte = sure
         else:
             byte = self._mixed(here, first, second, sure)
@@ -139,11 +143,14 @@ class Skeleton:
 
     def _look(self, here: int) -> None:
         at = self.seen.get(bytes(self.out[here - MATCH : here]), -1)
+        self.found = Place(at, self._agreement(at, here))
+
+    def _agreement(self, at: int, here: int) -> int:
+        """How many bytes before a place are those before `here`."""
         run = 0
-        if at >= 0:
-            while run < LONG and at - 1 - run >= 0 and self.out[at - 1 - run] == self.out[here - 1 - run]:
-                run += 1
-        self.found = Place(at, run)
+        while run < LONG and at - 1 - run >= 0 and self.out[at - 1 - run] == self.out[here - 1 - run]:
+            run += 1
+        return run
 
     def _move(self, first: int, second: int, byte: int) -> None:
         aligned, found = self.aligned, self.found
@@ -163,6 +170,15 @@ class Skeleton:
     def _word(self, place: int) -> int:
         return int.from_bytes(self.out[place : place + 4], "little") if place >= 0 else 0
 
+    def _special(self, here: int, guess: int, _: int) -> tuple[int, int]:
+        """The contexts of models 9 and 10: four-byte numbers that go on as before."""
+        place, lane = self.aligned.at, (here - self.edge) & 3
+        last, older = self._word(here - 4 - lane), self._word(here - 8 - lane)
+        line = ((2 * last - older) >> (8 * lane)) & 255
+        moved = ((self._word(place - lane) + last - self._word(place - lane - 4)) >> (8 * lane)) & 255
+        four = self.out[here - 4] if here >= 4 else 0
+        return moved << 3 | lane << 1 | (1 if moved == guess else 0), line << 10 | lane << 8 | four
+
     def _mixed(self, here: int, first: int, second: int, sure: int) -> int:
         out, place, run = self.out, self.aligned.at, self.found.run
         guess = max(first, 0)
@@ -170,9 +186,6 @@ class Skeleton:
         before = out[place - 1] if place > 0 else 0
         one, two, three, four = (out[here - back] if here >= 4 else 0 for back in (1, 2, 3, 4))
         lane = (here - self.edge) & 3
-        last, older = self._word(here - 4 - lane), self._word(here - 8 - lane)
-        line = ((2 * last - older) >> (8 * lane)) & 255
-        moved = ((self._word(place - lane) + last - self._word(place - lane - 4)) >> (8 * lane)) & 255
         miss = 1 if sure >= 0 else 0
         state = min(self.aligned.run, 3) << 2 | min(run, 15) >> 2
         contexts = (
@@ -185,8 +198,7 @@ class Skeleton:
             four << 10 | lane << 8 | one,
             guess << 16 | after << 8 | before,
             (second + 1) << 5 | min(run, 24),
-            moved << 3 | lane << 1 | (1 if moved == guess else 0),
-            line << 10 | lane << 8 | four,
+            *self._special(here, guess, miss),
             (sure + 1) << 3 | lane,
         )
         if miss:

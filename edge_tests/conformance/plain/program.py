@@ -38,8 +38,8 @@ from edge_tests.conformance.plain.table import Table, read_tables
 MOST_TABLES = 1024
 
 
-def run_program(data: bytes, offset: int, length: int, base: bytes) -> bytes:
-    """The bytes that a program writes at `offset` of the target."""
+def run_program(data: bytes, offset: int, length: int, base: bytes, tracks: bool) -> bytes:
+    """The bytes that a program writes at `offset` of the target; `tracks`: the feature tracking is named."""
     reader = Reader(data, "a program")
     record_bytes, row_bytes = reader.varint(), reader.varint()
     begin, size = offset + reader.signed(), reader.varint()
@@ -62,7 +62,8 @@ def run_program(data: bytes, offset: int, length: int, base: bytes) -> bytes:
         run.open_pools(tables, stream, raw_sizes, raw)
     run.decode()
     window = Window(base[begin : begin + size] if size else b"", begin)
-    between = decode_skeleton(skeleton, length - sum(record.length for record in records), window, records)
+    size = length - sum(record.length for record in records)
+    between = decode_skeleton(skeleton, size, window, records, tracks)
     return run.joined(between, length)
 
 

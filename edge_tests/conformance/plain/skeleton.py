@@ -10,8 +10,9 @@ from edge_tests.conformance.plain.byte_model import MODEL_LIMIT, Mixer, Skeleton
 from edge_tests.conformance.plain.fault import OVER_LIMIT, check
 from edge_tests.conformance.plain.record import REDUCED, Record, bytes_of
 from edge_tests.conformance.plain.stream import decode_frame
+from edge_tests.conformance.plain.tracking import Tracked
 
-RAW, ZSTD_REST, ZSTD_WHOLE, MODEL = 0, 1, 2, 3
+RAW, ZSTD_REST, ZSTD_WHOLE, MODEL, TRACKED = 0, 1, 2, 3, 4
 
 
 @dataclass
@@ -42,11 +43,11 @@ def rest_of(window: Window, records: list[Record]) -> bytes:
     return rest + window.data[last:]
 
 
-def decode_skeleton(data: bytes, size: int, window: Window, records: list[Record]) -> bytes:
-    """`size` bytes."""
+def decode_skeleton(data: bytes, size: int, window: Window, records: list[Record], tracks: bool) -> bytes:
+    """`size` bytes; `tracks`: the feature tracking is named."""
     check(len(data) >= 1, "a program has no skeleton")
     way, body = data[0], data[1:]
-    check(way <= MODEL, "a skeleton is coded in a way that is not known")
+    check(way <= MODEL or (way == TRACKED and tracks), "a skeleton is coded in a way that is not known")
     if way == RAW:
         check(len(body) == size, "a skeleton has another size")
         return body
@@ -58,6 +59,6 @@ def decode_skeleton(data: bytes, size: int, window: Window, records: list[Record
     check(size <= limits.MAX_MODELLED_BYTES, "a skeleton models too many bytes", OVER_LIMIT)
     check(len(rest) <= limits.MAX_MODEL_WINDOW_BYTES, "a skeleton looks at too many bytes", OVER_LIMIT)
     coder = Arithmetic(body, MODEL_LIMIT, budget(size))
-    out = Skeleton(Mixer(coder), coder, rest).decode(size)
+    out = (Tracked if way == TRACKED else Skeleton)(Mixer(coder), coder, rest).decode(size)
     coder.end()
     return out

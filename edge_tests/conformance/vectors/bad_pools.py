@@ -215,6 +215,20 @@ def skeletons() -> Iterator[Made]:
     yield of(
         "skeleton-window-another", "A frame that refers beyond its window.", frame, *damaged, window=(0, 9)
     )
+    parts = Parts(programs.code([], 9, 0))
+    features = ("program", "tracking")
+    for name, about, sent, named in (
+        ("tracked-unnamed", "The header does not name the feature tracking.", b"\4\0\0", features[:1]),
+        ("unknown-5", "A way without a meaning; the header names every feature.", b"\5\0\0", features),
+        (
+            "tracked-long",
+            "A skeleton along the base, with bytes that no decision needs.",
+            b"\4" + bytes(30),
+            features,
+        ),
+    ):
+        data = programs.delta(None, bytes(9), replace(parts, frame=sent).encode(), named)
+        yield Made(f"skeleton-{name}", about, None, data, None, (INVALID,))
     size = limits.MAX_MODELLED_BYTES + 1
     large = Parts(programs.code([], size, 0), frame=b"\3" + bytes(99))
     data = programs.delta(None, bytes(size), large.encode())

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from edge_tests.conformance.vectors import build
-from updater.delta.program import body, run, skeleton, skeletons, writer
+from updater.delta.program import body, run, skeleton, skeletons, tracking, writer
 from updater.delta.program.arithmetic import Coder, decisions
 from updater.delta.program.body import Place
 from updater.delta.program.operands import Operands, ProgramError
 from updater.delta.program.records import KINDS, Record, RowBits, Share, code_records
 from updater.delta.varint import Reader
 
-RAW, ZSTD, ZSTD_WHOLE, MODEL = range(4)
+RAW, ZSTD, ZSTD_WHOLE, MODEL, TRACKED = range(5)
 _UNBOUNDED = 1 << 40  # bytes of target, whose share of the base no record exceeds
 ReadBase = Callable[[int, int], bytes]
 Tamper = Callable[[str, object, int], int]  # (kind of value, context, value) -> the value to write
@@ -146,7 +146,7 @@ def encode(
     place = Place(offset, len(target), start, length)
     copies = [replace(record) for record in records]
     with np.errstate(all="ignore"):
-        program, _ = writer.encode(reader_of(base), target, place, copies, 19, False)
+        program = writer.encode(reader_of(base), target, [place], copies, 19, False)[0]
     parts = take_apart(program, len(target), offset)
     if window is None:
         parts = replace(parts, frame=bytes([RAW]) + body.outside(target, list(records)))
@@ -162,13 +162,14 @@ def known(
 
 
 def skeleton_frame(way: int, of: body.Known, between: bytes) -> bytes:
-    """A skeleton coded in one of the four ways."""
+    """A skeleton coded in one of the five ways."""
     if way == RAW:
         return bytes([RAW]) + between
-    if way == MODEL:
+    if way in (MODEL, TRACKED):
         coder = Coder(limit=skeletons._VISITS, budget=decisions(len(between)))
-        skeleton.code(coder, of.rest, len(between), between)
-        return bytes([MODEL]) + coder.finish()
+        code = skeleton.code if way == MODEL else tracking.code
+        code(coder, of.rest, len(between), between)
+        return bytes([way]) + coder.finish()
     return bytes([way]) + build.frame(between, of.rest if way == ZSTD else of.whole)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from edge_tests.conformance.vectors import build, programs
@@ -11,6 +11,42 @@ from edge_tests.conformance.vectors.samples import NUMBERS, PLACES, TEXT, noise
 from edge_tests.conformance.vectors.valid_programs import same
 from updater.delta.program import records as ops
 from updater.delta.program.records import Record
+
+
+def _graph(prefix: bytes, nodes: Iterable[int]) -> bytes:
+    """What a graph looks like: names behind their lengths, in nodes behind theirs."""
+    out = b""
+    for node in nodes:
+        names = [prefix + b"block.%d.%s" % (node, part) for part in (b"weight", b"bias", b"output")]
+        inside = b"".join(bytes([10, len(name)]) + name for name in names)
+        out += bytes([18, len(inside)]) + inside
+    return out
+
+
+def tracked(noise: bytes) -> Iterator[Made]:
+    """Skeletons coded along the base."""
+    features = ("program", "tracking")
+    base = noise + _graph(b"model.branch.", range(20)) + NUMBERS[:200]
+    for name, about, target in (
+        ("shorter", "Names that lose their beginning.", _graph(b"", range(20))),
+        ("longer", "Names that get another beginning.", _graph(b"the.model.branch.", range(20)) + noise),
+        ("back", "Nodes in another order.", _graph(b"model.", (9, 10, 11, 3, 4, 5, 17, 18, 19, 0, 1))),
+    ):
+        of = programs.known(base, [], len(target), (0, len(base)))
+        frame = programs.skeleton_frame(programs.TRACKED, of, target)
+        parts = programs.Parts(programs.code([], len(target), 0), (0, len(base)), frame=frame)
+        yield Made(
+            f"skeleton-tracked-{name}",
+            about,
+            base,
+            programs.delta(base, target, parts.encode(), features),
+            target,
+        )
+    target = _graph(b"model.", range(8)) + noise
+    frame = programs.skeleton_frame(programs.TRACKED, programs.known(b"", [], len(target), (0, 0)), target)
+    parts = programs.Parts(programs.code([], len(target), 0), frame=frame)
+    data = programs.delta(None, target, parts.encode(), features)
+    yield Made("skeleton-tracked-without-base", "Coded along a base that is not there.", None, data, target)
 
 
 def made() -> Iterator[Made]:
@@ -56,6 +92,7 @@ def made() -> Iterator[Made]:
         programs.delta(None, text, parts.encode()),
         text,
     )
+    yield from tracked(noise(40, 4))
     offset = 30
     body = NUMBERS[40:100] + text
     of = programs.known(NUMBERS, [], len(body), (20, 200), offset)

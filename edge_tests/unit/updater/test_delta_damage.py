@@ -77,6 +77,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     many = random.integers(-90, 90, 1200).astype(np.int8)
     dense = (many, (many + random.integers(-2, 3, 1200)).astype(np.int8))
     text = (b"a name and its number 1234, " * 20, b"a name and its number 1235, " * 20 + b"and one more")
+    nodes = [
+        b"".join(b"\n%c%s.block.%d.weight" % (len(name) + 16, name, node) for node in range(9))
+        for name in (b"model", b"main")
+    ]
     found = [
         make(tmp, None, b"full copy " * 30),
         make(tmp, BASE, BASE[100:350] + b"between" + BASE[:300]),
@@ -86,6 +90,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
         make(tmp, tuned[0].tobytes(), tuned[1].tobytes(), "float32", effort="default"),
         make(tmp, dense[0].tobytes(), dense[1].tobytes(), "int8", effort="default"),
         make(tmp, text[0], text[1], effort="default"),
+        make(tmp, nodes[0] * 2, nodes[1] * 2, effort="default"),
     ]
     features = {name for sample in found for name in read(sample.data)[0].features}
     assert features == set(delta.FEATURES)

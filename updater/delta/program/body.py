@@ -80,10 +80,10 @@ class Known:
     @cached_property
     def rest(self) -> bytes:
         """The window without the arrays that records read."""
-        return outside(self.whole, _shadow(self._records, self._place))
+        return outside(self.whole, shadow(self._records, self._place))
 
 
-def _shadow(records: list[Record], place: Place) -> list[Record]:
+def shadow(records: list[Record], place: Place) -> list[Record]:
     """The parts of the window that records read as arrays: those bytes are no use to the skeleton."""
     ranges = []
     for record in records:

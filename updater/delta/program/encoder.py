@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
-from updater.delta.program import arrange, pairing, parts, planner, reader, scales, writer, zeroing
+from updater.delta.program import arrange, pairing, parts, planner, reader, scales, windows, writer, zeroing
 from updater.delta.program.arrange import Known
-from updater.delta.program.body import Place
+from updater.delta.program.body import Place, outside
 from updater.delta.program.operands import Operands, ProgramError
 from updater.delta.program.records import F32
 from updater.formats.span import TensorSpan
@@ -40,6 +40,7 @@ class ProgramBytes:
         entropy_bytes: what the pools would take at the entropy of their symbols.
         predicted: bytes of the block that follow from the base.
         covered: bytes of the block that are elements of records.
+        tracks: whether its skeleton is coded along the base, which a header must name.
     """
 
     data: bytes
@@ -47,6 +48,7 @@ class ProgramBytes:
     entropy_bytes: float
     predicted: int
     covered: int
+    tracks: bool = False
 
 
 class ProgramEncoder:
@@ -75,6 +77,7 @@ class ProgramEncoder:
         new, self._follows = planner.items_of(target, target_spans)
         with np.errstate(all="ignore"):
             self._items = pairing.pair(old, new)
+        self._arrays = windows.arrays_of([(span.offset, span.length) for span in base_spans])
         scales.link(self._items)
         zeroing.mark(self._items)
         places: dict[bytes, int] = {}
@@ -109,12 +112,14 @@ class ProgramEncoder:
         found: list[ProgramBytes] = []
         for records in ways:
             try:
-                program, packed = writer.encode(
-                    self._read, target, place, records, self._level, self._thorough
+                skeleton = outside(target, records)
+                places = [place, *windows.others(self._base, self._arrays, place, records, skeleton)]
+                program, packed, tracks = writer.encode(
+                    self._read, target, places, records, self._level, self._thorough
                 )
                 predicted = sum(record.length for record in records if record.based)
                 covered = sum(record.length for record in records)
-                found.append(ProgramBytes(program, packed.size, packed.entropy, predicted, covered))
+                found.append(ProgramBytes(program, packed.size, packed.entropy, predicted, covered, tracks))
             except ProgramError:  # decoders would refuse it
                 continue
         if not found:

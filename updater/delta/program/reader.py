@@ -50,13 +50,15 @@ def ordered(record: Record) -> bool:
     return record.op in (FLOAT, CAST, STEPPED) or (record.op in ZEROING and record.dtype != I8)
 
 
-def decode(read: ReadBase, data: bytes | memoryview, offset: int, length: int) -> memoryview:
-    """The `length` bytes of the target at `offset` that a program writes.
+def decode(
+    read: ReadBase, data: bytes | memoryview, offset: int, length: int, tracks: bool = True
+) -> memoryview:
+    """The `length` bytes of the target at `offset` that a program writes; `tracks`: see `skeletons.decode`.
 
     Raises ProgramError, or another arithmetic or look-up error, for what no encoder writes; SluiceError as
     `read` and `open_body` do.
     """
-    return Reader(body.open_body(data, offset, length), read).run()
+    return Reader(body.open_body(data, offset, length), read, tracks).run()
 
 
 class Reader:
@@ -65,10 +67,11 @@ class Reader:
     Args:
         opened: the program.
         read: gives bytes of the base.
+        tracks: whether the skeleton may be coded along the base.
     """
 
-    def __init__(self, opened: Opened, read: ReadBase) -> None:
-        self._opened = opened
+    def __init__(self, opened: Opened, read: ReadBase, tracks: bool = True) -> None:
+        self._opened, self._tracks = opened, tracks
         self._records = opened.records
         self._block = np.empty(opened.place.length, dtype=np.uint8)
         self._out = self._block.data
@@ -223,7 +226,7 @@ class Reader:
         opened = self._opened
         size = opened.place.length - sum(record.length for record in opened.records)
         known = body.Known(self._values.base, opened.place, opened.records)
-        between = np.frombuffer(skeletons.decode(known, opened.skeleton, size), dtype=np.uint8)
+        between = np.frombuffer(skeletons.decode(known, opened.skeleton, size, self._tracks), dtype=np.uint8)
         if len(between) != size:
             raise ProgramError("a program's skeleton has another size than its records leave")
         end = used = 0

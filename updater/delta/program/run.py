@@ -9,7 +9,9 @@ from updater.delta.program import reader
 from updater.delta.program.operands import LimitError, ReadBase
 
 
-def run(read: ReadBase, data: bytes | memoryview, offset: int, length: int) -> memoryview:
+def run(
+    read: ReadBase, data: bytes | memoryview, offset: int, length: int, tracks: bool = True
+) -> memoryview:
     """The `length` bytes of the target at `offset`.
 
     Args:
@@ -17,12 +19,13 @@ def run(read: ReadBase, data: bytes | memoryview, offset: int, length: int) -> m
         data: the program.
         offset: where it writes; addresses of the base are counted from there.
         length: bytes that it must write.
+        tracks: whether the header names the feature `tracking`.
 
     Raises SluiceError(DELTA_INVALID | DELTA_CORRUPT) and what `read` raises.
     """
     try:
         with np.errstate(all="ignore"):
-            return reader.decode(read, data, offset, length)
+            return reader.decode(read, data, offset, length, tracks)
     except LimitError as error:
         raise faults.over_limit(error.what, error.value, error.limit) from error
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:

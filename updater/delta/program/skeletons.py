@@ -1,4 +1,4 @@
-"""The bytes between records: as they are, by zstd against the base's, or by the byte model.
+"""The bytes between records: as they are, by zstd against the base's, or by the byte model, in two ways.
 
 The base's bytes are known in two ways: without the arrays that records read, and whole.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from updater import limits
 from updater.delta import streams
-from updater.delta.program import skeleton
+from updater.delta.program import skeleton, tracking
 from updater.delta.program.arithmetic import Coder, CoderError, decisions
 from updater.delta.program.body import Known
 from updater.delta.program.operands import ProgramError, within
 
-_RAW, _ZSTD, _ZSTD_WHOLE, _MODEL = range(4)
+_RAW, _ZSTD, _ZSTD_WHOLE, _MODEL, TRACKED = range(5)
+_CODERS = {_MODEL: skeleton.code, TRACKED: tracking.code}
 _WORTH = 6 << 10  # beyond, as zstd codes it, plain Python takes boxes seconds
 _NOISE = 0.9  # share that zstd leaves of what nothing makes smaller
 _WORTH_THOROUGH = 16 << 10
@@ -38,17 +39,18 @@ def encode(known: Known, target: bytes, level: int, thorough: bool) -> bytes:
     worth = _WORTH_THOROUGH if thorough else _WORTH
     smallest = min(map(len, ways))
     if base != target and fits and smallest <= worth and smallest < _NOISE * len(target):
-        coder = Coder(limit=_VISITS, budget=decisions(len(target)))
-        try:
-            skeleton.code(coder, base, len(target), target)
-            ways.append(bytes([_MODEL]) + coder.finish())
-        except CoderError:  # it would take decoders too long
-            pass
+        for way, code in _CODERS.items():
+            coder = Coder(limit=_VISITS, budget=decisions(len(target)))
+            try:
+                code(coder, base, len(target), target)
+                ways.append(bytes([way]) + coder.finish())
+            except CoderError:  # it would take decoders too long
+                pass
     return min(ways, key=len)
 
 
-def decode(known: Known, frame: bytes, size: int) -> bytes:
-    """The inverse of `encode`: `size` bytes.
+def decode(known: Known, frame: bytes, size: int, tracks: bool = True) -> bytes:
+    """The inverse of `encode`: `size` bytes; without `tracks` the way of that name is not known.
 
     Raises ProgramError, SluiceError(DELTA_CORRUPT | DELTA_INVALID).
     """
@@ -59,11 +61,12 @@ def decode(known: Known, frame: bytes, size: int) -> bytes:
         window = known.rest if way == bytes([_ZSTD]) else known.whole
         stream = streams.Stream(streams.PATCH, size, body, ((0, len(window)),))
         return streams.decode(stream, lambda offset, length: window[offset : offset + length])
-    if way != bytes([_MODEL]):
+    code = _CODERS.get(frame[0]) if frame and (tracks or frame[0] != TRACKED) else None
+    if code is None:
         raise ProgramError("a skeleton is coded in a way that is not known")
     within("modelled bytes", size, limits.MAX_MODELLED_BYTES)
     within("bytes of base for the byte model", len(known.rest), limits.MAX_MODEL_WINDOW_BYTES)
     coder = Coder(body, _VISITS, decisions(size))
-    out = skeleton.code(coder, known.rest, size, None)
+    out = code(coder, known.rest, size, None)
     coder.end()
     return out

@@ -6,6 +6,7 @@ that a reader would refuse.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,14 @@ Array = NDArray[Any]
 
 
 def encode(
-    read: ReadBase, target: bytes, place: Place, records: list[Record], level: int, thorough: bool
-) -> tuple[bytes, Packed]:
-    """The program that writes `target`, and its pools. Raises ProgramError when readers would not take it."""
+    read: ReadBase, target: bytes, places: Sequence[Place], records: list[Record], level: int, thorough: bool
+) -> tuple[bytes, Packed, bool]:
+    """The program that writes `target`, its pools, and whether its skeleton tracks the base.
+
+    Of the places, which differ in their windows, none longer than the first one's, the best is taken.
+    Raises ProgramError when readers would not take it.
+    """
+    place = places[0]
     coder = Coder(limit=body.RECORD_LIMIT, budget=decisions(len(target)))
     rows, share = RowBits(), Share(len(target))
     share.add(place.window_length)
@@ -58,11 +64,14 @@ def encode(
             _put(found, values, number, groups.get(number, 0), values.stored(number))
     packed = pools.encode(found, decisions(len(target)))
     coded = coder.finish()
-    start = body.encode_head(place, len(coded), len(named), packed)
-    known = body.Known(base, place, records)
-    frame = skeletons.encode(known, body.outside(target, records), level, thorough)
-    parts = (start, coded, named, *packed.tables.values(), packed.stream, packed.raw, frame)
-    return b"".join(parts), packed
+    skeleton = body.outside(target, records)
+    ways = []
+    for place in places:
+        frame = skeletons.encode(body.Known(base, place, records), skeleton, level, thorough)
+        ways.append((body.encode_head(place, len(coded), len(named), packed), frame))
+    head, frame = min(ways, key=lambda parts: len(parts[0]) + len(parts[1]))
+    parts = (head, coded, named, *packed.tables.values(), packed.stream, packed.raw, frame)
+    return b"".join(parts), packed, frame[0] == skeletons.TRACKED
 
 
 def _put(found: dict[str, Pool], values: Values, number: int, group: int, wanted: Array) -> None:
