@@ -1,14 +1,15 @@
 """Codes one block of the target several ways and keeps the smallest.
 
 Ways: tensors each by their cheapest predictor, with planes in streams of their own or shared; the whole
-block as a patch; that with long runs as copies; a program for all of it; the bytes as they are. What
-decoders would refuse is never kept.
+block as a patch; that with long runs as copies; the block, or what no tensor covers, as differences from
+bytes of the base that are nearly the same; a program for all of it; the bytes as they are. What decoders
+would refuse is never kept.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from updater.delta import assembly, streams
 from updater.delta.assembly import Coding, Encoded, Window
 from updater.delta.candidates import Estimator, choose
 from updater.delta.contents import RUN_BYTES, ContentIndex
+from updater.delta.differences import Differences
 from updater.delta.elements import BYTES
 from updater.delta.instructions import PLAIN
 from updater.delta.plan import Piece
@@ -26,6 +28,7 @@ from updater.delta.program.encoder import ProgramBytes, ProgramEncoder
 Bytes = NDArray[np.uint8]
 
 _QUICK_LEVEL = 3
+_TRIVIAL_BYTES = 128  # a payload below this is not worth another way
 _TINY_BYTES = 16 << 10  # payloads below this are always compared with a patch of the whole block
 _SURE = 0.9  # share of a block that its program predicts from the base, above which no other way is tried
 _AHEAD = 0.97  # of what fast zstd leaves: a program below that is kept where records cover the block
@@ -84,12 +87,16 @@ class BlockEncoder:
             referring = [self._without_plain(coding) for coding in codings]
             if referring != codings:
                 found.append(self._assembled(referring))
-        if self._generic_may_win(data, min(len(block.payload) for block in found)):
+        least = min(len(block.payload) for block in found)
+        generic = self._generic_may_win(data, least)
+        if generic:
             whole = Coding(Piece(offset, length, BYTES, None, False, False), None)
             found.append(self._assembled([whole]))
             parts = self._split(whole)
             if len(parts) > 1:
                 found.append(self._assembled(parts))
+        if least > _TRIVIAL_BYTES and (self._thorough or generic):
+            found += self._nearly(codings, data)
         if program is not None:
             found.append(assembly.program_block(program, length, offset))
         return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))
@@ -123,6 +130,22 @@ class BlockEncoder:
                 parts.append(Coding(Piece(piece.offset + start, length, BYTES, origin, True, False), None))
             end = start + length
         return parts
+
+    def _nearly(self, codings: Sequence[Coding], data: bytes) -> Iterator[Encoded]:
+        """The block as differences from nearly equal bytes: all of it, and where it would be literals."""
+        offset = codings[0].piece.offset
+        window, ranges = self._window(data)
+        differences = Differences(
+            self._base, self._target, offset, data, window, ranges, thorough=self._thorough
+        )
+        if not differences.stretches:
+            return
+        ways = [[Coding(Piece(offset, len(data), BYTES, None, False, False), None)]]
+        if any(coding.candidate is not None for coding in codings):
+            ways.append(list(codings))
+        for way in ways:
+            coded = differences.code(way, self._estimator.plain)
+            yield self._assembled(coded, own_bytes=len(data) + 1)
 
     def _assembled(self, codings: Sequence[Coding], own_bytes: int = assembly.OWN_STREAM_BYTES) -> Encoded:
         return assembly.encode_block(codings, self._target, self._level, self._window, own_bytes)
