@@ -242,7 +242,19 @@ class Signing:
                 published = client.get_metadata(role)
                 if not published or read(role, published).signed.version < mine.signed.version:
                     ready.append((role, data))
+        if any(self._holds_back(item.role) for item in waiting):
+            ready = [(role, data) for role, data in ready if role != TARGETS]
         return ready, waiting
+
+    def _holds_back(self, role: str) -> bool:
+        """Whether targets that leave models to a role cannot be published before that role has signed.
+
+        Devices take a delegation only together with something that its keys signed.
+        """
+        if role in (ROOT, TARGETS):
+            return False
+        known = self.directory.published(role)
+        return known is None or not self._complete(role, known)
 
     # Versions.
 

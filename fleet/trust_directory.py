@@ -33,6 +33,7 @@ from updater.trust.documents import (
     read,
     read_root,
     read_targets,
+    require,
     root_signatures,
     sign,
     signatures,
@@ -218,6 +219,23 @@ class TrustDirectory:
     def _write_pending(self, role: str, document: Metadata[Any]) -> None:
         self._make(self._pending)
         write_atomic(self.pending_path(role), write(document))
+
+    def take(self, role: str, document: Document) -> None:
+        """Keeps a document that another operator prepared, with its signatures.
+
+        Raises SluiceError(SIGNATURE_INVALID | METADATA_ROLLED_BACK) unless it may follow what is published.
+        """
+        require(self.needed(role, document), role)
+        before = self.published(role)
+        if before is not None and document.signed.version <= before.signed.version:
+            raise SluiceError(
+                errors_pb2.METADATA_ROLLED_BACK,
+                f"{role} version {document.signed.version} does not follow the published"
+                f" {before.signed.version}",
+                hint="ask for the newest",
+                obj=role,
+            )
+        self._write_pending(role, document)
 
     def drop(self, role: str) -> None:
         """Forgets a pending change; absent ones are no error."""

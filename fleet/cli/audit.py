@@ -21,6 +21,7 @@ from updater.atomic import replace_atomic
 from updater.errors import os_errors
 
 DEFAULT_NEWEST = 100
+_ABOUT = ("id", "name", "model", "version")  # of a request: shown without their keys
 
 
 @click.group("audit", cls=Group)
@@ -63,16 +64,16 @@ def _rows(records: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
         event, outcome = record.get("event"), str(record.get("outcome", ""))
         if event == "outcome" and record["call"] in listed:
             continue
-        if event == "call":
+        if event == "call" and not outcome:  # that of an enrolment has its own
             outcome = outcomes.get(record["sequence"], "unknown")
         if "count" in record:
             outcome = f"denied {record['count']} times"
         who = _who(str(record.get("caller") or record.get("address") or "-"))
-        on = str(record.get("object") or _brief(record.get("request")) or record.get("message", ""))
+        on = _who(str(record.get("object") or _brief(record.get("request")) or record.get("message", "")))
         if event == "outcome":
             on = f"record {record['call']}"  # the call itself is older than what was asked for
         what = str(record.get("method") or event).rpartition(".")[2]
-        yield str(record["time"])[:19].replace("T", " "), who, what, on, outcome
+        yield str(record["time"])[5:19].replace("T", " "), who, what, on, outcome
 
 
 def _who(caller: str) -> str:
@@ -81,10 +82,13 @@ def _who(caller: str) -> str:
 
 
 def _brief(request: Any) -> str:
-    """Such as "id=pi-7 set=site=mill"."""
+    """Such as "pi-7 set=site=mill": what it is about first, for the end may be cut."""
     if not isinstance(request, dict):
         return str(request or "")
-    return " ".join(f"{key}={_value(value)}" for key, value in request.items())[:120]
+    about = [str(request[key]) for key in _ABOUT if key in request]
+    return " ".join([*about, *(f"{key}={_value(request[key])}" for key in request if key not in _ABOUT)])[
+        :120
+    ]
 
 
 def _value(value: Any) -> str:

@@ -39,6 +39,7 @@ from updater.trust.documents import (
     TIMESTAMP,
     read,
     read_targets,
+    write,
 )
 from updater.trust.keys import fingerprint, parse_key_file, parse_public_key
 
@@ -259,10 +260,18 @@ def sign(
     """Add this operator's signatures to metadata that another prepared.
 
     FILE is named after its role. What it changes is shown first; the file is written with the signatures, to
-    be sent back or on.
+    be sent back or on. For a role that was delegated just now, put the targets.json that does so beside it.
     """
     place = open_directory(directory)
     role = file.stem
+    beside = file.with_name(f"{TARGETS}.json")
+    if role not in (ROOT, TARGETS) and beside != place.pending_path(TARGETS) and beside.is_file():
+        with os_errors("reading", beside):
+            delegating = read(TARGETS, beside.read_bytes())
+        if place.published_bytes(TARGETS) != write(delegating):
+            for text in roles.describe(place.published(TARGETS), delegating):
+                session.note(f"{TARGETS}: {text}")
+            place.take(TARGETS, delegating)
     with os_errors("reading", file):
         document = read(role, file.read_bytes())
     before = place.published(role)

@@ -19,6 +19,7 @@ from fleet.signing import Change, Planned, Signing
 from fleet.trust_directory import Signed, TrustDirectory
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
+from updater.trust.documents import ROOT, TARGETS
 from updater.trust.keys import KeyFile, new_key
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -189,8 +190,9 @@ def show(
         lines.append(line(signed_text(state)))
         if not state.complete and directory is not None:
             path = directory.pending_path(state.role)
+            beside = "" if state.role in (ROOT, TARGETS) else ", the targets.json there beside it"
             lines.append(
-                line(f"  let the others run `sluice trust sign {path}`, then `sluice trust publish`")
+                line(f"  let the others run `sluice trust sign {path}`{beside}, then `sluice trust publish`")
             )
     if published:
         lines.append(line("published: devices see it with their next fetch"))

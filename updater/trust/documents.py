@@ -175,4 +175,5 @@ class _no_such_role:  # noqa: N801 - used as a verb
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, ValueError):
-            raise invalid(self._role, f"is not delegated: {error}") from error
+            hint = f"it needs the targets.json that delegates to it: put that beside {self._role}.json"
+            raise invalid(self._role, f"is not delegated: {error}", hint) from error

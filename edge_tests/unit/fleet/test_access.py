@@ -297,5 +297,6 @@ def test_a_box_that_enrols_is_recorded_without_its_token(control: SecureControl)
     denied, enrolled = told(admin, newest=2)
     assert (denied["event"], denied["outcome"]) == ("denied", "TOKEN_INVALID")
     assert (enrolled["event"], enrolled["method"], enrolled["outcome"]) == ("call", "Enrolment.Enrol", "OK")
+    assert enrolled["object"] == f"spiffe://{trust.TRUST_DOMAIN}/device/box"
     assert token not in str(enrolled)
     assert "slt_" not in str(told(admin))

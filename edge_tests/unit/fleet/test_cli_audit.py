@@ -10,6 +10,7 @@ import pytest
 from edge_tests.harness.command import sluice
 from edge_tests.harness.control import ControlPlane
 from fleet.cli import heads
+from fleet.cli.audit import _rows
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_the_list_shows_calls_with_their_outcome(control: ControlPlane) -> None:
         ("operator/tester", "SetRole", "OK"),
         ("operator/tester", "LabelDevice", "DEVICE_UNKNOWN"),
     ]
-    assert "id=nowhere set=a=b" in lines[2]
+    assert "nowhere set=a=b" in lines[2]
     half = sluice("audit", "list", "--newest", 1).expect().out.splitlines()[1].split()
     assert half[2:5] == ["-", "LabelDevice", "record"]
     records = sluice("audit", "list", "--newest", 2, "--json").expect().document["records"]
@@ -114,3 +115,16 @@ def test_what_was_seen_once_must_still_be_there(control: ControlPlane) -> None:
     # What is kept is not silently begun anew either.
     heads.heads_file().write_text("[]")
     assert "CONFIG_INVALID" in sluice("audit", "verify").expect(3).err
+
+
+def test_an_enrolment_is_listed_with_who_was_let_in_and_its_own_outcome() -> None:
+    record = {
+        "address": "10.0.0.7",
+        "event": "call",
+        "method": "Enrolment.Enrol",
+        "object": "spiffe://fleet.test/device/pi-7",
+        "outcome": "OK",
+        "sequence": 1,
+        "time": "2026-11-24T21:03:11.000000Z",
+    }
+    assert list(_rows([record])) == [("11-24 21:03:11", "10.0.0.7", "Enrol", "device/pi-7", "OK")]

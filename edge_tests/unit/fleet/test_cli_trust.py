@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -202,6 +203,42 @@ def test_two_operators_sign_a_root_together(
     assert signed["signed"][0]["complete"]
     assert trust("publish").document["trust"]["root_version"] == 1
     assert trust("verify").document["trust"]["sound"]
+
+
+def test_a_team_gets_models_with_a_key_that_only_it_holds(
+    control: LocalControl, trust: Trust, place: Path, tmp_path: Path
+) -> None:
+    trust("init")
+    team, post = tmp_path / "team", tmp_path / "post"
+    trust("key", "new", "eve", directory=team)
+    trust("key", "export", "eve", "-o", tmp_path / "eve.pub", directory=team)
+    trust("key", "import", "eve", tmp_path / "eve.pub")
+    trust("join", place / "root.json", directory=team)
+    made = trust("delegate", "vision", "--model", "vision-*", "--key", "eve").document["trust"]
+    # Devices take a delegation only with something signed by its keys: both wait for the team.
+    assert not made["published"]
+    assert {item["role"]: item["complete"] for item in made["signed"]} == {"targets": True, "vision": False}
+    assert trust("verify").document["trust"]["sound"]
+    post.mkdir()
+    shutil.copy(place / "pending" / "vision.json", post)
+    refused = trust("sign", post / "vision.json", "--yes", directory=team, code=3).document["error"]
+    assert (refused["reason"], "targets.json" in refused["hint"]) == ("METADATA_INVALID", True)
+
+    forged = json.loads((place / "pending" / "targets.json").read_text())
+    forged["signed"]["version"] += 1
+    (post / "targets.json").write_text(json.dumps(forged))
+    refused = trust("sign", post / "vision.json", "--yes", directory=team, code=10).document["error"]
+    assert refused["reason"] == "SIGNATURE_INVALID"
+
+    shutil.copy(place / "pending" / "targets.json", post)
+    signed = trust("sign", post / "vision.json", "--yes", directory=team).document["trust"]
+    assert signed["signed"][0]["complete"]
+    trust("publish", directory=team)
+    assert trust("verify").document["trust"]["sound"]
+    assert push(control, team, "vision-a", 1) == "vision"
+    with pytest.raises(SluiceError, match="targets signs it"):
+        push(control, team, "other", 1)
+    device(control, place / "root.json", tmp_path / "device").refresh()
 
 
 def test_push_signs_and_without_keys_says_so(
