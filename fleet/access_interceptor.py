@@ -38,7 +38,9 @@ class AccessInterceptor(aio.ServerInterceptor):
         def single(behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
             async def guarded(request: Any, context: Context) -> Any:
                 async with access.call(method, context) as call:
-                    return await behaviour(await given(call, request), context)
+                    response = await behaviour(await given(call, request), context)
+                    call.answered(response)
+                    return response
 
             return guarded
 
@@ -48,6 +50,7 @@ class AccessInterceptor(aio.ServerInterceptor):
                     responses = behaviour(await given(call, request), context)
                     try:
                         async for response in responses:
+                            call.answered(response)
                             yield response
                     finally:
                         await responses.aclose()  # type: ignore[attr-defined]  # an async generator
