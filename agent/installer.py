@@ -14,15 +14,17 @@ the store only by its digest; a version whose files are all here needs no networ
 from __future__ import annotations
 
 import logging
+import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent import update_limits as limits
 from agent.chooser import Box, choose
 from agent.control import CancelledError, Control
+from agent.retry import hinted
 from agent.slots import Installed, Slots
 from agent.state import DesiredModel
 from agent.status_table import size
@@ -325,20 +327,45 @@ class Installer:
             if position:
                 log.info("resuming %s at byte %d of %d", file.path, position, offer.size)
             note(position)
-            for message in self._control.fetch(offer.digest, position, self._device_id, cancelled):
-                if message.offset != position or position + len(message.data) > offer.size:
-                    raise SluiceError(
-                        errors_pb2.DELTA_INVALID,
-                        f"{len(message.data)} bytes of {offer.digest} came for offset {message.offset}"
-                        f" where {position} was due, of {offer.size} in all",
-                        obj=offer.digest,
-                    )
+            for data in self._received(offer, position, note, cancelled):
                 self._check_reserve(file)
-                applier.feed(message.data)
-                position += len(message.data)
+                applier.feed(data)
+                position += len(data)
                 note(position)
             applier.finish()
         self._store.add_file(partial, digest=file.digest, move=True)
+
+    def _received(
+        self, offer: diff_pb2.Offer, position: int, note: Callable[[int], None], cancelled: Callable[[], bool]
+    ) -> Iterator[bytes]:
+        """The delta's bytes from `position` to its end.
+
+        A control plane that has sent enough for now says when to come back: then this goes on where it was.
+        """
+        waits = 0
+        while True:
+            begun = position
+            try:
+                for message in self._control.fetch(offer.digest, position, self._device_id, cancelled):
+                    if message.offset != position or position + len(message.data) > offer.size:
+                        raise SluiceError(
+                            errors_pb2.DELTA_INVALID,
+                            f"{len(message.data)} bytes of {offer.digest} came for offset {message.offset}"
+                            f" where {position} was due, of {offer.size} in all",
+                            obj=offer.digest,
+                        )
+                    position += len(message.data)
+                    yield message.data
+                return
+            except SluiceError as error:
+                waits = waits + 1 if position == begun else 1
+                later = error.reason == errors_pb2.LIMIT_EXCEEDED and error.retry_s > 0
+                if not later or waits > limits.FETCH_WAITS:
+                    raise
+                wait_s = hinted(error.retry_s, random.random())  # noqa: S311 - jitter
+                log.info("waiting %.1f s at byte %d of %d: %s", wait_s, position, offer.size, error.message)
+            note(position)
+            _pause(wait_s, cancelled)
 
     def _partial(self, target: str, delta: str) -> Path:
         """The partial file for this target and delta; those of other deltas to the same target go."""

@@ -389,7 +389,7 @@ class Reconciler:
         """Writes the failure down and sets the time of the next attempt."""
         same = update.reason is not None and cause_of(update.reason) is cause_of(error.reason)
         failures = update.failures + 1 if same else 1
-        decision = decide(error.reason, failures, random.random())  # noqa: S311 - jitter
+        decision = decide(error.reason, failures, random.random(), error.retry_s)  # noqa: S311 - jitter
         self._retry_at[item.model] = time.monotonic() + decision.wait_s
         self._short_of_room.pop(item.model, None)
         if cause_of(error.reason) is Cause.DISK:

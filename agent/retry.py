@@ -14,6 +14,7 @@ import enum
 import random
 from dataclasses import dataclass
 
+from agent.update_limits import HINT_JITTER, HINT_MOST_S
 from sluice.api.v1 import errors_pb2
 from sluice.api.v1.errors_pb2 import ErrorReason
 
@@ -150,19 +151,35 @@ class Decision:
     discard_partial: bool
 
 
-def decide(reason: ErrorReason.ValueType, failures: int, random_value: float) -> Decision:
+def decide(
+    reason: ErrorReason.ValueType, failures: int, random_value: float, hint_s: float = 0.0
+) -> Decision:
     """The answer to a failure.
 
     Args:
         reason: why the attempt failed.
         failures: failures of this cause in a row, this one included; from 1.
         random_value: uniform in [0, 1), for the jitter.
+        hint_s: after how long the control plane said that the same may succeed; 0 when it did not.
     """
     cause = cause_of(reason)
     policy = POLICIES[cause]
     final = bool(policy.attempts) and failures >= policy.attempts
     wait_s = 0.0 if final else jittered(policy.first_s, policy.most_s, failures, random_value)
+    if hint_s and not final:
+        wait_s = max(wait_s, hinted(hint_s, random_value))
     return Decision(final, wait_s, cause in (Cause.DAMAGED, Cause.BASE))
+
+
+def hinted(hint_s: float, random_value: float) -> float:
+    """The wait that the control plane asked for, bounded, and a little more, so that a fleet does not come in
+    step.
+
+    Args:
+        hint_s: what it said, seconds.
+        random_value: uniform in [0, 1).
+    """
+    return min(hint_s, HINT_MOST_S) * (1 + HINT_JITTER * random_value)
 
 
 def wants_full(reason: ErrorReason.ValueType | None, failures: int) -> bool:

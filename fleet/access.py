@@ -41,6 +41,9 @@ from updater.identity import Identity, Kind, Role
 
 Context = aio.ServicerContext[Any, Any]
 DIFF_METHODS = frozenset({"/sluice.api.v1.DiffModel/Plan", "/sluice.api.v1.DiffModel/Describe"})
+DOWNLOADS = frozenset({"/sluice.api.v1.DiffModel/Fetch", "/sluice.api.v1.Audit/ReadRecords"})
+# What a device hears of its desired state is little, and the last that it should wait for.
+NEVER_OWED = frozenset({"/sluice.api.v1.Sync/Connect", "/sluice.api.v1.Sync/Poll"})
 _DENIALS = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
 
 
@@ -134,6 +137,8 @@ class Access:
         if call.method in DIFF_METHODS:
             held.enter_context(usage.diff())
         call.limit(usage, self._clock)
+        if call.method not in NEVER_OWED:
+            usage.answer(self._clock(), download=call.method in DOWNLOADS)
 
 
 class Call:
@@ -186,6 +191,11 @@ class Call:
         elif self._recorded_after:
             self._asked = request
         return request
+
+    def answered(self, response: Message) -> None:
+        """Counts an answer, before it is sent. Raises SluiceError(LIMIT_EXCEEDED) for a download."""
+        if self._usage is not None:
+            self._usage.sent(response.ByteSize(), self._clock(), download=self.method in DOWNLOADS)
 
     async def _begin(self, entry: dict[str, Any]) -> None:
         """Records the beginning. A caller that leaves meanwhile leaves a record with an outcome too."""

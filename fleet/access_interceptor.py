@@ -50,6 +50,7 @@ class AccessInterceptor(aio.ServerInterceptor):
                     responses = behaviour(await given(call, request), context)
                     try:
                         async for response in responses:
+                            call.answered(response)
                             yield response
                     finally:
                         await responses.aclose()  # type: ignore[attr-defined]  # an async generator

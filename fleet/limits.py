@@ -80,21 +80,29 @@ TWIN_FLUSH_S = 1.0  # heartbeats and progress reach the database together, this 
 MAX_OPERATORS = 1000  # with an entry of their own
 
 # What one caller may take (quotas.py). A caller is a device or an operator by its certificate, or an address
-# without one. Rates come back each second up to the burst; bytes are of what the caller sends.
+# without one. Rates come back each second up to the burst; bytes are of what the caller sends, sent bytes of
+# what it is sent.
 DEVICE_REQUESTS_PER_S = 10.0
 DEVICE_REQUESTS_BURST = 100  # an update of many files, after a reconnection
 DEVICE_BYTES_PER_S = 256 << 10
 DEVICE_BYTES_BURST = 64 << 20  # an outbox that filled while the box was away
+DEVICE_SENT_PER_S = 1 << 20  # 90 GB a day; ...
+DEVICE_SENT_BURST = 2 * MAX_FILE_BYTES  # ... and two of the largest files in full, at any speed
 DEVICE_DIFFS = 2  # plans at once: one that waits and the one of its successor
 OPERATOR_REQUESTS_PER_S = 50.0
 OPERATOR_REQUESTS_BURST = 500
 OPERATOR_BYTES_PER_S = 1 << 20  # 90 GB a day; …
 OPERATOR_BYTES_BURST = 64 << 30  # … at any speed until so much was sent
+OPERATOR_SENT_PER_S = 1 << 20
+OPERATOR_SENT_BURST = 64 << 30
 OPERATOR_DIFFS = 32
 ANONYMOUS_REQUESTS_PER_S = 50.0  # a site's boxes that enrol and renew come from one address
 ANONYMOUS_REQUESTS_BURST = 2000
 ANONYMOUS_BYTES_PER_S = 128 << 10
 ANONYMOUS_BYTES_BURST = 8 << 20
+ANONYMOUS_SENT_PER_S = 512 << 10  # certificates of some 4 KB, at the rate of calls
+ANONYMOUS_SENT_BURST = 16 << 20
+SENT_AT_ONCE_BYTES = 32 << 20  # must be there before a download goes on: more than any block of a delta
 LEAST_COUNTED_BYTES = 256  # what a small message counts as
 DIFF_RETRY_S = 1.0  # what a caller with too many plans is told to wait
 MAX_CALLERS = 20_000  # whose use is remembered, a few hundred bytes each

@@ -1,8 +1,12 @@
-"""What one caller may take of the control plane: requests, bytes, deltas worked on at once.
+"""What one caller may take of the control plane: requests, bytes to it and from it, deltas worked on at once.
 
-Each caller has two buckets that fill at a fixed rate up to a burst. What does not fit is refused with the
-time after which it would. The table of callers is bounded: whoever called least recently goes first, with a
-bucket that is full by then or nearly so. Pure but for the table; the caller brings the time.
+Each caller has buckets that fill at a fixed rate up to a burst. What does not fit is refused with the time
+after which it would. Bytes sent to a caller are known only when an answer is made: those of an ordinary call
+are sent, and may leave a debt that the next call waits for; a download stops where the bucket is empty, and
+goes on once it holds SENT_AT_ONCE_BYTES, so that whoever resumes at a block's boundary makes headway.
+
+The table of callers is bounded: whoever called least recently goes first, with a bucket that is full by then
+or nearly so. Pure but for the table; the caller brings the time.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ class Quota:
         requests_per_s: calls; `requests_burst` of them at once after a rest.
         bytes_per_s: of what is sent to the control plane; `bytes_burst` at once after a rest.
         diffs: calls at once that may have deltas computed.
+        sent_per_s: bytes sent by the control plane; `sent_burst` at once after a rest.
     """
 
     requests_per_s: float
@@ -33,6 +38,8 @@ class Quota:
     bytes_per_s: float
     bytes_burst: int
     diffs: int
+    sent_per_s: float
+    sent_burst: int
 
 
 DEVICE = Quota(
@@ -41,6 +48,8 @@ DEVICE = Quota(
     limits.DEVICE_BYTES_PER_S,
     limits.DEVICE_BYTES_BURST,
     limits.DEVICE_DIFFS,
+    limits.DEVICE_SENT_PER_S,
+    limits.DEVICE_SENT_BURST,
 )
 OPERATOR = Quota(
     limits.OPERATOR_REQUESTS_PER_S,
@@ -48,6 +57,8 @@ OPERATOR = Quota(
     limits.OPERATOR_BYTES_PER_S,
     limits.OPERATOR_BYTES_BURST,
     limits.OPERATOR_DIFFS,
+    limits.OPERATOR_SENT_PER_S,
+    limits.OPERATOR_SENT_BURST,
 )
 # All callers of one address together, of those who show no certificate.
 ANONYMOUS = Quota(
@@ -56,6 +67,8 @@ ANONYMOUS = Quota(
     limits.ANONYMOUS_BYTES_PER_S,
     limits.ANONYMOUS_BYTES_BURST,
     0,
+    limits.ANONYMOUS_SENT_PER_S,
+    limits.ANONYMOUS_SENT_BURST,
 )
 
 
@@ -88,13 +101,24 @@ class Bucket:
 
         More than the burst is let through when the bucket is full, and leaves a debt.
         """
+        wait_s = self.wait_s(count, now_s)
+        if not wait_s:
+            self._tokens -= count
+        return wait_s
+
+    def wait_s(self, count: float, now_s: float) -> float:
+        """The seconds until `take` would give them, or the whole burst; 0 when it would now."""
+        self._fill(now_s)
+        return max(0.0, min(count, self._burst) - self._tokens) / self._rate
+
+    def spend(self, count: float, now_s: float) -> None:
+        """Takes them, there or not."""
+        self._fill(now_s)
+        self._tokens -= count
+
+    def _fill(self, now_s: float) -> None:
         self._tokens = min(self._burst, self._tokens + (now_s - self._at_s) * self._rate)
         self._at_s = now_s
-        missing = min(count, self._burst) - self._tokens
-        if missing > 0:
-            return missing / self._rate
-        self._tokens -= count
-        return 0.0
 
 
 class Usage:
@@ -105,6 +129,7 @@ class Usage:
         self._quota = quota
         self._requests = Bucket(quota.requests_per_s, quota.requests_burst, now_s)
         self._bytes = Bucket(quota.bytes_per_s, quota.bytes_burst, now_s)
+        self._sent = Bucket(quota.sent_per_s, quota.sent_burst, now_s)
         self._diffs = 0
 
     def request(self, now_s: float) -> None:
@@ -119,6 +144,28 @@ class Usage:
         wait_s = self._bytes.take(max(count, limits.LEAST_COUNTED_BYTES), now_s)
         if wait_s:
             raise self._over(f"more than {self._quota.bytes_per_s:g} bytes a second", wait_s)
+
+    def answer(self, now_s: float, *, download: bool) -> None:
+        """Before a call is answered: nothing sent before it may be owed, and a download needs a good part.
+
+        Raises SluiceError(LIMIT_EXCEEDED).
+        """
+        wait_s = self._sent.wait_s(limits.SENT_AT_ONCE_BYTES if download else 0, now_s)
+        if wait_s:
+            raise self._over_sent(wait_s)
+
+    def sent(self, count: int, now_s: float, *, download: bool) -> None:
+        """Counts the bytes of one answer, before it is sent.
+
+        Raises SluiceError(LIMIT_EXCEEDED) for a download that has to pause.
+        """
+        if not download:
+            self._sent.spend(count, now_s)
+        elif self._sent.take(count, now_s):
+            raise self._over_sent(self._sent.wait_s(limits.SENT_AT_ONCE_BYTES, now_s))
+
+    def _over_sent(self, wait_s: float) -> SluiceError:
+        return self._over(f"more than {self._quota.sent_per_s:g} bytes a second to be sent to it", wait_s)
 
     @contextmanager
     def diff(self) -> Iterator[None]:

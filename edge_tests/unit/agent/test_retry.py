@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.retry import POLICIES, Backoff, Cause, cause_of, decide, jittered, wants_full
+from agent.retry import POLICIES, Backoff, Cause, cause_of, decide, hinted, jittered, wants_full
+from agent.update_limits import HINT_MOST_S
 from sluice.api.v1 import errors_pb2
 from sluice.api.v1.errors_pb2 import ErrorReason
 
@@ -60,6 +61,15 @@ def test_waits_double_are_capped_and_spread() -> None:
     assert [jittered(1, 300, n, 1.0) for n in (1, 2, 3)] == pytest.approx([1, 2, 4])
     assert jittered(1, 300, 10_000, 1.0) == pytest.approx(300)
     assert jittered(1, 300, 1, 0.0) == pytest.approx(0.1)
+
+
+def test_what_the_control_plane_asks_to_wait_is_waited_within_bounds() -> None:
+    assert hinted(10, 0.0) == 10
+    assert 10 < hinted(10, 0.99) <= 11
+    assert hinted(1e9, 0.99) <= HINT_MOST_S * 1.1
+    assert decide(errors_pb2.LIMIT_EXCEEDED, 1, 0.5, 30).wait_s >= 30
+    assert decide(errors_pb2.LIMIT_EXCEEDED, 20, 0.5, 1).wait_s > 30  # the backoff is longer
+    assert decide(errors_pb2.VERSION_UNKNOWN, 1, 0.5, 30).wait_s == 0
 
 
 def test_backoff_grows_and_resets() -> None:

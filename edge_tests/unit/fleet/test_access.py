@@ -7,6 +7,7 @@ import json
 import os
 import resource
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from sluice.api.v1 import (
     sync_pb2,
 )
 
-ROOMY = Quota(1000, 1000, 1 << 30, 1 << 30, 8)
+ROOMY = Quota(1000, 1000, 1 << 30, 1 << 30, 8, 1 << 30, 1 << 30)
 
 
 def read(caller: Caller, **how: int) -> list[bytes]:
@@ -198,8 +199,10 @@ def test_a_broken_log_stops_changes_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_one_caller_cannot_take_what_others_need(tmp_path: Path) -> None:
-    device = Quota(requests_per_s=0.5, requests_burst=3, bytes_per_s=1000, bytes_burst=20_000, diffs=0)
-    operator = Quota(requests_per_s=1000, requests_burst=1000, bytes_per_s=100, bytes_burst=50_000, diffs=8)
+    device = replace(
+        ROOMY, requests_per_s=0.5, requests_burst=3, bytes_per_s=1000, bytes_burst=20_000, diffs=0
+    )
+    operator = replace(ROOMY, bytes_per_s=100, bytes_burst=50_000)
     with SecureControl(tmp_path / "control", Quotas(device, operator, ROOMY)) as control:
         one, two = control.device("box-1"), control.device("box-2")
 

@@ -6,12 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.limits import LEAST_COUNTED_BYTES
+from fleet.limits import FETCH_BYTES, LEAST_COUNTED_BYTES, SENT_AT_ONCE_BYTES
 from fleet.quotas import ANONYMOUS, DEVICE, OPERATOR, Bucket, Quota, Quotas, Usages
 from updater.errors import SluiceError
 from updater.identity import Identity, Kind
+from updater.limits import BLOCK_OVERHEAD_BYTES, MAX_BLOCK_BYTES, MAX_FILE_BYTES
 
-SMALL = Quota(requests_per_s=2, requests_burst=3, bytes_per_s=1000, bytes_burst=5000, diffs=1)
+SMALL = Quota(
+    requests_per_s=2,
+    requests_burst=3,
+    bytes_per_s=1000,
+    bytes_burst=5000,
+    diffs=1,
+    sent_per_s=100,
+    sent_burst=1000,
+)
 BOX = Identity("test", Kind.DEVICE, "box-1")
 
 
@@ -58,6 +67,37 @@ def test_plans_at_once_are_counted_while_they_run() -> None:
         raise ValueError("x")
     with usage.diff():
         pass
+
+
+def test_what_is_sent_is_owed_and_a_download_goes_on_with_a_good_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fleet.limits.SENT_AT_ONCE_BYTES", 500)
+    usage = Usages(Quotas(device=SMALL)).usage(BOX, "", 0)
+    usage.answer(0, download=True)
+    for _ in range(4):
+        usage.sent(250, 0, download=True)
+    error = refused(lambda: usage.sent(250, 0, download=True))
+    assert "100 bytes a second to be sent" in error.message
+    assert error.retry_s == pytest.approx(5)  # not 2.5 s: what is left would not be worth a call
+    usage.answer(0, download=False)  # nothing is owed
+    assert refused(lambda: usage.answer(2, download=True)).retry_s == pytest.approx(3)
+    usage.answer(5, download=True)
+    # An ordinary answer is always sent; the next call waits until it is paid for.
+    usage.sent(700, 5, download=False)
+    assert refused(lambda: usage.answer(5, download=False)).retry_s == pytest.approx(2)
+    usage.answer(7, download=False)
+    # A bucket smaller than the good part gives all that it has.
+    monkeypatch.setattr("fleet.limits.SENT_AT_ONCE_BYTES", 1 << 20)
+    assert refused(lambda: usage.answer(7, download=True)).retry_s == pytest.approx(10)
+    usage.answer(17, download=True)
+
+
+def test_a_block_of_a_delta_fits_into_what_a_download_goes_on_with() -> None:
+    for quota in (DEVICE, OPERATOR):
+        least = min(SENT_AT_ONCE_BYTES, quota.sent_burst)
+        assert least > MAX_BLOCK_BYTES + BLOCK_OVERHEAD_BYTES + FETCH_BYTES
+    assert DEVICE.sent_burst >= 2 * MAX_FILE_BYTES
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0.1, 4)), max_size=60))

@@ -48,7 +48,7 @@ class AuditServicer:
 
     def ReadRecords(self, request, context):
         """Records in order, up to the newest one when the call came. Errors: REQUEST_INVALID (both ways to choose at once),
-        STORE_CORRUPT, IO_FAILED.
+        STORE_CORRUPT, IO_FAILED; LIMIT_EXCEEDED, also after some messages, as for DiffModel.Fetch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,7 @@ class AuditStub:
     def __new__(cls, channel: _aio.Channel) -> AuditAsyncStub: ...
     ReadRecords: _grpc.UnaryStreamMultiCallable[_audit_pb2.ReadRecordsRequest, _audit_pb2.ReadRecordsResponse]
     """Records in order, up to the newest one when the call came. Errors: REQUEST_INVALID (both ways to choose at once),
-    STORE_CORRUPT, IO_FAILED.
+    STORE_CORRUPT, IO_FAILED; LIMIT_EXCEEDED, also after some messages, as for DiffModel.Fetch.
     """
 
 @_typing.type_check_only
@@ -51,7 +51,7 @@ class AuditAsyncStub(AuditStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReadRecords: _aio.UnaryStreamMultiCallable[_audit_pb2.ReadRecordsRequest, _audit_pb2.ReadRecordsResponse]  # type: ignore[assignment]
     """Records in order, up to the newest one when the call came. Errors: REQUEST_INVALID (both ways to choose at once),
-    STORE_CORRUPT, IO_FAILED.
+    STORE_CORRUPT, IO_FAILED; LIMIT_EXCEEDED, also after some messages, as for DiffModel.Fetch.
     """
 
 class AuditServicer(metaclass=_abc_1.ABCMeta):
@@ -64,7 +64,7 @@ class AuditServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_audit_pb2.ReadRecordsResponse], _abc.AsyncIterator[_audit_pb2.ReadRecordsResponse]]:
         """Records in order, up to the newest one when the call came. Errors: REQUEST_INVALID (both ways to choose at once),
-        STORE_CORRUPT, IO_FAILED.
+        STORE_CORRUPT, IO_FAILED; LIMIT_EXCEEDED, also after some messages, as for DiffModel.Fetch.
         """
 
 def add_AuditServicer_to_server(servicer: AuditServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

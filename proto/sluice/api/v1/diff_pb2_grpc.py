@@ -70,7 +70,8 @@ class DiffModelServicer:
     def Fetch(self, request, context):
         """The bytes of an offered delta from an offset to its end, in order; none when the offset is its size.
         Errors: FILE_UNKNOWN (not held, or evicted: ask Plan again), REQUEST_INVALID (a malformed digest, an offset
-        beyond the end), STORE_CORRUPT, IO_FAILED.
+        beyond the end), STORE_CORRUPT, IO_FAILED; LIMIT_EXCEEDED, also after some messages, when the caller was sent enough
+        for now: RetryInfo says when it goes on from the offset that was reached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,8 @@ class DiffModelStub:
     Fetch: _grpc.UnaryStreamMultiCallable[_diff_pb2.FetchRequest, _diff_pb2.FetchResponse]
     """The bytes of an offered delta from an offset to its end, in order; none when the offset is its size.
     Errors: FILE_UNKNOWN (not held, or evicted: ask Plan again), REQUEST_INVALID (a malformed digest, an offset
-    beyond the end), STORE_CORRUPT, IO_FAILED.
+    beyond the end), STORE_CORRUPT, IO_FAILED; LIMIT_EXCEEDED, also after some messages, when the caller was sent enough
+    for now: RetryInfo says when it goes on from the offset that was reached.
     """
     Describe: _grpc.UnaryUnaryMultiCallable[_diff_pb2.DescribeRequest, _diff_pb2.DescribeResponse]
     """The anatomy of a delta between two stored files, for people; the first call may start its computation.
@@ -74,7 +75,8 @@ class DiffModelAsyncStub(DiffModelStub):
     Fetch: _aio.UnaryStreamMultiCallable[_diff_pb2.FetchRequest, _diff_pb2.FetchResponse]  # type: ignore[assignment]
     """The bytes of an offered delta from an offset to its end, in order; none when the offset is its size.
     Errors: FILE_UNKNOWN (not held, or evicted: ask Plan again), REQUEST_INVALID (a malformed digest, an offset
-    beyond the end), STORE_CORRUPT, IO_FAILED.
+    beyond the end), STORE_CORRUPT, IO_FAILED; LIMIT_EXCEEDED, also after some messages, when the caller was sent enough
+    for now: RetryInfo says when it goes on from the offset that was reached.
     """
     Describe: _aio.UnaryUnaryMultiCallable[_diff_pb2.DescribeRequest, _diff_pb2.DescribeResponse]  # type: ignore[assignment]
     """The anatomy of a delta between two stored files, for people; the first call may start its computation.
@@ -106,7 +108,8 @@ class DiffModelServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_diff_pb2.FetchResponse], _abc.AsyncIterator[_diff_pb2.FetchResponse]]:
         """The bytes of an offered delta from an offset to its end, in order; none when the offset is its size.
         Errors: FILE_UNKNOWN (not held, or evicted: ask Plan again), REQUEST_INVALID (a malformed digest, an offset
-        beyond the end), STORE_CORRUPT, IO_FAILED.
+        beyond the end), STORE_CORRUPT, IO_FAILED; LIMIT_EXCEEDED, also after some messages, when the caller was sent enough
+        for now: RetryInfo says when it goes on from the offset that was reached.
         """
 
     @_abc_1.abstractmethod
