@@ -43,6 +43,7 @@ TOO_SLOW, TOO_FAST = 1.2, 0.8  # of its target: the batch size halves, doubles
 PAYS = 0.1  # share by which a fuller batch must make a sample cheaper to be worth it
 SIZE_SEEN = 3  # batches of a size before its cost counts
 CURVE_LATEST = 15  # batches of a size whose median counts
+COST_LATEST = 15  # batches whose median says what a request costs at present
 CURVE_EVERY = 4  # batches of a size after which the median is taken anew
 CURVE_KEEP_S = 60.0  # a size not seen for so long is tried again
 SWEEP_S = 1.0  # between looks for sizes that were not seen
