@@ -13,6 +13,7 @@ MAX_TENSOR_DIMENSIONS = 16
 ARENA_KEEP_BYTES = 4 << 20  # of an arena that stay resident after a larger message (arena.py)
 MAX_STAGED_BYTES = 64 << 20  # of inputs that lie ready for one version's processes (staging.py)
 RUN_BYTES = 8 << 20  # of inputs that may share a batch and lie one behind the other (staging.py)
+STAGED_KEEP_S = 1.0  # that pages stay after several requests had inputs there at once
 MAX_RUNS = 4  # of those at once; each keeps its way ahead clear
 STAGE_BYTES = 16 << 10  # of a request's inputs together; smaller ones are copied when their turn comes
 MAX_LAYOUTS = 128  # of messages that a channel remembers, each way, to build and read their headers once
