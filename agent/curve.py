@@ -117,11 +117,6 @@ class Curves:
         found = None if length is None else length.sizes.get(_step(samples))
         return 0.0 if found is None else found.batch_s
 
-    def sample_s(self) -> float:
-        """What a sample costs at most at present, over all lengths; 0 when nothing is known."""
-        costs = [size.sample_s for length in self._lengths.values() for size in length.sizes.values()]
-        return max(costs, default=0.0)
-
     def _length(self, elements: int) -> _Length:
         number = _class(elements)
         if number not in self._lengths and len(self._lengths) >= MAX_LENGTH_CLASSES:

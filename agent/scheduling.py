@@ -19,14 +19,17 @@ time, up to 20 ms below that, never beyond the policy's window, and never so lon
 Holding. While `hold_low` is set, requests of low priority stay in the queue, for LOW_HOLD_S at most, and the
 others go past them; the caller sets it anew before it takes (host_gate.py says when).
 
-Turning away. The queue is bounded in number, and beyond LEAST_QUEUE by the wait to be expected: a burst is
-kept if the worker will have run it within QUEUE_WAIT_S. Over its bound the lowest priority goes first, of
-that the latest. The breaker (breaker.py) turns away everything but a probe while latencies are over its
-bound.
+Turning away. The queue is bounded in number, and beyond LEAST_QUEUE by the wait to be expected: another is
+let in if the workers will have run what waits within QUEUE_WAIT_S. What requests of a length cost is taken
+from the median of the latest batches, since one that a busy box held up says nothing of those behind it. For
+one too many the lowest priority goes first, of that the latest. The breaker (breaker.py) turns away
+everything but a probe while latencies are over its bound.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -37,6 +40,7 @@ from agent.limits import (
     BATCH_COSINE_MIN,
     BATCH_TARGET_S,
     BUSY_LOAD,
+    COST_LATEST,
     GATE_LOOK_S,
     HANDICAP_S,
     LEAST_QUEUE,
@@ -131,6 +135,18 @@ class Shed:
     why: str
 
 
+class _Cost:
+    """What a request of one class of length takes of a worker's time, seconds."""
+
+    def __init__(self) -> None:
+        self._latest: deque[float] = deque(maxlen=COST_LATEST)
+        self.median_s = 0.0
+
+    def learn(self, seconds: float) -> None:
+        self._latest.append(seconds)
+        self.median_s = sorted(self._latest)[len(self._latest) // 2]
+
+
 class Scheduler:
     """The queues before one version's workers. Not thread-safe: its caller holds a lock.
 
@@ -151,7 +167,7 @@ class Scheduler:
         self._last_end: float | None = None
         self._last_arrival: float | None = None
         self._interval_s = float("inf")  # between arrivals, averaged
-        self._request_s = 0.0  # of a worker's time that a request takes, averaged; 0: not known
+        self._costs: dict[int, _Cost] = {}  # of requests by class of length
 
     @property
     def waiting(self) -> tuple[Item, ...]:
@@ -197,7 +213,10 @@ class Scheduler:
         if retry_s > 0:
             return [Shed(item, retry_s, "its answers take too long at present")]
         self._insert(item)
-        return self.trim(self._room(), "its queue is full")
+        most, waiting = self.policy.queue, len(self._waiting)
+        if LEAST_QUEUE < waiting <= most and self.wait_s() > QUEUE_WAIT_S:
+            most = waiting - 1
+        return self.trim(most, "its queue is full")
 
     def trim(self, most: int, why: str) -> list[Shed]:
         """Turns requests away until at most `most` wait: the lowest priority first, of that the latest."""
@@ -261,8 +280,9 @@ class Scheduler:
         self._running.remove(batch)
         seconds = now - batch.began
         self._note_busy(now, seconds)
-        each_s = seconds / len(batch.items)
-        self._request_s = 0.9 * self._request_s + 0.1 * each_s if self._request_s else each_s
+        self._costs.setdefault(batch.items[0].elements.bit_length(), _Cost()).learn(
+            seconds / len(batch.items)
+        )
         if ran and self.policy.max_batch > 1:
             elements = max(item.elements for item in batch.items)
             self.curves.learn(elements, batch.samples, seconds, self.policy, now)
@@ -276,15 +296,14 @@ class Scheduler:
 
     # The queue.
 
-    def _room(self) -> int:
-        """How many may wait now."""
-        most = self.policy.queue
-        if most <= LEAST_QUEUE or len(self._waiting) <= LEAST_QUEUE:
-            return most
-        return max(
-            LEAST_QUEUE,
-            min(most, int(QUEUE_WAIT_S * self.workers / self._request_s) if self._request_s else 0),
-        )
+    def wait_s(self) -> float:
+        """About how long it takes until what waits now has run, seconds; infinite while nothing is known."""
+        if not self._costs:
+            return math.inf if self._waiting else 0.0
+        costs = {length: cost.median_s for length, cost in self._costs.items()}
+        unknown_s = max(costs.values())
+        total_s = sum([costs.get(item.elements.bit_length(), unknown_s) for item in self._waiting])
+        return total_s / self.workers
 
     def _insert(self, item: Item) -> None:
         at = len(self._waiting)
@@ -361,7 +380,4 @@ class Scheduler:
         self._last_end = now
 
     def _retry_s(self) -> float:
-        """About how long it takes until what waits now has run."""
-        samples = sum(item.samples for item in self._waiting)
-        expected_s = max(samples * self.curves.sample_s(), len(self._waiting) * self._request_s)
-        return min(MOST_RETRY_S, max(LEAST_RETRY_S, expected_s / self.workers))
+        return min(MOST_RETRY_S, max(LEAST_RETRY_S, self.wait_s()))

@@ -6,13 +6,14 @@ batch's inputs lie ready when its turn comes.
 
 Inputs that may share a batch are put one behind the other, in a run: what arrives in order and runs together
 then is one array as it lies there (`joined`), and nothing has to be copied into one. A run goes on from where
-its last input ends; when it has become RUN_BYTES long, or nothing of it is in use, a new one begins as far in
-front as there is room. The way ahead of a run is kept clear of other inputs while these have room elsewhere.
+its last input ends. Where all that lies in it is being read by now, the next batch begins: in the widest free
+part of the run's RUN_BYTES, so that the same pages are used again. The way ahead of a run is kept clear of
+other inputs while these have room elsewhere.
 
 A place is held by its request and, while a worker may read it, by the exchange with the worker: a request
-that gives up does not have its memory overwritten under a running inference. Places that begin nothing new
-are cut from the beginning where they fit first, so that the same pages are used again; the pages are given
-back when much less is wanted.
+that gives up does not have its memory overwritten under a running inference. Other places are cut from the
+beginning where they fit first. Pages are given back when much less is wanted, and several requests at once
+have not been there for a while.
 
 Rules: when there is no room, a request does without (its inputs are then copied when its turn comes); places
 never overlap.
@@ -20,9 +21,11 @@ never overlap.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import threading
+import time
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.arena import ALIGNMENT, Arena, padded, too_much
-from agent.limits import MAX_RUNS, MAX_STAGED_BYTES, RUN_BYTES
+from agent.limits import MAX_RUNS, MAX_STAGED_BYTES, RUN_BYTES, STAGED_KEEP_S
 
 
 class Place:
@@ -54,6 +57,11 @@ class Place:
     def room(self) -> NDArray[np.uint8]:
         """Its bytes; fewer, none, once the arena is closed."""
         return self._staging.arena.bytes[self.start : self.start + self.size]
+
+    @property
+    def is_read(self) -> bool:
+        """Whether others than its request need it; under the lock."""
+        return self._holders > 1
 
     def follows(self, other: Place) -> bool:
         """Whether it begins where the other ends."""
@@ -164,6 +172,7 @@ class Staging:
         self.places: list[Place] = []
         self._end = arena.bytes.size
         self._runs: dict[Hashable, _Run] = {}
+        self._crowded = -math.inf  # when several places were in use last (time.monotonic)
         self._reached = 0  # bytes of the room that may be resident
 
     @classmethod
@@ -189,9 +198,12 @@ class Staging:
             kind: of inputs that may share a batch with others of it; None: with none.
         """
         with self.lock:
-            if not self.places:
+            now = time.monotonic()
+            if self.places:
+                self._crowded = now
+            else:
                 self._runs.clear()
-                if too_much(self._reached, size):
+                if now - self._crowded > STAGED_KEEP_S and too_much(self._reached, size):
                     self.arena.give_back(0, padded(self._reached, mmap.PAGESIZE))
                     self._reached = 0
             start = self._first_fit(size, self._runs.values()) if kind is None else self._in_run(kind, size)
@@ -213,10 +225,14 @@ class Staging:
     def _in_run(self, kind: Hashable, size: int) -> int | None:
         """The next place of the kind's run, or the first of a new one."""
         run = self._runs.get(kind)
-        if run is not None and run.next + size <= run.end and self._is_free(run.next, size):
-            start = run.next
-            run.next = padded(start + size)
-            return start
+        if run is not None:
+            inside = [place for place in self.places if run.start <= place.start < run.end]
+            if all(place.is_read for place in inside):  # nothing waits that this one could be joined with
+                run.next = _widest(inside, run.start, run.end)
+            if run.next + size <= run.end and self._is_free(run.next, size):
+                start = run.next
+                run.next = padded(start + size)
+                return start
         self._runs.pop(kind, None)
         while len(self._runs) >= MAX_RUNS:
             self._runs.pop(next(iter(self._runs)))
@@ -241,3 +257,13 @@ class Staging:
                 break
             start = max(start, padded(end))
         return start if start + size <= self._end else None
+
+
+def _widest(places: Sequence[Place], start: int, end: int) -> int:
+    """Where the widest part between `start` and `end` begins that none of the places, in order, lies in."""
+    widest, best, free = 0, start, start
+    for place in places:
+        if place.start - free > widest:
+            widest, best = place.start - free, free
+        free = padded(place.start + place.size)
+    return free if end - free > widest else best

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
+import random
 from dataclasses import replace
 
 import pytest
@@ -15,6 +17,7 @@ from agent.curve import Curves
 from agent.limits import (
     BREAKER_ANSWERS,
     BREAKER_FIRST_S,
+    COST_LATEST,
     CURVE_KEEP_S,
     HANDICAP_S,
     LEAST_QUEUE,
@@ -160,7 +163,7 @@ def test_a_full_queue_turns_the_lowest_priority_away_first() -> None:
     assert shed.item == again
 
 
-@pytest.mark.parametrize(("seconds", "most"), [(0.001, 100), (0.005, 100), (0.006, 83), (0.5, LEAST_QUEUE)])
+@pytest.mark.parametrize(("seconds", "most"), [(0.001, 100), (0.0049, 100), (0.006, 83), (0.5, LEAST_QUEUE)])
 def test_a_burst_is_kept_if_it_will_have_run_soon(seconds: float, most: int) -> None:
     scheduler = Scheduler(Policy(queue=100))
     scheduler.submit(item(), 0.0)
@@ -391,3 +394,79 @@ class AnyEvents(RuleBasedStateMachine):
 
 AnyEvents.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
 TestAnyEvents = AnyEvents.TestCase
+
+
+class Simulation:
+    """Requests at random times before workers of simulated time; `stall_s`: the box stands still once."""
+
+    def __init__(
+        self, costs: dict[int, float], share: float, *, stall_s: float = 0.0, workers: int = 1, seed: int = 1
+    ) -> None:
+        """Args: `costs` of one request by its elements, each as frequent; `share` of the capacity offered."""
+        rng = random.Random(seed)
+        self.scheduler = Scheduler(Policy(), workers)
+        mean_s = sum(costs.values()) / len(costs)
+        rate = share * workers / mean_s
+        self.offered: list[Item] = []
+        self.shed: list[tuple[Item, float]] = []
+        self.waits: dict[Priority, list[float]] = {priority: [] for priority in Priority}
+        ends: list[tuple[float, int, Batch]] = []
+        now, arrival, stalled = 0.0, 0.0, False
+        while len(self.offered) < 4000 or ends:
+            if len(self.offered) < 4000 and (not ends or arrival <= ends[0][0]):
+                now = arrival
+                arrival += rng.expovariate(rate)
+                priority = rng.choice([Priority.HIGH, Priority.NORMAL, Priority.LOW])
+                made = item(now, elements=rng.choice(list(costs)), priority=priority)
+                self.offered.append(made)
+                self.shed += [(each.item, each.retry_s) for each in self.scheduler.submit(made, now)]
+            else:
+                now, _, batch = heapq.heappop(ends)
+                self.scheduler.finished(batch, now, ran=True)
+            while (batch := self.scheduler.take(now)) is not None:
+                took_s = sum(costs[each.elements] for each in batch.items)
+                if stall_s and len(self.offered) > 2000 and not stalled:
+                    took_s, stalled = took_s + stall_s, True
+                for each in batch.items:
+                    self.waits[each.priority].append(now - each.arrived)
+                heapq.heappush(ends, (now + took_s, id(batch), batch))
+
+
+LENGTHS = {16: 0.002, 128: 0.012}  # seconds for a request of so many elements
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("costs", [{8: 0.003}, LENGTHS])
+def test_at_80_percent_of_the_capacity_nothing_is_turned_away(costs: dict[int, float], workers: int) -> None:
+    """Not even where the box stood still for a while, and with lengths of very different cost."""
+    for seed in range(3):
+        for stall_s in (0.0, 0.3):
+            seen = Simulation(costs, 0.8, stall_s=stall_s, workers=workers, seed=seed)
+            assert seen.shed == []
+            worst = max(max(waits) for waits in seen.waits.values())
+            assert worst < stall_s + HANDICAP_S[Priority.LOW]
+
+
+def test_one_batch_that_was_held_up_does_not_change_what_requests_are_thought_to_cost() -> None:
+    scheduler = Scheduler(Policy())
+    for number in range(20):
+        scheduler.submit(item(), 0.0)
+        run(scheduler, 0.0, 2.0 if number == 15 else 0.003)
+    for _ in range(LEAST_QUEUE * 2):
+        assert scheduler.submit(item(), 0.0) == []
+    assert scheduler.wait_s() == pytest.approx(LEAST_QUEUE * 2 * 0.003)
+    for _ in range(COST_LATEST):  # but what stays so counts
+        run(scheduler, 0.0, 0.1)
+    assert scheduler.submit(item(), 0.0) != []
+
+
+def test_150_percent_turns_the_lowest_priority_away_and_says_when_to_come_again() -> None:
+    seen = Simulation(LENGTHS, 1.5)
+    by_priority = dict.fromkeys(Priority, 0)
+    for shed, retry_s in seen.shed:
+        by_priority[shed.priority] += 1
+        assert 0.1 < retry_s < MOST_RETRY_S
+    assert 0.25 < len(seen.shed) / len(seen.offered) < 0.4
+    assert by_priority[Priority.HIGH] == 0
+    assert by_priority[Priority.LOW] > 10 * by_priority[Priority.NORMAL]
+    assert max(seen.waits[Priority.HIGH]) < 0.5

@@ -117,18 +117,30 @@ def test_what_does_not_follow_each_other_is_not_joined(staging: Staging) -> None
     assert joined(pair) is None  # 28 bytes between them
 
 
-def test_a_run_begins_anew_in_front_once_it_is_long(staging: Staging) -> None:
+def test_the_next_batch_begins_where_there_is_most_room(staging: Staging) -> None:
+    size = RUN_BYTES // 8
+    starts, running = [], []
+    for _ in range(4):  # batches of three, each laid while the one before it runs
+        batch = [staging.take(size, "a") for _ in range(3)]
+        assert all(batch)
+        starts.append([place.start // size for place in batch])
+        for place in batch:
+            place.hold()
+        for place in running:
+            place.drop()
+            place.drop()
+        running = batch
+    assert starts == [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
+
+
+def test_a_run_that_is_full_goes_on_elsewhere(staging: Staging) -> None:
     size = RUN_BYTES // 4
     starts = []
-    held = []
-    for _ in range(12):
+    for _ in range(9):
         place = staging.take(size, "a")
         assert place is not None
         starts.append(place.start // size)
-        held.append(place)
-        if len(held) > 2:
-            held.pop(0).drop()
-    assert starts == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
+    assert starts == list(range(9))
 
 
 def test_with_more_kinds_than_runs_there_is_still_room(staging: Staging) -> None:
