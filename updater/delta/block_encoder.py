@@ -42,7 +42,7 @@ class BlockEncoder:
         base: the base's bytes.
         target: the target's bytes.
         level: zstd level.
-        programs: makes the programs of blocks; None to do without.
+        programs: make the programs of blocks, of which the smallest counts; none to do without.
         thorough: tries every way, also where a program predicts nearly all of a block.
     """
 
@@ -51,7 +51,7 @@ class BlockEncoder:
         base: Bytes,
         target: Bytes,
         level: int,
-        programs: ProgramEncoder | None = None,
+        programs: Sequence[ProgramEncoder] = (),
         thorough: bool = True,
     ) -> None:
         self._programs = programs
@@ -68,7 +68,7 @@ class BlockEncoder:
         """The smallest way found to code a block."""
         offset = pieces[0].offset
         length = sum(piece.length for piece in pieces)
-        program = self._programs.encode(offset, length) if self._programs is not None else None
+        program = self._program(offset, length)
         data = self._target[offset : offset + length].tobytes()
         if program is not None and not self._thorough and self._surely_best(program, data):
             block = assembly.program_block(program, length, offset)
@@ -100,6 +100,11 @@ class BlockEncoder:
         if program is not None:
             found.append(assembly.program_block(program, length, offset))
         return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))
+
+    def _program(self, offset: int, length: int) -> ProgramBytes | None:
+        found = [programs.encode(offset, length) for programs in self._programs]
+        made = [program for program in found if program is not None]
+        return min(made, key=lambda program: len(program.data), default=None)
 
     def _surely_best(self, program: ProgramBytes, data: bytes) -> bool:
         """Whether no other way is worth its time: the base predicts nearly all, or zstd is far behind."""

@@ -42,6 +42,7 @@ from updater.formats.span import TensorSpan
 
 Bytes = NDArray[np.uint8]
 _MAX_LEVEL = 22
+_GUESSED = 8  # below this part of a target, what is guessed between tensors is only tried at effort max
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,8 @@ def create(
         if base is not None:
             old_spans = base_spans if base_spans is not None else known_spans(base)
         new_spans = target_spans if target_spans is not None else known_spans(target)
-        old_spans, new_spans = (
-            with_guesses(old, old_spans, new, new_spans),
-            with_guesses(new, new_spans, old, old_spans),
-        )
+        known = old_spans, new_spans
+        old_spans, new_spans = _guessed(old, new, known)
         matches = match_tensors(old, old_spans, new, new_spans)
         most = options.block_size if base is not None else min(options.block_size, limits.FULL_BLOCK_BYTES)
         blocks = make_blocks(make_pieces(old, new, matches), most)
@@ -139,11 +138,15 @@ def create(
             )
         digests = (digest_bytes(old.data) if base is not None else None, digest_bytes(new.data))
         with os_errors("writing the delta", out), tempfile.TemporaryFile(dir=out.parent) as spool:
-            programs = None
+            programs = []
             thorough = options.effort == "max"
             if options.effort != "fast":
                 level = _MAX_LEVEL if thorough else options.level
-                programs = ProgramEncoder(old, old_spans, new, new_spans, level, thorough)
+                programs.append(ProgramEncoder(old, old_spans, new, new_spans, level, thorough))
+                more = _guessed(old, new, known, between=True)
+                extra = [(span.offset, span.length) for span in set(more[1]) - set(new_spans)]
+                if extra and (thorough or _GUESSED * sum(length for _, length in extra) >= len(new)):
+                    programs.append(ProgramEncoder(old, more[0], new, more[1], level, thorough, extra))
             encoder = BlockEncoder(old, new, options.level, programs, thorough)
             totals = _encode(encoder, len(new), blocks, options.threads, progress, spool)
             header = Header(
@@ -169,6 +172,16 @@ def create(
         regions,
         totals.pool_bytes,
         totals.entropy_bytes,
+    )
+
+
+def _guessed(
+    old: Bytes, new: Bytes, known: tuple[Sequence[TensorSpan], Sequence[TensorSpan]], *, between: bool = False
+) -> tuple[tuple[TensorSpan, ...], tuple[TensorSpan, ...]]:
+    """The spans of both files that readers know, with guesses."""
+    return (
+        with_guesses(old, known[0], new, known[1], between=between),
+        with_guesses(new, known[1], old, known[0], between=between),
     )
 
 

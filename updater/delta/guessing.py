@@ -1,10 +1,11 @@
-"""Finds arrays of floats in files that no reader knows.
+"""Finds arrays of floats in files that no reader knows, and between the tensors of files that one knows.
 
 Order: of a zip file, the entries that are stored as they are, with their names; then the arrays of the other
 file are looked for, cast to other types; what is left is cut into windows, and the entropies of their bytes
-by place in a word tell the width, the bits of the exponents the type. Rules: a file in which a reader finds
-tensors gets no guesses; a guess only helps, as every way of coding a block is kept by its size; equal files
-give equal guesses; work is linear in the file, and what is searched is bounded.
+by place in a word tell the width, the bits of the exponents the type. Rules: a guess may be wrong, and then
+costs: between tensors lie tables of a graph that look like floats; so the caller codes blocks with guesses
+between tensors also without them and keeps what is smaller; equal files give equal guesses; work is linear in
+the file, and what is searched is bounded.
 """
 
 from __future__ import annotations
@@ -60,7 +61,12 @@ def known_spans(path: Path) -> tuple[TensorSpan, ...]:
 
 
 def with_guesses(
-    data: Bytes, spans: Sequence[TensorSpan], other: Bytes, other_spans: Sequence[TensorSpan]
+    data: Bytes,
+    spans: Sequence[TensorSpan],
+    other: Bytes,
+    other_spans: Sequence[TensorSpan],
+    *,
+    between: bool = False,
 ) -> tuple[TensorSpan, ...]:
     """A file's spans, or where a reader found none those that are guessed: by offset, without overlap.
 
@@ -69,17 +75,19 @@ def with_guesses(
         spans: what a reader found in it.
         other: the bytes of the file that it is compared with.
         other_spans: what a reader found in that.
+        between: adds what is guessed between the tensors that a reader found.
     """
-    if spans:
+    if spans and not between:
         return tuple(spans)
-    regions = _named(data, list(_gaps((), len(data))))
+    ordered = sorted(spans, key=lambda span: span.offset)
+    regions = _named(data, list(_gaps(ordered, len(data))))
     found = list(_searched(data, regions, other, other_spans))
     taken = sorted(found, key=lambda span: span.offset)
     for region in regions:
         inside = [span for span in taken if region.start <= span.offset < region.end]
         for part in _gaps(inside, region.end, region.start, least=_LEAST_ENTRY):
             found += _guessed(data, _Region(part.start, part.end, region.name))
-    return tuple(sorted(found, key=lambda span: span.offset))
+    return tuple(sorted([*spans, *found], key=lambda span: span.offset)) if found else tuple(spans)
 
 
 def _gaps(

@@ -61,6 +61,7 @@ class ProgramEncoder:
         target_spans: its tensors.
         level: zstd level of skeletons.
         thorough: also tries what takes long.
+        only: (offset, length) of ranges of the target without which a block gets no program; None for all.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class ProgramEncoder:
         target_spans: Sequence[TensorSpan],
         level: int,
         thorough: bool,
+        only: Sequence[tuple[int, int]] | None = None,
     ) -> None:
+        self._only = only
         self._base, self._target, self._level, self._thorough = base, target, level, thorough
         old, _ = planner.items_of(base, base_spans)
         new, self._follows = planner.items_of(target, target_spans)
@@ -88,7 +91,7 @@ class ProgramEncoder:
 
     def encode(self, offset: int, length: int) -> ProgramBytes | None:
         """The program that writes `length` bytes of the target at `offset`; None if there is none."""
-        if length < _LEAST_BYTES:
+        if length < _LEAST_BYTES or not self._concerned(offset, length):
             return None
         try:
             with np.errstate(all="ignore"):  # tensors may hold any bits; what comes out is compared
@@ -101,6 +104,11 @@ class ProgramEncoder:
                 stacklevel=2,
             )
             return None
+
+    def _concerned(self, offset: int, length: int) -> bool:
+        if self._only is None:
+            return True
+        return any(start < offset + length and start + size > offset for start, size in self._only)
 
     def _encode(self, offset: int, length: int) -> ProgramBytes | None:
         target = self._target[offset : offset + length].tobytes()

@@ -18,6 +18,7 @@ _WORTH = 6 << 10  # beyond, as zstd codes it, plain Python takes boxes seconds
 _NOISE = 0.9  # share that zstd leaves of what nothing makes smaller
 _WORTH_THOROUGH = 16 << 10
 _VISITS = 250
+_NAME_BYTES = 9  # of a header that names the feature which one way needs
 _WHOLE_BYTES = 4 << 20  # of a window that a skeleton is also tried against
 
 
@@ -39,14 +40,20 @@ def encode(known: Known, target: bytes, level: int, thorough: bool) -> bytes:
     worth = _WORTH_THOROUGH if thorough else _WORTH
     smallest = min(map(len, ways))
     if base != target and fits and smallest <= worth and smallest < _NOISE * len(target):
-        for way, code in _CODERS.items():
-            coder = Coder(limit=_VISITS, budget=decisions(len(target)))
-            try:
-                code(coder, base, len(target), target)
-                ways.append(bytes([way]) + coder.finish())
-            except CoderError:  # it would take decoders too long
-                pass
-    return min(ways, key=len)
+        for way in _CODERS:
+            coded = _modelled(way, base, target)
+            if coded is not None:
+                ways.append(bytes([way]) + coded)
+    return min(ways, key=lambda way: len(way) + _NAME_BYTES * (way[0] == TRACKED))
+
+
+def _modelled(way: int, base: bytes, target: bytes) -> bytes | None:
+    coder = Coder(limit=_VISITS, budget=decisions(len(target)))
+    try:
+        _CODERS[way](coder, base, len(target), target)
+    except CoderError:  # it would take decoders too long
+        return None
+    return coder.finish()
 
 
 def decode(known: Known, frame: bytes, size: int, tracks: bool = True) -> bytes:

@@ -1,11 +1,9 @@
-"""Frequency tables: merged over contexts by what that saves, quantised, and sent in few bytes.
+"""Frequency tables: shared by contexts, quantised, and sent in few bytes.
 
-Order: count symbols by context; merge the two classes whose union costs least more than the two apart, as
-long as
-the table saved is worth it; quantise the counts of each class to levels, a fixed number an octave; send the
-map
-from contexts to classes and the levels through the arithmetic coder; turn levels into 12-bit frequencies in
-integers, on both sides alike.
+Order: count symbols by context; find the classes of contexts that share a table (`classes`); quantise the
+counts of each class to levels, a fixed number an octave, those of rare symbols closer to what readers expect;
+send the map from contexts to classes and the levels through the arithmetic coder; turn levels into 12-bit
+frequencies in integers, on both sides alike.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
+from updater.delta.program import classes as assigning
 from updater.delta.program.arithmetic import Coder
 from updater.delta.program.rans import MAX_SYMBOLS, TOTAL, RansError
 
@@ -27,8 +26,17 @@ _OCTAVES = 16  # from the rarest to the most frequent symbol of a table
 _PRECISIONS = (1, 2, 4)  # levels an octave
 # round(2^16 * 2^(i/8)), i = 0..7
 _FRACTIONS = (65536, 71468, 77936, 84990, 92682, 101070, 110218, 120194)
-_TABLE_BITS = 8.0  # what a level costs, about, and the time that it takes to read
-_PAIRWISE = 512  # classes above which only neighbours are merged
+_NEARER = 1 << 13  # levels up to which it is tried what comes of others
+_DISTANCE_BITS = (
+    0.5,
+    3.0,
+    4.0,
+    5.0,
+    6.0,
+    7.0,
+    7.5,
+    8.0,
+)  # what a level takes, about, by its distance to the guess
 
 
 @dataclass(frozen=True)
@@ -51,83 +59,50 @@ def count(symbols: Symbols, contexts: Symbols, context_count: int, alphabet: int
     return counts.astype(np.int64).reshape(context_count, alphabet)
 
 
-def _cost(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Bits of the symbols at the entropy of each row (the last axis), and of the row's table."""
-    total = counts.sum(axis=-1)
-    positive = np.where(counts > 0, counts, 1).astype(np.float64)
-    data = total * np.log2(np.maximum(total, 1)) - (counts * np.log2(positive)).sum(axis=-1)
-    # A symbol cannot be rarer than 1 in 4096: what rare ones force costs too.
-    bits: NDArray[np.float64] = data + _TABLE_BITS * (counts > 0).sum(axis=-1) + 24
-    return bits
-
-
-def merge(counts: Ints, most: int = 255) -> NDArray[np.uint8]:
-    """The class of each context after greedy merging; classes count from 0 in the order of first contexts."""
-    contexts = len(counts)
-    used = np.flatnonzero(counts.sum(axis=1))
-    counts = counts[:, counts.any(axis=0)]
-    groups: list[list[int]] = [[int(context)] for context in used]
-    sums = [counts[context] for context in used]
-    while len(groups) > _PAIRWISE:
-        rows = np.stack(sums)
-        costs = _cost(rows)
-        gains = _cost(rows[:-1] + rows[1:]) - costs[:-1] - costs[1:]
-        # The best half of the neighbours at once, each group in one pair only.
-        taken = np.zeros(len(groups), dtype=bool)
-        left = max(1, min(len(groups) - _PAIRWISE, len(groups) // 4))
-        drop = []
-        improving = bool((gains < 0).sum() > 8)
-        for index in np.argsort(gains, kind="stable"):
-            if (
-                left
-                and (gains[index] < 0 or len(groups) > 4 * _PAIRWISE or not improving)
-                and not taken[index]
-                and not taken[index + 1]
-            ):
-                taken[index] = taken[index + 1] = True
-                groups[index] += groups[index + 1]
-                sums[index] = sums[index] + sums[index + 1]
-                drop.append(int(index) + 1)
-                left -= 1
-        for index in sorted(drop, reverse=True):
-            del groups[index], sums[index]
-    rows = np.stack(sums) if sums else np.zeros((0, counts.shape[1]), dtype=np.int64)
-    costs = _cost(rows)
-    gain = np.full((len(rows), len(rows)), np.inf)
-    for index in range(len(rows)):
-        gain[index, index + 1 :] = _cost(rows[index] + rows[index + 1 :]) - costs[index] - costs[index + 1 :]
-    alive = len(rows)
-    while alive > 1:
-        one, other = divmod(int(gain.argmin()), len(rows))
-        if gain[one, other] >= 0 and alive <= most:
-            break
-        rows[one] += rows[other]
-        groups[one] += groups[other]
-        groups[other] = []
-        costs[one] = _cost(rows[one])
-        gain[other, :] = gain[:, other] = np.inf
-        alive -= 1
-        live = np.array([bool(group) for group in groups])
-        fresh = np.where(live, _cost(rows + rows[one]) - costs - costs[one], np.inf)
-        gain[one, one + 1 :] = fresh[one + 1 :]
-        gain[:one, one] = fresh[:one]
-    classes = np.zeros(contexts, dtype=np.uint8)
-    for number, group in enumerate(sorted(filter(None, groups), key=min)):
-        classes[group] = number
-    busy = np.zeros(contexts, dtype=bool)
-    busy[used] = True
-    # What does not occur follows what stands before it: cheapest to send.
-    source = np.maximum.accumulate(np.where(busy, np.arange(contexts), 0))
-    followed: NDArray[np.uint8] = classes[source]
-    return followed
-
-
 def _levels(counts: Ints, precision: int) -> Ints:
     """[classes, alphabet]: 0 for symbols that do not occur, else 1 + the logarithm above the rarest."""
     total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     share = np.maximum(counts * float(TOTAL) / total, 0.35)
     levels = np.rint(precision * (np.log2(share) + 1.5)).astype(np.int64) + 1
     return np.where(counts > 0, np.clip(levels, 1, precision * _OCTAVES), 0)
+
+
+def _nearer(counts: Ints, levels: Ints, precision: int) -> Ints:
+    """Levels between those of the counts and the guesses of readers, where the guess is worth what it costs.
+
+    A symbol that occurs n times of N takes about n (1 - n / N) ln 2 / 2 bits more for each octave, squared,
+    that its level is off.
+    """
+    out = np.zeros_like(levels)
+    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    weights = counts * (1 - counts / totals) * (np.log(2) / 2 / precision**2)
+    above = [0] * levels.shape[1]
+    for row, (given, weight) in enumerate(zip(levels.tolist(), weights.tolist())):
+        now = [0] * len(given)
+        for column, level in enumerate(given):
+            if level:
+                guess, _ = _guess(now, above, column)
+                now[column] = _between(level, guess, weight[column])
+        out[row] = above = now
+    return out
+
+
+def _between(level: int, guess: int, weight: float) -> int:
+    step = 1 if guess < level else -1
+    last = len(_DISTANCE_BITS) - 1
+    ways = range(guess, level + step, step)
+    return min(
+        ways, key=lambda way: weight * (way - level) ** 2 + _DISTANCE_BITS[min(abs(way - guess), last)]
+    )
+
+
+def _guess(now: list[int], above: list[int], column: int) -> tuple[int, int]:
+    """What a level is expected to be, from those before it and above it, and how well that is known."""
+    left, up = now[column - 1] if column else 0, above[column]
+    corner = above[column - 1] if column else 0
+    if left and up and corner:
+        return min(max(left, up), max(min(left, up), left + up - corner)), 0
+    return left or up or 1, 1
 
 
 def frequencies(levels: Ints, precision: int) -> NDArray[np.uint32]:
@@ -174,11 +149,7 @@ def _code_levels(coder: Coder, levels: Ints) -> Ints:
             left, up = now[column - 1] if column > first else 0, above[column]
             if holes and not coder.bit(("used", left > 0, up > 0), int(given[column] > 0)):
                 continue
-            corner = above[column - 1] if column else 0
-            if left and up and corner:
-                guess, kind = min(max(left, up), max(min(left, up), left + up - corner)), 0
-            else:
-                guess, kind = left or up or 1, 1
+            guess, kind = _guess(now, above, column)
             now[column] = guess + coder.signed(("level", kind), given[column] - guess)
             if not 1 <= now[column] <= _PRECISIONS[-1] * _OCTAVES:
                 raise RansError("a level lies outside its range")
@@ -202,21 +173,23 @@ def fit(counts: Ints, budget: int = limits.MAX_CODED_DECISIONS) -> tuple[Model, 
 
     Raises LimitError when it takes more than `budget` decisions.
     """
-    classes = merge(counts)
+    classes = assigning.assign(counts)
     number = int(classes.max()) + 1 if len(classes) else 1
     joined = np.zeros((number, counts.shape[1]), dtype=np.int64)
     np.add.at(joined, classes, counts)
     joined[joined.sum(axis=1) == 0, 0] = 1
     best: tuple[float, int, Ints, NDArray[np.uint32]] | None = None
     for precision in _PRECISIONS:
-        levels = _levels(joined, precision)
-        table = frequencies(levels, precision)
-        data = -(joined * np.log2(np.maximum(table, 1) / TOTAL)).sum() / 8
-        coder = Coder()
-        _code_levels(coder, levels)
-        size = data + len(coder.finish())
-        if best is None or size < best[0]:
-            best = (size, precision, levels, table)
+        exact = _levels(joined, precision)
+        small = np.count_nonzero(joined) <= _NEARER
+        for levels in (exact, _nearer(joined, exact, precision)) if small else (exact,):
+            table = frequencies(levels, precision)
+            data = -(joined * np.log2(np.maximum(table, 1) / TOTAL)).sum() / 8
+            coder = Coder()
+            _code_levels(coder, levels)
+            size = data + len(coder.finish())
+            if best is None or size < best[0]:
+                best = (size, precision, levels, table)
     assert best is not None
     coder = Coder(budget=budget)
     code_model(coder, classes, len(counts), counts.shape[1], number, best[1], best[2])

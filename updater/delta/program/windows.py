@@ -125,16 +125,14 @@ def _grams(data: Bytes, stride: int) -> NDArray[np.uint64]:
 def _common(base: Bytes, area: Ranges, skeleton: bytes) -> tuple[Ints, NDArray[Any]]:
     """Where in the area sequences of the skeleton occur, ascending, and what each is worth: together 1."""
     wanted = np.unique(_grams(np.frombuffer(skeleton, dtype=np.uint8), 1))
-    places, grams = [], []
+    places, grams = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.uint64)]
     for start, end in zip(area.starts.tolist(), area.ends.tolist()):
-        part = _grams(base[start:end], _STRIDE)
-        hits = np.flatnonzero(np.isin(part, wanted, kind="sort"))
-        places.append(start + _STRIDE * hits)
-        grams.append(part[hits])
-    if not places:
-        return np.empty(0, dtype=np.int64), np.empty(0)
-    _, which, counts = np.unique(np.concatenate(grams), return_inverse=True, return_counts=True)
-    return np.concatenate(places), 1 / counts[which]
+        grams.append(_grams(base[start:end], _STRIDE))
+        places.append(start + _STRIDE * np.arange(len(grams[-1])))
+    found = np.concatenate(grams)
+    hits = wanted[np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)] == found
+    _, which, counts = np.unique(found[hits], return_inverse=True, return_counts=True)
+    return np.concatenate(places)[hits], 1 / counts[which]
 
 
 def _best(places: Ints, weights: NDArray[Any], rest: Ranges, place: Place, cap: int) -> Place:

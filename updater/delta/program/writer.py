@@ -36,6 +36,8 @@ from updater.delta.program.values import Values
 
 Array = NDArray[Any]
 
+_SLIGHT = 100  # a skeleton of less than this part of the pools is tried with one window only
+
 
 def encode(
     read: ReadBase, target: bytes, places: Sequence[Place], records: list[Record], level: int, thorough: bool
@@ -65,8 +67,10 @@ def encode(
     packed = pools.encode(found, decisions(len(target)))
     coded = coder.finish()
     skeleton = body.outside(target, records)
-    ways = []
+    ways: list[tuple[bytes, bytes]] = []
     for place in places:
+        if ways and _SLIGHT * len(ways[0][1]) < packed.size:
+            break
         frame = skeletons.encode(body.Known(base, place, records), skeleton, level, thorough)
         ways.append((body.encode_head(place, len(coded), len(named), packed), frame))
     head, frame = min(ways, key=lambda parts: len(parts[0]) + len(parts[1]))
