@@ -193,7 +193,12 @@ class Call:
         return request
 
     def answered(self, response: Message) -> None:
-        """Counts an answer, before it is sent. Raises SluiceError(LIMIT_EXCEEDED) for a download."""
+        """Before an answer is sent: notes who was let in by a certificate, and counts its bytes.
+
+        Raises SluiceError(LIMIT_EXCEEDED) for a download.
+        """
+        if self._recorded_after and isinstance(response, identity_pb2.CertificateResponse):
+            self._about = identity_of(certificates(response.chain)[0]).uri
         if self._usage is not None:
             self._usage.sent(response.ByteSize(), self._clock(), download=self.method in DOWNLOADS)
 
@@ -212,11 +217,6 @@ class Call:
             yield await self.message(await _first(requests))
         async for request in requests:
             yield await self.message(request)
-
-    def answered(self, response: Message) -> None:
-        """Notes who was let in, where the answer to nobody in particular is a certificate."""
-        if self._recorded_after and isinstance(response, identity_pb2.CertificateResponse):
-            self._about = identity_of(certificates(response.chain)[0]).uri
 
     async def ended(self, code: str, message: str) -> None:
         """Records how it ended, if its beginning was recorded, or if it succeeded and that is."""
