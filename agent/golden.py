@@ -1,9 +1,9 @@
 """Golden check and warm-up: whether a freshly loaded model answers, and answers as its publisher saw it.
 
 A golden file is an .npz archive with arrays "input.<name>" and "output.<name>". The check runs the model on
-the inputs and compares each output by cosine similarity and largest absolute error; the tolerance comes from
-the version's manifest. A tolerance is needed because the same model differs in the last bits between
-processors.
+the inputs and compares each output by cosine similarity, relative error (of norms) and largest absolute
+error; the tolerance, for all outputs or for single ones, comes from the version's manifest. A tolerance is
+needed because the same model differs in the last bits between processors.
 
 The file is untrusted input: sizes are checked against limits before memory is taken, no pickled objects are
 loaded. NaN matches NaN and nothing else; infinities match the same infinity; two outputs that are all zero
@@ -43,7 +43,7 @@ from runtimes.inputs import splits_by_sample
 from runtimes.interface import TensorSpec
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError, os_errors
-from updater.manifest import Tolerance
+from updater.manifest import Bounds, Tolerance
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -59,18 +59,23 @@ class OutputResult:
         cosine: cosine similarity of all elements, -1 to 1.
         max_abs_error: largest absolute difference; infinite where a NaN or infinity is not matched, or where
             elements that must be equal are not.
-        passed: whether both are within the tolerance.
+        relative_error: norm of the difference to that of what was expected; infinite as above.
+        passed: whether all are within the tolerance.
         why: what else is wrong, e.g. another shape; empty if nothing is.
     """
 
     name: str
     cosine: float
     max_abs_error: float
+    relative_error: float
     passed: bool
     why: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.name}: cosine {self.cosine:.6f}, largest error {self.max_abs_error:.6g}"
+        text = (
+            f"{self.name}: cosine {self.cosine:.6f}, relative error {self.relative_error:.4g}, "
+            f"largest error {self.max_abs_error:.6g}"
+        )
         return f"{text} ({self.why})" if self.why else text
 
 
@@ -103,17 +108,19 @@ def check_golden(
     Args:
         worker: with the model loaded.
         path: the golden file.
-        tolerance: for each output, from the manifest.
+        tolerance: from the manifest.
         timeout_s: for the inference, seconds.
 
     Raises:
         SluiceError: GOLDEN_MISMATCH, with the figures of each output, or naming what is wrong with the file;
             IO_FAILED; and what `Worker.infer` raises, but for INPUT_INVALID.
     """
-    cosine_min = float(tolerance.cosine_min)
-    max_abs_error = float(tolerance.max_abs_error) if tolerance.max_abs_error else None
     inputs, expected = read_golden(path)
     name = str(worker.spec)
+    names = [spec.name for spec in worker.outputs]
+    strangers = sorted(set(tolerance.outputs) - set(names))
+    if strangers:
+        raise _mismatch(f"the tolerance has bounds for outputs {strangers}, and {name} has {names}", name)
     given = convert_inputs(worker, inputs)
     wanted = _rename(expected, worker.outputs, "output", name)
     try:
@@ -124,18 +131,39 @@ def check_golden(
         raise _mismatch(f"the golden inputs do not fit {error.message}", name) from error
     result = GoldenResult(
         tuple(
-            compare(spec.name, answered[spec.name], wanted[spec.name], cosine_min, max_abs_error)
+            _judge(spec.name, answered[spec.name], wanted[spec.name], tolerance.of(spec.name))
             for spec in worker.outputs
             if spec.name in wanted
         )
     )
     if not result.passed:
-        bound = f"cosine of at least {cosine_min:g}"
-        if max_abs_error is not None:
-            bound += f" and an error of at most {max_abs_error:g}"
-        figures = "; ".join(str(output) for output in result.outputs)
-        raise _mismatch(f"{name} answers its golden inputs outside the tolerance ({bound}): {figures}", name)
+        figures = "; ".join(
+            str(output) if output.passed else f"{output} (wanted: {_wanted(tolerance.of(output.name))})"
+            for output in result.outputs
+        )
+        raise _mismatch(f"{name} answers its golden inputs outside the tolerance: {figures}", name)
     return result
+
+
+def _judge(name: str, answered: NDArray[Any], expected: NDArray[Any], bounds: Bounds) -> OutputResult:
+    absolute, relative = bounds.max_abs_error, bounds.max_relative_error
+    return compare(
+        name,
+        answered,
+        expected,
+        float(bounds.cosine_min),
+        float(absolute) if absolute else None,
+        float(relative) if relative else None,
+    )
+
+
+def _wanted(bounds: Bounds) -> str:
+    texts = [f"cosine of at least {bounds.cosine_min}"]
+    if bounds.max_relative_error:
+        texts.append(f"relative error of at most {bounds.max_relative_error}")
+    if bounds.max_abs_error:
+        texts.append(f"error of at most {bounds.max_abs_error}")
+    return ", ".join(texts)
 
 
 def convert_inputs(worker: Worker, inputs: Arrays) -> Arrays:
@@ -199,39 +227,49 @@ def compare(
     expected: NDArray[Any],
     cosine_min: float,
     max_abs_error: float | None,
+    max_relative_error: float | None = None,
 ) -> OutputResult:
     """Compares one output with what was expected; pure, see the rules in the module's docstring."""
     if answered.shape != expected.shape:
         why = f"its shape is {list(answered.shape)}, and {list(expected.shape)} was expected"
-        return OutputResult(name, 0.0, math.inf, passed=False, why=why)
+        return OutputResult(name, 0.0, math.inf, math.inf, passed=False, why=why)
     exact = not (_is_number(answered) and _is_number(expected))
     if exact:
         equal = bool(np.array_equal(_comparable(answered), _comparable(expected)))
-        cosine, error = (1.0, 0.0) if equal else (0.0, math.inf)
+        cosine, error, relative = (1.0, 0.0, 0.0) if equal else (0.0, math.inf, math.inf)
     else:
-        cosine, error = _similarity(answered.astype(np.float64), expected.astype(np.float64))
-    passed = cosine >= cosine_min and (max_abs_error is None or error <= max_abs_error) and error < math.inf
-    return OutputResult(name, cosine, error, passed)
+        cosine, error, relative = _similarity(answered.astype(np.float64), expected.astype(np.float64))
+    passed = (
+        cosine >= cosine_min
+        and error < math.inf
+        and (max_abs_error is None or error <= max_abs_error)
+        and (max_relative_error is None or relative <= max_relative_error)
+    )
+    return OutputResult(name, cosine, error, relative, passed)
 
 
-def _similarity(answered: NDArray[np.float64], expected: NDArray[np.float64]) -> tuple[float, float]:
-    """Cosine similarity and largest absolute error."""
+def _similarity(answered: NDArray[np.float64], expected: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Cosine similarity, largest absolute error and relative error."""
     a, b = answered.reshape(-1), expected.reshape(-1)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     both_finite = np.isfinite(a) & np.isfinite(b)
     if not bool(np.all(same | both_finite)):
-        return 0.0, math.inf
+        return 0.0, math.inf, math.inf
     a, b = a[both_finite], b[both_finite]
     if not a.size:
-        return 1.0, 0.0
+        return 1.0, 0.0, 0.0
     # Scaled first: squares of large values overflow.
     largest_a, largest_b = float(np.abs(a).max()), float(np.abs(b).max())
     error = float(np.abs(a / 2 - b / 2).max()) * 2
     if not largest_a or not largest_b:
-        return (1.0 if largest_a == largest_b else 0.0), error
+        return (1.0, error, 0.0) if largest_a == largest_b else (0.0, error, math.inf if largest_a else 1.0)
     u, v = a / largest_a, b / largest_b
-    cosine = float(u @ v) / (math.sqrt(float(u @ u)) * math.sqrt(float(v @ v)))
-    return max(-1.0, min(1.0, cosine)), error
+    size_a, size_b = math.sqrt(float(u @ u)), math.sqrt(float(v @ v))
+    cosine = max(-1.0, min(1.0, float(u @ v) / (size_a * size_b)))
+    ratio = largest_a / largest_b
+    difference = u * ratio - v if ratio < 1 else u - v / ratio
+    relative = math.sqrt(float(difference @ difference)) / size_b * max(1.0, ratio)
+    return cosine, error, relative
 
 
 def read_golden(path: Path) -> tuple[Arrays, Arrays]:

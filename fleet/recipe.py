@@ -19,8 +19,14 @@ import yaml
 
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError, os_errors
-from updater.limits import MAX_ANNOTATIONS, MAX_FILES_PER_VARIANT, MAX_TEXT_CHARACTERS, MAX_VARIANTS
-from updater.manifest import ACCELERATORS, NAME_RULE, ROLES, Tolerance, is_name
+from updater.limits import (
+    MAX_ANNOTATIONS,
+    MAX_FILES_PER_VARIANT,
+    MAX_TEXT_CHARACTERS,
+    MAX_TOLERATED_OUTPUTS,
+    MAX_VARIANTS,
+)
+from updater.manifest import ACCELERATORS, NAME_RULE, ROLES, Bounds, Tolerance, is_name
 
 MAX_RECIPE_BYTES = 256 << 10
 _MAX_INTEGER = (1 << 53) - 1
@@ -115,11 +121,12 @@ _VARIANT_KEYS = (
 )
 
 
+_BOUNDS = ("cosine_min", "max_relative_error", "max_abs_error")
+
+
 def _variant(path: Path, where: str, value: Any) -> VariantRecipe:
     entry = _Mapping(path, where, value, _VARIANT_KEYS)
     golden = entry.text("golden")
-    limits = _Mapping(path, f"{where}.tolerance", entry.get("tolerance", {}), ("cosine_min", "max_abs_error"))
-    standard = Tolerance()
     return VariantRecipe(
         file=entry.local_file("file", entry.text("file", required=True)),
         name=entry.text("name"),
@@ -134,10 +141,26 @@ def _variant(path: Path, where: str, value: Any) -> VariantRecipe:
         boards=entry.text_list("boards"),
         min_memory_bytes=entry.integer("min_memory_bytes", 0, 0),
         options=entry.texts("options"),
-        tolerance=Tolerance(
-            cosine_min=limits.decimal("cosine_min", standard.cosine_min),
-            max_abs_error=limits.decimal("max_abs_error", standard.max_abs_error),
-        ),
+        tolerance=_tolerance(path, f"{where}.tolerance", entry.get("tolerance", {})),
+    )
+
+
+def _tolerance(path: Path, where: str, value: Any) -> Tolerance:
+    entry = _Mapping(path, where, value, (*_BOUNDS, "outputs"))
+    common = _bounds(entry, Bounds())
+    outputs = entry.mapping("outputs", MAX_TOLERATED_OUTPUTS)
+    own = {
+        name: _bounds(_Mapping(path, f"{where}.outputs.{name}", item, _BOUNDS), common)
+        for name, item in outputs.items()
+    }
+    return Tolerance(common.cosine_min, common.max_relative_error, common.max_abs_error, own)
+
+
+def _bounds(entry: _Mapping, standard: Bounds) -> Bounds:
+    return Bounds(
+        entry.decimal("cosine_min", standard.cosine_min),
+        entry.decimal("max_relative_error", standard.max_relative_error, optional=True),
+        entry.decimal("max_abs_error", standard.max_abs_error, optional=True),
     )
 
 
@@ -209,9 +232,9 @@ class _Mapping:
             raise self.refuse(key, f"must be one of {', '.join(choices)}, not {value!r:.60}")
         return str(value)
 
-    def decimal(self, key: str, default: str) -> str:
+    def decimal(self, key: str, default: str, *, optional: bool = False) -> str:
         value = self._check_text(key, self.get(key, default))
-        if value != default and not _DECIMAL.fullmatch(value):
+        if not _DECIMAL.fullmatch(value) and not (optional and not value):
             raise self.refuse(key, f'must be a decimal such as "0.95", not {value[:60]!r}')
         return value
 
@@ -224,6 +247,12 @@ class _Mapping:
     def text_list(self, key: str) -> tuple[str, ...]:
         values = self.items(key, MAX_ANNOTATIONS)
         return tuple(self._check_text(f"{key}[{index}]", value) for index, value in enumerate(values))
+
+    def mapping(self, key: str, most: int) -> dict[str, Any]:
+        value = self.get(key, {})
+        if not isinstance(value, dict) or len(value) > most:
+            raise self.refuse(key, f"must hold at most {most} keys")
+        return {self._check_text(f"{key} (a key)", name): item for name, item in value.items()}
 
     def texts(self, key: str) -> dict[str, str]:
         value = self.get(key, {})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_VARIANTS = 32
 MAX_FILES_PER_VARIANT = 256
+MAX_TOLERATED_OUTPUTS = 64  # with bounds of their own, of a variant
 MAX_ANNOTATIONS = 64  # entries, in each map
 MAX_TEXT_CHARACTERS = 1024  # of any free text in a manifest
 MAX_FILE_BYTES = 16 << 30  # of one file of a version

@@ -25,10 +25,12 @@ from updater.limits import (
     MAX_FILES_PER_VARIANT,
     MAX_MANIFEST_BYTES,
     MAX_TEXT_CHARACTERS,
+    MAX_TOLERATED_OUTPUTS,
     MAX_VARIANTS,
 )
 
-SCHEMA = 1
+SCHEMA = 2  # the newest; each manifest has the lowest that can say it
+_OWN_BOUNDS = 2  # since when a tolerance has a relative error, and bounds for single outputs
 NAME_RULE = "1 to 64 of a-z 0-9 - _ . starting with a letter or digit"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -63,16 +65,36 @@ class File:
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """How far outputs on the golden inputs may be from the golden outputs, for each output.
+class Bounds:
+    """How far one output on the golden inputs may be from the golden output; all are decimal strings.
+
+    A cosine says nothing about scale, so the default bounds the error too: 0.35 is what a cosine of 0.95 allows
+    at best (0.31), and a little for the scale.
 
     Attributes:
-        cosine_min: least cosine similarity, a decimal string.
-        max_abs_error: largest absolute difference, a decimal string; empty for no bound.
+        cosine_min: least cosine similarity.
+        max_relative_error: largest norm of the difference to that of the golden output; empty for no bound.
+        max_abs_error: largest absolute difference; empty for no bound.
     """
 
     cosine_min: str = "0.95"
+    max_relative_error: str = "0.35"
     max_abs_error: str = ""
+
+
+@dataclass(frozen=True)
+class Tolerance(Bounds):
+    """The bounds of every output that has none of its own.
+
+    Attributes:
+        outputs: bounds of single outputs, by the model's names for them.
+    """
+
+    outputs: dict[str, Bounds] = field(default_factory=dict)
+
+    def of(self, output: str) -> Bounds:
+        """The bounds of one output."""
+        return self.outputs.get(output, self)
 
 
 @dataclass(frozen=True)
@@ -142,6 +164,11 @@ class Manifest:
         return digest_bytes(canonical.encode(self._value()))
 
     @property
+    def schema(self) -> int:
+        """The lowest that can say it: bytes that were signed once stay as they are."""
+        return max(_schema(variant.tolerance) for variant in self.variants) if self.variants else 1
+
+    @property
     def content_digest(self) -> str:
         """The digest without version and floor: equal for two pushes of the same content."""
         value = self._value()
@@ -169,8 +196,8 @@ class Manifest:
             "annotations": dict(self.annotations),
             "floor": self.floor,
             "model": self.model,
-            "schema": SCHEMA,
-            "variants": [_variant_value(variant) for variant in self.variants],
+            "schema": self.schema,
+            "variants": [_variant_value(variant, self.schema) for variant in self.variants],
             "version": self.version,
         }
 
@@ -181,22 +208,24 @@ class Manifest:
             raise _invalid("$", f"has {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are allowed")
         top = _Object(canonical.decode(data, "manifest"), "$")
         schema = top.integer("schema", 1, canonical.MAX_INTEGER)
-        if schema != SCHEMA:
-            raise _invalid("$.schema", f"is {schema}; this release reads schema {SCHEMA}: update sluice")
+        if schema > SCHEMA:
+            raise _invalid("$.schema", f"is {schema}; this release reads up to {SCHEMA}: update sluice")
         version = top.integer("version", 1, canonical.MAX_INTEGER)
         manifest = Manifest(
             model=top.matching("model", _NAME, NAME_RULE),
             version=version,
             floor=top.integer("floor", 1, version),
-            variants=tuple(_parse_variant(item) for item in top.objects("variants", 1, MAX_VARIANTS)),
+            variants=tuple(_parse_variant(item, schema) for item in top.objects("variants", 1, MAX_VARIANTS)),
             annotations=top.texts("annotations"),
         )
         top.finish()
         _unique("$.variants", "name", [variant.name for variant in manifest.variants])
+        if manifest.schema != schema:
+            raise _invalid("$.schema", f"is {schema}, and nothing here needs more than {manifest.schema}")
         return manifest
 
 
-def _variant_value(variant: Variant) -> dict[str, Any]:
+def _variant_value(variant: Variant, schema: int) -> dict[str, Any]:
     return {
         "accelerator": variant.accelerator,
         "boards": list(variant.boards),
@@ -210,15 +239,30 @@ def _variant_value(variant: Variant) -> dict[str, Any]:
         "options": dict(variant.options),
         "precision": variant.precision,
         "runtime": variant.runtime,
-        "tolerance": {
-            "cosine_min": variant.tolerance.cosine_min,
-            "max_abs_error": variant.tolerance.max_abs_error,
-        },
+        "tolerance": _tolerance_value(variant.tolerance, schema),
     }
 
 
-def _parse_variant(item: _Object) -> Variant:
-    tolerance = item.object("tolerance")
+def _schema(tolerance: Tolerance) -> int:
+    return _OWN_BOUNDS if tolerance.max_relative_error or tolerance.outputs else 1
+
+
+def _tolerance_value(tolerance: Tolerance, schema: int) -> dict[str, Any]:
+    if schema < _OWN_BOUNDS:
+        return {"cosine_min": tolerance.cosine_min, "max_abs_error": tolerance.max_abs_error}
+    outputs = {name: _bounds_value(bounds) for name, bounds in tolerance.outputs.items()}
+    return {**_bounds_value(tolerance), "outputs": outputs}
+
+
+def _bounds_value(bounds: Bounds) -> dict[str, str]:
+    return {
+        "cosine_min": bounds.cosine_min,
+        "max_abs_error": bounds.max_abs_error,
+        "max_relative_error": bounds.max_relative_error,
+    }
+
+
+def _parse_variant(item: _Object, schema: int) -> Variant:
     variant = Variant(
         name=item.matching("name", _NAME, NAME_RULE),
         format=item.choice("format", FORMATS),
@@ -228,13 +272,9 @@ def _parse_variant(item: _Object) -> Variant:
         boards=item.text_list("boards"),
         min_memory_bytes=item.integer("min_memory_bytes", 0, canonical.MAX_INTEGER),
         options=item.texts("options"),
-        tolerance=Tolerance(
-            cosine_min=tolerance.matching("cosine_min", _DECIMAL, 'a decimal such as "0.95"'),
-            max_abs_error=tolerance.decimal_or_empty("max_abs_error"),
-        ),
+        tolerance=_parse_tolerance(item.object("tolerance"), schema),
         files=tuple(_parse_file(file) for file in item.objects("files", 1, MAX_FILES_PER_VARIANT)),
     )
-    tolerance.finish()
     item.finish()
     _unique(f"{item.where}.files", "path", [file.path for file in variant.files])
     models = sum(file.role == "model" for file in variant.files)
@@ -243,6 +283,25 @@ def _parse_variant(item: _Object) -> Variant:
     if sum(file.role == "golden" for file in variant.files) > 1:
         raise _invalid(f"{item.where}.files", "has more than one file of role golden")
     return variant
+
+
+def _parse_tolerance(item: _Object, schema: int) -> Tolerance:
+    common = _parse_bounds(item, schema)
+    own = {}
+    if schema >= _OWN_BOUNDS:
+        for name, inner in item.named("outputs", MAX_TOLERATED_OUTPUTS).items():
+            own[name] = _parse_bounds(inner, schema)
+            inner.finish()
+    item.finish()
+    return Tolerance(common.cosine_min, common.max_relative_error, common.max_abs_error, own)
+
+
+def _parse_bounds(item: _Object, schema: int) -> Bounds:
+    return Bounds(
+        item.matching("cosine_min", _DECIMAL, 'a decimal such as "0.95"'),
+        item.decimal_or_empty("max_relative_error") if schema >= _OWN_BOUNDS else "",
+        item.decimal_or_empty("max_abs_error"),
+    )
 
 
 def _parse_file(item: _Object) -> File:
@@ -311,6 +370,13 @@ class _Object:
 
     def object(self, key: str) -> _Object:
         return _Object(self._take(key), f"{self.where}.{key}")
+
+    def named(self, key: str, most: int) -> dict[str, _Object]:
+        """Objects by name."""
+        value = self._take(key)
+        if not isinstance(value, dict) or len(value) > most:
+            raise _invalid(f"{self.where}.{key}", f"must be an object of at most {most} entries")
+        return {str(name): _Object(item, f"{self.where}.{key}.{name:.80}") for name, item in value.items()}
 
     def objects(self, key: str, least: int, most: int) -> list[_Object]:
         value = self._take(key)

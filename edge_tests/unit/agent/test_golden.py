@@ -23,7 +23,7 @@ from edge_tests.harness import models, serving
 from runtimes.interface import TensorSpec
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
-from updater.manifest import Tolerance
+from updater.manifest import Bounds, Tolerance
 
 FIXTURES = Path(__file__).parents[2] / "conformance" / "fixtures"
 INF, NAN = math.inf, math.nan
@@ -61,7 +61,7 @@ def test_another_runtime_is_within_a_tolerance(tiny: Worker, directory: Path) ->
     other = serving.start_worker(models.tiny_tflite(directory / "tiny.tflite"))
     try:
         path = models.golden(directory / "onnx.npz", tiny.spec.path, models.samples(16))
-        assert check_golden(other, path, Tolerance("0.9999", "0.001")).passed
+        assert check_golden(other, path, Tolerance("0.9999", "0.01", "0.001")).passed
     finally:
         other.close(1)
 
@@ -71,8 +71,8 @@ def test_another_model_does_not_pass(tiny: Worker, directory: Path) -> None:
         directory / "foreign.npz", models.tiny_onnx(directory / "7.onnx", seed=7), models.samples(16)
     )
     says = refused(tiny, path)
-    assert "outside the tolerance (cosine of at least 0.95)" in says
-    assert "y: cosine " in says
+    assert "outside the tolerance: y: cosine " in says
+    assert "(wanted: cosine of at least 0.95, relative error of at most 0.35)" in says
 
 
 def test_the_absolute_error_counts_too(tiny: Worker, directory: Path) -> None:
@@ -80,9 +80,36 @@ def test_the_absolute_error_counts_too(tiny: Worker, directory: Path) -> None:
     answers = tiny.infer(samples, 10)
     answers[models.OUTPUT] = answers[models.OUTPUT] + np.float32(0.01)
     path = models.write_golden(directory / "shifted.npz", samples, answers)
-    assert check_golden(tiny, path, Tolerance("0.99", "0.02")).passed
-    says = refused(tiny, path, Tolerance("0.99", "0.005"))
-    assert "an error of at most 0.005" in says
+    assert check_golden(tiny, path, Tolerance("0.99", "", "0.02")).passed
+    says = refused(tiny, path, Tolerance("0.99", "", "0.005"))
+    assert "error of at most 0.005" in says
+
+
+def test_another_scale_does_not_pass_by_default(tiny: Worker, directory: Path) -> None:
+    samples = models.samples(4)
+    answers = tiny.infer(samples, 10)
+    answers[models.OUTPUT] = answers[models.OUTPUT] * np.float32(2)
+    path = models.write_golden(directory / "doubled.npz", samples, answers)
+    assert "cosine 1.000000, relative error 0.5, " in refused(tiny, path)
+    assert check_golden(tiny, path, Tolerance(max_relative_error="")).passed
+
+
+def test_an_output_may_have_bounds_of_its_own(directory: Path) -> None:
+    worker = serving.start_worker(FIXTURES / "pair.onnx")
+    ones = np.ones((1, 2), np.float32)
+    try:
+        inputs = {"left": ones, "right": 2 * ones}
+        path = models.write_golden(
+            directory / "off.npz", inputs, {"sum": 3.5 * ones, "difference": -1 * ones}
+        )
+        strict = Bounds("0.999", "", "0")
+        assert check_golden(worker, path, Tolerance(outputs={"difference": strict})).passed
+        says = refused(worker, path, Tolerance(outputs={"sum": strict}))
+        assert "sum: cosine 1.000000" in says
+        assert "(wanted: cosine of at least 0.999, error of at most 0)" in says
+        assert "bounds for outputs ['total']" in refused(worker, path, Tolerance(outputs={"total": strict}))
+    finally:
+        worker.close(1)
 
 
 def test_a_single_name_may_differ(tiny: Worker, directory: Path) -> None:
@@ -102,7 +129,7 @@ def test_names_of_several_must_match(directory: Path) -> None:
     try:
         inputs = {"left": ones, "right": 2 * ones}
         good = models.write_golden(directory / "pair.npz", inputs, {"sum": 3 * ones, "difference": -1 * ones})
-        assert check_golden(worker, good, Tolerance("0.999", "0")).passed
+        assert check_golden(worker, good, Tolerance("0.999", "0", "0")).passed
         part = models.write_golden(directory / "part.npz", inputs, {"sum": 3 * ones})
         assert [item.name for item in check_golden(worker, part, Tolerance()).outputs] == ["sum"]
         wrong = models.write_golden(
@@ -252,6 +279,28 @@ def test_compare(answered: list[float], expected: list[float], cosine: float, er
     assert result.cosine == pytest.approx(cosine)
     assert result.max_abs_error == error
     assert result.passed == (cosine >= 0.95)
+
+
+@pytest.mark.parametrize(
+    ("answered", "expected", "relative"),
+    [
+        ([3, 4], [3, 4], 0),
+        ([6, 8], [3, 4], 1),
+        ([3, 0], [3, 4], 0.8),
+        ([0, 0], [3, 4], 1),
+        ([3, 4], [0, 0], INF),
+        ([0, 0], [0, 0], 0),
+        ([2e300, 0], [1e300, 0], 1),
+        ([1e-300, 0], [2e-300, 0], 0.5),
+        ([1e300, 0], [1e-300, 0], INF),
+        ([1e-300, 0], [1e300, 0], 1),
+        ([NAN, 1], [1, 1], INF),
+    ],
+)
+def test_relative_error(answered: list[float], expected: list[float], relative: float) -> None:
+    result = compare("y", np.array(answered, float), np.array(expected, float), -1, None, 0.35)
+    assert result.relative_error == pytest.approx(relative)
+    assert result.passed == (relative <= 0.35)
 
 
 def test_compare_other_kinds() -> None:

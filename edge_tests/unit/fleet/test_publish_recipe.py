@@ -11,7 +11,7 @@ from fleet.publish import prepare
 from fleet.recipe import MAX_RECIPE_BYTES, ExtraFile, load_recipe
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
-from updater.manifest import Tolerance
+from updater.manifest import Bounds, Tolerance
 
 FULL = """
 model: digits
@@ -27,7 +27,10 @@ variants:
     min_memory_bytes: 512000000
     precision: int8
     files: [{role: labels, path: labels.txt}]
-    tolerance: {cosine_min: "0.99", max_abs_error: "0.5"}
+    tolerance:
+      cosine_min: "0.99"
+      max_relative_error: ""
+      outputs: {boxes: {max_abs_error: "0.5"}}
     options: {threads: "1"}
 """
 LEAST = "model: digits\nvariants: [{file: digits.onnx}]\n"
@@ -56,7 +59,7 @@ def test_every_field_is_read(directory: Path) -> None:
     assert variant.file == directory / "digits.onnx"
     assert variant.golden == directory / "golden.npz"
     assert variant.files == (ExtraFile("labels", directory / "labels.txt"),)
-    assert variant.tolerance == Tolerance("0.99", "0.5")
+    assert variant.tolerance == Tolerance("0.99", "", "", {"boxes": Bounds("0.99", "", "0.5")})
     assert (variant.runtime, variant.boards, variant.precision) == ("onnxruntime", ("aarch64",), "int8")
     assert (variant.min_memory_bytes, variant.options) == (512000000, {"threads": "1"})
 
@@ -106,6 +109,11 @@ def test_the_least_is_a_model_and_a_file(directory: Path) -> None:
             'model: digits\nvariants: [{file: digits.onnx, tolerance: {cosine_min: "nan"}}]\n',
             "variants[0].tolerance.cosine_min",
             "a decimal",
+        ),
+        (
+            "model: digits\nvariants: [{file: digits.onnx, tolerance: {outputs: {y: {cosine: '0.9'}}}}]\n",
+            "variants[0].tolerance.outputs.y.cosine",
+            "did you mean 'cosine_min'",
         ),
         (
             "model: digits\nvariants: [{file: digits.onnx, options: {threads: 1}}]\n",

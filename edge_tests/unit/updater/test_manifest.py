@@ -15,7 +15,7 @@ from updater import canonical
 from updater.digests import digest_bytes
 from updater.errors import SluiceError
 from updater.limits import MAX_MANIFEST_BYTES
-from updater.manifest import File, Manifest, Tolerance, Variant
+from updater.manifest import Bounds, File, Manifest, Tolerance, Variant
 
 MODEL = File("digits.onnx", "model", digest_bytes(b"model"), 5)
 GOLDEN = File("golden.npz", "golden", digest_bytes(b"golden"), 6)
@@ -24,14 +24,17 @@ MANIFEST = Manifest("digits", 2, (VARIANT,), floor=1, annotations={"commit": "ab
 
 # Final: a change here breaks every version ever published and signed.
 CANONICAL = (
-    '{"annotations":{"commit":"abc"},"floor":1,"model":"digits","schema":1,"variants":['
+    '{"annotations":{"commit":"abc"},"floor":1,"model":"digits","schema":2,"variants":['
     '{"accelerator":"cpu","boards":[],"files":['
     '{"digest":"sha256:9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4",'
     '"path":"digits.onnx","role":"model","size":5},'
     '{"digest":"sha256:GOLDEN","path":"golden.npz","role":"golden","size":6}],"format":"onnx",'
     '"min_memory_bytes":0,"name":"onnx-int8","options":{"threads":"1"},"precision":"int8","runtime":"",'
-    '"tolerance":{"cosine_min":"0.95","max_abs_error":""}}],"version":2}'
+    '"tolerance":{"cosine_min":"0.95","max_abs_error":"","max_relative_error":"0.35","outputs":{}}}],"version":2}'
 ).replace("sha256:GOLDEN", GOLDEN.digest)
+SCHEMA_1 = CANONICAL.replace('"schema":2', '"schema":1').replace(
+    ',"max_relative_error":"0.35","outputs":{}', ""
+)
 
 
 def value() -> dict[str, Any]:
@@ -57,6 +60,33 @@ def test_canonical_bytes_are_final() -> None:
     assert MANIFEST.to_bytes().decode() == CANONICAL
 
 
+def test_what_was_signed_under_schema_1_stays_as_it_is() -> None:
+    manifest = Manifest.parse(SCHEMA_1.encode())
+    assert manifest.variants[0].tolerance == Tolerance("0.95", "", "")
+    assert manifest.to_bytes() == SCHEMA_1.encode()
+    assert manifest.digest == digest_bytes(SCHEMA_1.encode())
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        Tolerance("0.9", "", "0.1", {"boxes": Bounds("0.99", "", "0.01"), "scores": Bounds()}),
+        Tolerance("0.9", "0.2", ""),
+    ],
+)
+def test_bounds_of_single_outputs_survive(bounds: Tolerance) -> None:
+    manifest = replace(MANIFEST, variants=(replace(VARIANT, tolerance=bounds),))
+    read = Manifest.parse(manifest.to_bytes()).variants[0].tolerance
+    assert read == bounds
+    assert read.of("boxes") == bounds.outputs.get("boxes", bounds)
+
+
+def test_a_schema_is_the_lowest_that_serves() -> None:
+    lower = CANONICAL.replace('"max_relative_error":"0.35"', '"max_relative_error":""')
+    with pytest.raises(SluiceError, match="nothing here needs more than 1"):
+        Manifest.parse(lower.encode())
+
+
 def test_content_digest_ignores_only_version_and_floor() -> None:
     assert replace(MANIFEST, version=9, floor=3).content_digest == MANIFEST.content_digest
     assert replace(MANIFEST, annotations={}).content_digest != MANIFEST.content_digest
@@ -74,7 +104,7 @@ def test_content_digest_ignores_only_version_and_floor() -> None:
         ("version", True),
         ("version", "2"),
         ("floor", 3),
-        ("schema", 2),
+        ("schema", 3),
         ("variants", []),
         ("annotations", {"a": 1}),
         ("annotations", []),
@@ -84,6 +114,10 @@ def test_content_digest_ignores_only_version_and_floor() -> None:
         ("variants.0.boards", "pi"),
         ("variants.0.tolerance.cosine_min", "high"),
         ("variants.0.tolerance.max_abs_error", "-1"),
+        ("variants.0.tolerance.max_relative_error", "much"),
+        ("variants.0.tolerance.outputs", ["y"]),
+        ("variants.0.tolerance.outputs", {"y": {"cosine_min": "0.9", "max_abs_error": ""}}),
+        ("variants.0.tolerance.outputs", {f"y{number}": {} for number in range(65)}),
         ("variants.0.files.0.digest", "sha256:00"),
         ("variants.0.files.0.digest", "sha1:" + "0" * 64),
         ("variants.0.files.0.size", 1 << 40),
