@@ -68,8 +68,8 @@ class File:
 class Bounds:
     """How far one output on the golden inputs may be from the golden output; all are decimal strings.
 
-    A cosine says nothing about scale, so the default bounds the error too: 0.35 is what a cosine of 0.95 allows
-    at best (0.31), and a little for the scale.
+    A cosine says nothing about scale, so the default bounds the error too: 0.35 is what a cosine of 0.95
+    allows at best (0.31), and a little for the scale.
 
     Attributes:
         cosine_min: least cosine similarity.
