@@ -36,7 +36,7 @@ from updater.delta.program.records import (
 )
 from updater.delta.streams import Stream
 
-FEATURES = ("patch", "program", "requantise", "tensor")
+FEATURES = ("lzma", "patch", "program", "requantise", "tensor")
 BLOCK_BYTES = 1 << 20
 PROGRAM_OFFSET = 50
 
