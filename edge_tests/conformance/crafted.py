@@ -36,7 +36,7 @@ from updater.delta.program.records import (
 )
 from updater.delta.streams import Stream
 
-FEATURES = ("patch", "program", "requantise", "tensor", "tracking")
+FEATURES = ("lzma", "patch", "program", "requantise", "tensor", "tracking")
 BLOCK_BYTES = 1 << 20
 PROGRAM_OFFSET = 50
 

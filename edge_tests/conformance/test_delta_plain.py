@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED_PAIRS = Path(os.environ.get("SLUICE_PAIRS", ROOT.parent / "shared" / "pairs"))
 SMALL_PAIRS = ("git_microspeech", "git_kws_i8_a", "git_resnet_f32_to_i8")
 ALLOWED_MODULES = {
-    *("__future__", "collections", "ctypes", "dataclasses", "hashlib", "math", "os", "pathlib", "re"),
-    *("struct", "sys", "typing", "zlib", "zstandard"),
+    *("__future__", "collections", "ctypes", "dataclasses", "hashlib", "lzma", "math", "os", "pathlib"),
+    *("re", "struct", "sys", "typing", "zlib", "zstandard"),
 }
 
 

@@ -7,6 +7,7 @@ share one stream, coded as a patch against a window of the base.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +25,16 @@ from updater.delta.streams import Ranges, Stream
 Bytes = NDArray[np.uint8]
 Window = tuple[bytes, Ranges]
 
+_FEATURES = {streams.PATCH: "patch", streams.LZMA: "lzma"}
 OWN_STREAM_BYTES = 16 << 10  # from here on a tensor's plane is a stream of its own
+
+
+class Lzma(enum.Enum):
+    """How hard it is tried to make streams smaller by LZMA, which takes long."""
+
+    NEVER = 0
+    QUICK = 1
+    THOROUGH = 2
 
 
 @dataclass(frozen=True)
@@ -108,17 +118,19 @@ class Payload:
         self._streams.setdefault(key, []).append(data)
         return number
 
-    def encode(self, block_offset: int, level: int, window: Callable[[bytes], Window]) -> Encoded:
+    def encode(
+        self, block_offset: int, level: int, window: Callable[[bytes], Window], lzma: Lzma = Lzma.NEVER
+    ) -> Encoded:
         """Codes the streams. `window(data)` chooses what of the base the literals may refer to."""
         listing = instructions.encode(self._items, block_offset)
-        coded = [streams.compress(listing, level)]
+        coded = [_smaller(streams.compress(listing, level), listing, lzma)]
         for key, parts in self._streams.items():
             data = b"".join(parts)
             stream = streams.compress(data, level)
             if key == ("literal",):
                 stream = _patched(data, stream, level, window)
-            coded.append(stream)
-        features = {"patch" for stream in coded if stream.coder == streams.PATCH}
+            coded.append(_smaller(stream, data, lzma))
+        features = {_FEATURES[stream.coder] for stream in coded if stream.coder in _FEATURES}
         for item in self._items:
             if isinstance(item, Tensor):
                 features.add("tensor")
@@ -131,6 +143,10 @@ class Payload:
             sum(stream.length for stream in coded),
             len(self._items),
         )
+
+
+def _smaller(stream: Stream, data: bytes, lzma: Lzma) -> Stream:
+    return stream if lzma == Lzma.NEVER else streams.smaller(stream, data, lzma == Lzma.THOROUGH)
 
 
 def _patched(data: bytes, plain: Stream, level: int, window: Callable[[bytes], Window]) -> Stream:
@@ -147,12 +163,13 @@ def encode_block(
     level: int,
     window: Callable[[bytes], Window],
     own_bytes: int = OWN_STREAM_BYTES,
+    lzma: Lzma = Lzma.NEVER,
 ) -> Encoded:
     """The payload of a block whose pieces are coded as `codings` say."""
     payload = Payload(target, own_bytes)
     for coding in codings:
         payload.add(coding)
-    return payload.encode(codings[0].piece.offset, level, window)
+    return payload.encode(codings[0].piece.offset, level, window, lzma)
 
 
 def raw_block(data: bytes, block_offset: int) -> Encoded:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
 from updater.delta import assembly, streams
-from updater.delta.assembly import Coding, Encoded, Window
+from updater.delta.assembly import OWN_STREAM_BYTES, Coding, Encoded, Lzma, Window
 from updater.delta.candidates import Estimator, choose
 from updater.delta.contents import RUN_BYTES, ContentIndex
 from updater.delta.differences import Differences
@@ -32,7 +33,17 @@ _TRIVIAL_BYTES = 128  # a payload below this is not worth another way
 _TINY_BYTES = 16 << 10  # payloads below this are always compared with a patch of the whole block
 _SURE = 0.9  # share of a block that its program predicts from the base, above which no other way is tried
 _AHEAD = 0.97  # of what fast zstd leaves: a program below that is kept where records cover the block
+_LOOSE = 0.2  # share of literals in a block from which bytes that are nearly equal are looked for
+_LZMA_HOPE = 1.15  # how much larger a way may be for LZMA to be tried on it
 _HOPE = 1.3  # how much larger a quick patch may be for a thorough one to be tried
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to code a block: its pieces, and from how many bytes on a plane is a stream of its own."""
+
+    codings: Sequence[Coding]
+    own_bytes: int = OWN_STREAM_BYTES
 
 
 class BlockEncoder:
@@ -78,28 +89,47 @@ class BlockEncoder:
             Coding(piece, None if piece.equal else choose(piece, self._base, self._target, self._estimator))
             for piece in pieces
         ]
+        ways = [Way(codings)]
         split = [part for coding in codings for part in self._split(coding)]
-        found = [assembly.raw_block(data, offset), self._assembled(codings)]
         if len(split) > len(codings):
-            found.append(self._assembled(split))
+            ways.append(Way(split))
         if any(coding.candidate is not None for coding in codings):
-            found.append(self._assembled(codings, own_bytes=length + 1))
+            ways.append(Way(codings, own_bytes=length + 1))
             referring = [self._without_plain(coding) for coding in codings]
             if referring != codings:
-                found.append(self._assembled(referring))
+                ways.append(Way(referring))
+        found = [self._assembled(way) for way in ways]
         least = min(len(block.payload) for block in found)
+        more: list[Way] = []
         generic = self._generic_may_win(data, least)
         if generic:
             whole = Coding(Piece(offset, length, BYTES, None, False, False), None)
-            found.append(self._assembled([whole]))
+            more.append(Way([whole]))
             parts = self._split(whole)
             if len(parts) > 1:
-                found.append(self._assembled(parts))
-        if least > _TRIVIAL_BYTES and (self._thorough or generic):
-            found += self._nearly(codings, data)
+                more.append(Way(parts))
+        loose = sum(coding.piece.length for coding in codings if _is_literal(coding))
+        if least > _TRIVIAL_BYTES and (self._thorough or generic or loose > _LOOSE * length):
+            more += self._nearly(codings, data)
+        found += [self._assembled(way) for way in more]
+        ways += more
+        others = [assembly.raw_block(data, offset)]
         if program is not None:
-            found.append(assembly.program_block(program, length, offset))
-        return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))
+            others.append(assembly.program_block(program, length, offset))
+        found += self._smaller(ways, found, min(len(block.payload) for block in others))
+        blocks = (block for block in (*found, *others) if block.fits(length))
+        return min(blocks, key=lambda block: len(block.payload))
+
+    def _smaller(self, ways: Sequence[Way], found: Sequence[Encoded], least: int) -> list[Encoded]:
+        """The ways that LZMA may bring below all others, with it."""
+        least = min(least, *(len(block.payload) for block in found))
+        near = sorted(
+            (len(block.payload), number)
+            for number, block in enumerate(found)
+            if _TRIVIAL_BYTES < len(block.payload) < _LZMA_HOPE * least
+        )
+        lzma = Lzma.THOROUGH if self._thorough else Lzma.QUICK
+        return [self._assembled(ways[number], lzma) for _, number in (near if self._thorough else near[:1])]
 
     def _program(self, offset: int, length: int) -> ProgramBytes | None:
         found = [programs.encode(offset, length) for programs in self._programs]
@@ -136,7 +166,7 @@ class BlockEncoder:
             end = start + length
         return parts
 
-    def _nearly(self, codings: Sequence[Coding], data: bytes) -> Iterator[Encoded]:
+    def _nearly(self, codings: Sequence[Coding], data: bytes) -> Iterator[Way]:
         """The block as differences from nearly equal bytes: all of it, and where it would be literals."""
         offset = codings[0].piece.offset
         window, ranges = self._window(data)
@@ -149,11 +179,13 @@ class BlockEncoder:
         if any(coding.candidate is not None for coding in codings):
             ways.append(list(codings))
         for way in ways:
-            coded = differences.code(way, self._estimator.plain)
-            yield self._assembled(coded, own_bytes=len(data) + 1)
+            for coded in differences.code(way, self._estimator.plain):
+                yield Way(coded, own_bytes=len(data) + 1)
 
-    def _assembled(self, codings: Sequence[Coding], own_bytes: int = assembly.OWN_STREAM_BYTES) -> Encoded:
-        return assembly.encode_block(codings, self._target, self._level, self._window, own_bytes)
+    def _assembled(self, way: Way, lzma: Lzma = Lzma.NEVER) -> Encoded:
+        return assembly.encode_block(
+            way.codings, self._target, self._level, self._window, way.own_bytes, lzma
+        )
 
     def _generic_may_win(self, data: bytes, size: int) -> bool:
         """Whether a patch of the whole block is worth a try, judged by a fast one."""
@@ -177,3 +209,7 @@ class BlockEncoder:
             if self._index is None:
                 self._index = ContentIndex(self._base)
             return self._index
+
+
+def _is_literal(coding: Coding) -> bool:
+    return coding.candidate is None and not coding.piece.equal

@@ -30,7 +30,7 @@ FLAG_BASE = 1
 _FEATURE = re.compile(rb"[a-z0-9][a-z0-9.-]*")
 
 # What version 1's decoder understands beyond the container itself.
-FEATURES: tuple[str, ...] = ("patch", "program", "requantise", "tensor", "tracking")
+FEATURES: tuple[str, ...] = ("lzma", "patch", "program", "requantise", "tensor", "tracking")
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ class Differences:
             for part in _located(stretch, ranges)
         ]
 
-    def code(self, codings: Sequence[Coding], cost: Callable[[bytes], int]) -> list[Coding]:
-        """The codings of a block with its literals as differences, all of the one type that costs least.
+    def code(self, codings: Sequence[Coding], cost: Callable[[bytes], int]) -> list[list[Coding]]:
+        """The codings of a block with literals as differences: of the type that costs least, and of bytes.
 
         Args:
             codings: of the block.
@@ -70,9 +70,11 @@ class Differences:
         """
         parts = list(self._cut(codings))
         if not any(isinstance(part, Stretch) for part in parts):
-            return list(codings)
-        ways = (list(self._coded(parts, kind, coding)) for kind, coding in self._ways)
-        return min(ways, key=lambda way: _cost(way, cost))
+            return []
+        ways = [list(self._coded(parts, kind, coding)) for kind, coding in self._ways]
+        best = min(ways, key=lambda way: _cost(way, cost))
+        # Other coders than the one that costs are estimated by may prefer runs of zeros to gaps.
+        return [best] if best is ways[0] else [best, ways[0]]
 
     def _cut(self, codings: Sequence[Coding]) -> Iterator[Coding | Stretch]:
         """The codings of a block, and the stretches that lie in its literals."""

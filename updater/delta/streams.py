@@ -1,12 +1,15 @@
 """The streams of a block: byte sequences that its instructions take from, each coded on its own.
 
-Coders: raw (as it is), zstd, and patch (zstd with a window of the base as raw-content dictionary, which is
-what `zstd --patch-from` does). Frames are written without magic, dictionary id and checksum, and with their
-content size: the decoder knows what it allocates, and zstd decodes in one pass without a window buffer.
+Coders: raw (as it is), zstd, patch (zstd with a window of the base as raw-content dictionary, which is what
+`zstd --patch-from` does), and lzma, which is slower and often smaller. Frames of zstd are written without
+magic, dictionary id and checksum, and with their content size: the decoder knows what it allocates, and zstd
+decodes in one pass without a window buffer. LZMA's are one byte of properties and the coded bytes with their
+end marker; the dictionary is as long as the stream.
 """
 
 from __future__ import annotations
 
+import lzma
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +20,28 @@ import zstandard
 from updater import limits
 from updater.delta import faults, varint
 
-RAW, ZSTD, PATCH = 0, 1, 2
-CODER_NAMES = ("literal", "literal", "patch")
+RAW, ZSTD, PATCH, LZMA = 0, 1, 2, 3
+CODER_NAMES = ("literal", "literal", "patch", "literal")
 _FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
 _NOISE_BYTES = 64 << 10
 _NOISE_BITS = 7.9
 _THOROUGH_LEVEL = 19
 _THOROUGH_BYTES = 8 << 20
+
+_PROPERTIES = 225  # numbers that LZMA's byte of properties may be: 9 lc x 5 lp x 5 pb
+_MOST_LITERAL_BITS = 4  # lc + lp, as liblzma has it
+_LEAST_DICTIONARY = 4096
+_LZMA_PRESET = 9
+_LZMA_GAIN = 0.99  # of what another coder leaves: LZMA, which decodes slower, must be below that
+# Properties that are tried, (pb * 5 + lp) * 9 + lc: 3, 0, 2 of lc, lp and pb, which suits most; then others.
+_LZMA_SHAPES = (93, 3, 0, 55, 110)
+_SAMPLE_BYTES = 256 << 10  # of a stream by which properties are chosen
+_QUICK_SHARE = 0.85  # of its length that a stream may have to be tried in short time
+_LZMA_PRESET = 9
+_LZMA_GAIN = 0.99  # of what another coder leaves: LZMA, which decodes slower, must be below that
+# Literal context bits, literal position bits and position bits that are tried: of text, then of numbers.
+_LZMA_FIRST = ((3, 0, 2),)
+_LZMA_ALL = (*_LZMA_FIRST, (3, 0, 0), (0, 0, 0), (1, 1, 1), (2, 2, 2))
 
 Ranges = tuple[tuple[int, int], ...]  # (offset, length) in the base
 ReadBase = Callable[[int, int], bytes]
@@ -34,7 +52,7 @@ class Stream:
     """One coded stream.
 
     Attributes:
-        coder: RAW, ZSTD or PATCH.
+        coder: RAW, ZSTD, PATCH or LZMA.
         length: decoded bytes.
         coded: the coded bytes.
         window: for PATCH: the ranges of the base that, put together, are the dictionary.
@@ -81,7 +99,7 @@ def decode_table(
     table: list[tuple[int, int, int, Ranges]] = []
     for index in range(count):
         coder = reader.byte()
-        if coder > PATCH:
+        if coder > LZMA:
             raise faults.unsupported(f"the delta has a stream coder {coder} that this decoder lacks")
         length = reader.varint()
         coded_length = length if coder == RAW else reader.varint()
@@ -89,6 +107,8 @@ def decode_table(
         if total > allowed:
             raise faults.over_limit("decoded bytes in a block's streams", total, allowed)
         window: Ranges = ()
+        if coder == LZMA and "lzma" not in features:
+            raise faults.invalid("a block has a stream of LZMA, which its header does not name")
         if coder == PATCH:
             if "patch" not in features or index == 0:
                 raise faults.invalid("a block has a patch where its header or its place does not allow one")
@@ -127,6 +147,8 @@ def decode(stream: Stream, read_base: ReadBase) -> bytes:
         return stream.coded
     if not stream.length:
         raise faults.invalid("a stream of no bytes is coded")
+    if stream.coder == LZMA:
+        return _decode_lzma(stream)
     dictionary = None
     try:
         # Checked before zstd allocates by it: a frame may announce any size.
@@ -145,6 +167,66 @@ def decode(stream: Stream, read_base: ReadBase) -> bytes:
     if len(data) != stream.length:
         raise faults.corrupt(f"a stream of {stream.length} bytes decoded to {len(data)}")
     return data
+
+
+def _decode_lzma(stream: Stream) -> bytes:
+    if not stream.coded:
+        raise faults.corrupt("an LZMA stream has no properties")
+    filters = _lzma_filters(stream)
+    try:
+        decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
+        # A byte more than there may be, so that the end marker is read too.
+        data = decompressor.decompress(stream.coded[1:], stream.length + 1)
+    except (lzma.LZMAError, EOFError) as error:
+        raise faults.corrupt(
+            f"an LZMA stream of {len(stream.coded)} bytes does not decode: {error}"
+        ) from error
+    if len(data) != stream.length or not decompressor.eof or decompressor.unused_data:
+        raise faults.corrupt(f"an LZMA stream does not hold just {stream.length} bytes and its end")
+    return data
+
+
+def _lzma_filters(stream: Stream) -> list[dict[str, int]]:
+    """What liblzma is told: from the byte of properties, and the stream's length."""
+    properties = stream.coded[0]
+    context, rest = properties % 9, properties // 9
+    position, states = rest % 5, rest // 5
+    if properties >= _PROPERTIES or context + position > _MOST_LITERAL_BITS:
+        raise faults.invalid("an LZMA stream has properties that cannot be")
+    size = max(_LEAST_DICTIONARY, stream.length)
+    return [{"id": lzma.FILTER_LZMA1, "dict_size": size, "lc": context, "lp": position, "pb": states}]
+
+
+def smaller(stream: Stream, data: bytes, thorough: bool) -> Stream:
+    """The stream of `data` that is given, or one of LZMA where that is clearly smaller.
+
+    Args:
+        stream: as another coder has it.
+        data: its bytes.
+        thorough: tries more, also where little is to be gained.
+    """
+    size = len(stream.coded) + 4 * len(stream.window)
+    if not data or (stream.coder == RAW and _is_noise(data)):
+        return stream
+    if thorough:
+        sample = (
+            data[(len(data) - _SAMPLE_BYTES) // 2 :][:_SAMPLE_BYTES] if len(data) > _SAMPLE_BYTES else data
+        )
+        coded = min((_lzma(sample, shape) for shape in _LZMA_SHAPES), key=lambda tried: len(tried.coded))
+        tried = coded if len(sample) == len(data) else _lzma(data, coded.coded[0])
+    elif size > _QUICK_SHARE * len(data):
+        return stream
+    else:
+        tried = _lzma(data, _LZMA_SHAPES[0])
+    return tried if len(tried.coded) < _LZMA_GAIN * size else stream
+
+
+def _lzma(data: bytes, properties: int) -> Stream:
+    """A stream of LZMA with the properties given."""
+    head = bytes([properties])
+    (known,) = _lzma_filters(Stream(LZMA, len(data), head))
+    coded = lzma.compress(data, lzma.FORMAT_RAW, filters=[{"preset": _LZMA_PRESET, **known}])
+    return Stream(LZMA, len(data), head + coded)
 
 
 def compress(data: bytes, level: int) -> Stream:

@@ -11,7 +11,7 @@ from edge_tests.conformance.plain.fault import CORRUPT, OVER_LIMIT, TRUNCATED, U
 from edge_tests.conformance.plain.reader import Reader
 
 MAGIC = bytes.fromhex("89 53 4c 44 0d 0a 1a 0a")
-FEATURES = ("patch", "program", "requantise", "tensor", "tracking")
+FEATURES = ("lzma", "patch", "program", "requantise", "tensor", "tracking")
 
 
 @dataclass

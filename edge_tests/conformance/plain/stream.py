@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import struct
 
 import zstandard
@@ -10,7 +11,7 @@ from edge_tests.conformance.plain import limits
 from edge_tests.conformance.plain.fault import CORRUPT, OVER_LIMIT, UNSUPPORTED, Fault, check
 from edge_tests.conformance.plain.reader import Reader
 
-RAW, ZSTD, PATCH = 0, 1, 2
+RAW, ZSTD, PATCH, LZMA = 0, 1, 2, 3
 
 
 def decode_streams(
@@ -25,13 +26,14 @@ def decode_streams(
     entries = []
     for number in range(count):
         coder = table.byte()
-        check(coder <= PATCH, f"the coder {coder} is not known", UNSUPPORTED)
+        check(coder <= LZMA, f"the coder {coder} is not known", UNSUPPORTED)
         length = table.varint()
         coded = length if coder == RAW else table.varint()
         decoded += length
         most = limits.STREAM_EXPANSION * target_length + limits.STREAM_OVERHEAD_BYTES
         check(decoded <= most, "the streams of a block are too long", OVER_LIMIT)
         ranges = []
+        check(coder != LZMA or "lzma" in features, "the feature lzma is not named")
         if coder == PATCH:
             check("patch" in features and number > 0, "a patch where none may be")
             ranges = _ranges(table, offset)
@@ -43,7 +45,9 @@ def decode_streams(
     readers = []
     for number, (coder, length, _, ranges) in enumerate(entries):
         data = parts[number]
-        if coder != RAW:
+        if coder == LZMA:
+            data = decode_lzma(data, length)
+        elif coder != RAW:
             window = b""
             for begin, size in ranges:
                 check(begin + size <= len(base), "a window lies outside the base")
@@ -84,4 +88,28 @@ def decode_frame(coded: bytes, length: int, window: bytes | None) -> bytes:
     except (zstandard.ZstdError, ValueError) as error:
         raise Fault(f"a zstd frame does not decode: {error}", CORRUPT) from error
     check(len(data) == length, "a frame decodes to another size", CORRUPT)
+    return data
+
+
+def decode_lzma(coded: bytes, length: int) -> bytes:
+    """A byte of properties, and LZMA of `length` bytes with its end marker."""
+    check(length >= 1, "a stream of no bytes is coded")
+    check(coded[:1] != b"", "LZMA has no properties", CORRUPT)
+    shape = coded[0]
+    context, position, states = shape % 9, shape // 9 % 5, shape // 45
+    check(states <= 4 and context + position <= 4, "LZMA has properties that cannot be")
+    known = {
+        "id": lzma.FILTER_LZMA1,
+        "dict_size": max(length, 4096),
+        "lc": context,
+        "lp": position,
+        "pb": states,
+    }
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[known])
+    try:
+        data = decoder.decompress(coded[1:], length + 1)
+    except (lzma.LZMAError, EOFError) as error:
+        raise Fault(f"LZMA does not decode: {error}", CORRUPT) from error
+    check(decoder.eof and not decoder.unused_data, "LZMA does not end where its stream does", CORRUPT)
+    check(len(data) == length, "LZMA decodes to another size", CORRUPT)
     return data

@@ -10,6 +10,7 @@ from edge_tests.conformance.vectors.build import (
     CORRUPT,
     INVALID,
     LIMIT,
+    LZMA,
     PATCH,
     UNSUPPORTED,
     ZSTD,
@@ -35,7 +36,7 @@ def _bad(
     about: str,
     body: bytes,
     *errors: str,
-    features: tuple[str, ...] = ("patch", "requantise", "tensor"),
+    features: tuple[str, ...] = ("lzma", "patch", "requantise", "tensor"),
 ) -> Made:
     return Made(name, about, BASE, one_block(BASE, _TARGET, body, features), None, errors)
 
@@ -121,6 +122,35 @@ def frames() -> Iterator[Made]:
         of(build.frame(bytes(100)) + b"\0\0"),
         *_DAMAGED,
     )
+
+
+def packed() -> Iterator[Made]:
+    """Streams of LZMA that lie."""
+    whole = literal(1, 100)
+    right = build.packed(_TARGET).coded
+
+    def of(coded: bytes, length: int = 100) -> bytes:
+        return payload(whole, Stream(LZMA, coded, length))
+
+    yield _bad(
+        "lzma-unnamed", "LZMA, though the header does not name the feature.", of(right), INVALID, features=()
+    )
+    yield _bad(
+        "lzma-properties", "Properties of more than 4 bits of position.", of(b"\xe1" + right[1:]), INVALID
+    )
+    yield _bad("lzma-literal-bits", "Five bits of literal context.", of(b"\x05" + right[1:]), INVALID)
+    yield _bad("lzma-empty", "No bytes where properties are due.", of(b""), *_DAMAGED)
+    yield _bad("lzma-none", "Properties and nothing more.", of(right[:1]), CORRUPT)
+    yield _bad("lzma-cut", "LZMA cut short.", of(right[:-20]), CORRUPT)
+    yield _bad("lzma-without-end", "LZMA without the last byte of its end.", of(right[:-1]), CORRUPT)
+    yield _bad("lzma-behind", "A byte behind the end marker.", of(right + b"\0"), CORRUPT)
+    bomb = build.packed(bytes(1 << 24)).coded
+    yield _bad("lzma-bomb", "LZMA of 16 MiB in a stream of 100 bytes.", of(bomb[:80]), CORRUPT)
+    yield _bad(
+        "lzma-smaller", "LZMA of a byte less than its stream.", of(build.packed(bytes(99)).coded), CORRUPT
+    )
+    coded = payload(whole + b"", Stream(ZSTD, build.frame(_TARGET), 100), Stream(LZMA, b"", 0))
+    yield _bad("lzma-of-nothing", "A coded stream of no bytes.", coded, *_DAMAGED)
 
 
 def windows() -> Iterator[Made]:
@@ -326,6 +356,7 @@ def made() -> Iterator[Made]:
     """All of this module."""
     yield from tables()
     yield from frames()
+    yield from packed()
     yield from windows()
     yield from instructions()
     yield from tensors()

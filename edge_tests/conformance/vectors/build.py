@@ -7,6 +7,7 @@ what no encoder writes. Numbers go in as they lie in the file.
 from __future__ import annotations
 
 import hashlib
+import lzma
 import struct
 import zlib
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 import zstandard
 
 MAGIC = b"\x89SLD\r\n\x1a\n"
-RAW, ZSTD, PATCH = 0, 1, 2
+RAW, ZSTD, PATCH, LZMA = 0, 1, 2, 3
 MAGICLESS = zstandard.FORMAT_ZSTD1_MAGICLESS
 
 INVALID = "DELTA_INVALID"
@@ -172,6 +173,14 @@ def raw(data: bytes) -> Stream:
 def zstd(data: bytes) -> Stream:
     """A stream in a zstd frame."""
     return Stream(ZSTD, frame(data), len(data))
+
+
+def packed(data: bytes, lc: int = 3, lp: int = 0, pb: int = 2) -> Stream:
+    """A stream of LZMA with its properties."""
+    size = max(4096, len(data))
+    known = {"id": lzma.FILTER_LZMA1, "preset": 9, "dict_size": size, "lc": lc, "lp": lp, "pb": pb}
+    head = bytes([(pb * 5 + lp) * 9 + lc])
+    return Stream(LZMA, head + lzma.compress(data, lzma.FORMAT_RAW, filters=[known]), len(data))
 
 
 def patch(data: bytes, base: bytes, window: Sequence[tuple[int, int]], offset: int = 0) -> Stream:

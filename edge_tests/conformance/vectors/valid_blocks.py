@@ -19,7 +19,7 @@ from edge_tests.conformance.vectors.build import (
 from edge_tests.conformance.vectors.samples import BASE, TARGET
 from updater import limits
 
-_ALL = ("patch", "program", "requantise", "tensor")
+_ALL = ("lzma", "patch", "program", "requantise", "tensor")
 
 
 def container() -> Iterator[Made]:
@@ -144,6 +144,21 @@ def coders() -> Iterator[Made]:
         None,
         one_block(None, text, payload(literal(1, len(text)), build.zstd(text))),
         text,
+    )
+    for name, about, shape in (
+        ("lzma", "LZMA of lc 3, lp 0 and pb 2.", (3, 0, 2)),
+        ("lzma-least", "LZMA without any bits of context.", (0, 0, 0)),
+        ("lzma-most", "LZMA with the most bits of context.", (0, 4, 4)),
+    ):
+        body = payload(literal(1, len(text)), build.packed(text, *shape))
+        yield Made(name, about, None, one_block(None, text, body, ("lzma",)), text)
+    body = payload(build.packed(literal(1, 5) * 200), build.packed(text[:1000]))
+    yield Made(
+        "lzma-instructions",
+        "Stream 0 as LZMA.",
+        None,
+        one_block(None, text[:1000], body, ("lzma",)),
+        text[:1000],
     )
     small = b"abcabcabcabcabc" * 20
     coded = build.Stream(build.ZSTD, build.frame(small, window_log=10), len(small))

@@ -81,8 +81,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
         b"".join(b"\n%c%s.block.%d.weight" % (len(name) + 16, name, node) for node in range(9))
         for name in (b"model", b"main")
     ]
+    words = b"".join(b"%d %d\n" % (7 * number, number * number) for number in range(60))
     found = [
         make(tmp, None, b"full copy " * 30),
+        make(tmp, None, words),
         make(tmp, BASE, BASE[100:350] + b"between" + BASE[:300]),
         make(tmp, BASE, sparse.tobytes(), "int8"),
         make(tmp, BASE, rescaled.tobytes(), "int8", (0.3, 0.2)),
