@@ -25,7 +25,7 @@ import grpc
 from agent.inference_service import InferenceService
 from agent.limits import MAX_CONCURRENT_RPCS, MAX_MESSAGE_BYTES, MAX_STREAMS, SERVING_THREADS
 from agent.local_socket import LocalSocket
-from agent.messages import parse_request, serialize_response
+from agent.messages import parse_request, serialize_response, serialize_streamed
 from agent.peer import Peers
 from agent.repository import Repository
 from agent.router import Router
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-_INFER = "ModelInfer"
+_INFER, _STREAM = "ModelInfer", "ModelStreamInfer"
 
 
 class InferenceServer:
@@ -140,6 +140,8 @@ def _handlers(
         serialize: Callable[[Any], bytes] = getattr(pb, method.output_type.name).SerializeToString
         if method.name == _INFER:
             parse, serialize = parse_request, serialize_response
+        elif method.name == _STREAM:
+            parse, serialize = parse_request, serialize_streamed
         make: Callable[..., grpc.RpcMethodHandler[Any, Any]]
         if method.client_streaming:
             make, behavior = grpc.stream_stream_rpc_method_handler, _OnThreads(behavior, streams)

@@ -1,7 +1,7 @@
 """The protocol's calls: each finds its answer in the rooms behind, and turns their errors into its status.
 
-ModelInfer takes and gives `messages.Request` and `Response` instead of protobuf's messages; inference.py
-registers it with their own (de)serialisers. Every other call has the generated types.
+ModelInfer and ModelStreamInfer take and give `messages.Request` and `Response` instead of protobuf's
+messages; inference.py registers them with their own (de)serialisers. Other calls have the generated types.
 """
 
 # ruff: noqa: ARG002, N802 (signatures and names are the protocol's)
@@ -130,8 +130,8 @@ class InferenceService:
         return _answer(context, self._inference.answer, request, context)
 
     def ModelStreamInfer(
-        self, requests: Iterator[pb.ModelInferRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.ModelStreamInferResponse]:
+        self, requests: Iterator[Request], context: grpc.ServicerContext
+    ) -> Iterator[Response | pb.ModelStreamInferResponse]:
         """Inferences over one stream, see streams.py."""
         try:
             yield from self._streams.answer(requests, context)

@@ -1,4 +1,4 @@
-"""ModelInfer's messages between bytes and values, without copying tensors more often than needed. Pure.
+"""Messages of ModelInfer and its stream between bytes and values, tensors copied no more than needed. Pure.
 
 Protobuf's Python gives out every entry of a `bytes` field as a new copy, and copies it in again when it is
 set; and clients send the same names, shapes and parameters with every request. So a request is taken apart by
@@ -15,7 +15,7 @@ views keep the received bytes alive; what is remembered is bounded in number and
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -31,6 +31,7 @@ _ID_TAG = _REQUEST.ID_FIELD_NUMBER << 3 | _LENGTH
 _RAW_INPUT_TAG = _REQUEST.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH
 _ANSWER_ID_TAG = bytes([_RESPONSE.ID_FIELD_NUMBER << 3 | _LENGTH])
 _RAW_OUTPUT_TAG = bytes([_RESPONSE.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | _LENGTH])
+_STREAMED_TAG = bytes([pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER << 3 | _LENGTH])
 _MORE = 0x80  # the bit of a number's byte that says that another follows
 _MAX_LENGTH_BYTES = 5
 
@@ -95,9 +96,12 @@ class Response:
         """Bytes on the wire."""
         return len(self.head) + sum(1 + len(_varint(_size(part))) + _size(part) for part in self.raw)
 
-    def whole(self) -> pb.ModelInferResponse:
-        """The message, for a stream."""
-        return _RESPONSE.FromString(serialize_response(self))
+    def with_parameters(self, more: Mapping[str, pb.InferParameter]) -> Response:
+        """The same that says this too."""
+        added = _RESPONSE()
+        for name, value in more.items():
+            added.parameters[name].CopyFrom(value)
+        return Response(self.head + added.SerializeToString(), self.raw)
 
 
 class _Forms:
@@ -139,7 +143,7 @@ def parse_request(data: bytes) -> Request:
 
 
 def of_message(message: pb.ModelInferRequest) -> Request:
-    """The request that protobuf parsed whole, e.g. on a stream."""
+    """The request that protobuf parsed whole."""
     return Request(Form(message), message.id, list(message.raw_input_contents))
 
 
@@ -157,6 +161,13 @@ def serialize_response(response: Response) -> bytes:
     for part in response.raw:
         parts += (_RAW_OUTPUT_TAG, _varint(_size(part)), part)
     return b"".join(parts)
+
+
+def serialize_streamed(answer: Response | pb.ModelStreamInferResponse) -> bytes:
+    """The bytes of what a stream gives: a response, or a failure as a message."""
+    if not isinstance(answer, Response):
+        return answer.SerializeToString()
+    return b"".join((_STREAMED_TAG, _varint(answer.byte_size()), serialize_response(answer)))
 
 
 def _split(data: bytes) -> tuple[bytes, str, list[memoryview]] | None:

@@ -248,11 +248,10 @@ class Inference:
 
 def _attributed(response: Response, answered: Answered) -> Response:
     """Says of a cascade's answer how many samples another model gave, and which."""
-    more = pb.ModelInferResponse()
-    more.parameters[ESCALATED].int64_param = answered.escalated
+    more = {ESCALATED: pb.InferParameter(int64_param=answered.escalated)}
     if answered.by:
-        more.parameters[ESCALATED_TO].string_param = answered.by
-    return Response(response.head + more.SerializeToString(), response.raw)
+        more[ESCALATED_TO] = pb.InferParameter(string_param=answered.by)
+    return response.with_parameters(more)
 
 
 def _check_size(response: Response, worker: Worker) -> None:

@@ -6,6 +6,9 @@ to make room: clients that open streams and send nothing cannot keep others out.
 
 A request that fails is answered with its error and the stream goes on. A client that sends the metadata
 `triton_grpc_error: true` gets the stream ended with the error's status instead, as Triton does.
+
+Requests and answers are those of ModelInfer (messages.py), so that a stream's requests too are parsed and
+checked once for each form.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from contextlib import contextmanager
 import grpc
 
 from agent.limits import MAX_STREAMS, STREAM_IDLE_S
-from agent.messages import Response, of_message
+from agent.messages import Request, Response
 from agent.requests import Inference
 from inference import open_inference_pb2 as pb
 from sluice.api.v1 import errors_pb2
@@ -26,7 +29,8 @@ from updater.errors import SluiceError
 
 _METHOD = "ModelStreamInfer"
 _WANTS_STATUS = ("triton_grpc_error", "true")
-_WANTS_FINAL, _FINAL = "triton_enable_empty_final_response", "triton_final_response"
+_WANTS_FINAL = "triton_enable_empty_final_response"
+_IS_FINAL = {"triton_final_response": pb.InferParameter(bool_param=True)}  # each request has one answer
 
 
 class Streams:
@@ -39,24 +43,25 @@ class Streams:
         self._idle_since: dict[grpc.ServicerContext, float | None] = {}
 
     def answer(
-        self, requests: Iterator[pb.ModelInferRequest], context: grpc.ServicerContext
-    ) -> Iterator[pb.ModelStreamInferResponse]:
-        """The answers to one stream's requests. Raises SluiceError when there is no place for it, or the
-        client wants failures as the stream's status.
+        self, requests: Iterator[Request], context: grpc.ServicerContext
+    ) -> Iterator[Response | pb.ModelStreamInferResponse]:
+        """The answers to one stream's requests, and its failures.
+
+        Raises SluiceError when there is no place for it, or the client wants failures as the stream's status.
         """
         wants_status = _WANTS_STATUS in {(key, str(value)) for key, value in context.invocation_metadata()}
         with self._place(context):
             end = _End(context)
-            for message in requests:
+            for request in requests:
                 self._mark(context, None)
                 try:
-                    yield _answer(
-                        message, self._inference.answer(of_message(message), context, end.tell, _METHOD)
-                    )
+                    response = self._inference.answer(request, context, end.tell, _METHOD)
+                    final = request.message.parameters.get(_WANTS_FINAL)
+                    yield response.with_parameters(_IS_FINAL) if final and final.bool_param else response
                 except SluiceError as error:
                     if wants_status:
                         raise
-                    yield _failure(message, error)
+                    yield _failure(request, error)
                 self._mark(context, self._clock())
 
     @contextmanager
@@ -110,17 +115,11 @@ class _End:
             present()
 
 
-def _answer(message: pb.ModelInferRequest, response: Response) -> pb.ModelStreamInferResponse:
-    whole = response.whole()
-    if message.parameters[_WANTS_FINAL].bool_param if _WANTS_FINAL in message.parameters else False:
-        whole.parameters[_FINAL].bool_param = True  # one answer for each request: each is the last
-    return pb.ModelStreamInferResponse(infer_response=whole)
-
-
-def _failure(message: pb.ModelInferRequest, error: SluiceError) -> pb.ModelStreamInferResponse:
+def _failure(request: Request, error: SluiceError) -> pb.ModelStreamInferResponse:
+    message = request.message
     return pb.ModelStreamInferResponse(
         error_message=f"[StatusCode.{error.status.name}] {error.message}",
         infer_response=pb.ModelInferResponse(
-            model_name=message.model_name, model_version=message.model_version, id=message.id
+            model_name=message.model_name, model_version=message.model_version, id=request.id
         ),
     )

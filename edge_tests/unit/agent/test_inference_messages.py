@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent import messages
 from agent.limits import MAX_FORM_BYTES, MAX_FORMS
-from agent.messages import Response, answer_id, parse_request, serialize_response
+from agent.messages import Response, answer_id, parse_request, serialize_response, serialize_streamed
 from inference import open_inference_pb2 as pb
 
 Tensor = pb.ModelInferRequest.InferInputTensor
@@ -106,4 +106,7 @@ def test_responses_are_those_that_protobuf_reads(raw: list[bytes], name: str, re
     assert response.byte_size() == len(data)
     read = pb.ModelInferResponse.FromString(data)
     assert (read.model_name, read.id, list(read.raw_output_contents)) == (name, request_id, raw)
-    assert response.whole() == read
+    streamed = pb.ModelStreamInferResponse.FromString(serialize_streamed(response))
+    assert streamed == pb.ModelStreamInferResponse(infer_response=read)
+    more = response.with_parameters({"p": pb.InferParameter(bool_param=True)})
+    assert pb.ModelInferResponse.FromString(serialize_response(more)).parameters["p"].bool_param

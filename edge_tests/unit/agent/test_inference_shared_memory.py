@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from agent.limits import MAX_PEERS, MAX_REGIONS
-from agent.messages import of_message
+from agent.messages import of_message, serialize_response
 from agent.peer import Peers
 from agent.shared_memory import Regions
 from agent.tensors import decode_inputs, encode_outputs, requested_outputs
@@ -234,7 +234,8 @@ def test_outputs_by_region(shared: shared_memory.SharedMemory) -> None:
     )
     wanted = requested_outputs(message, SPECS, lambda name: regions.find(name, ME))
     arrays = {"x": np.array([[1, 2]], np.float32), "z": np.array([3], np.int32)}
-    response = encode_outputs(pb.ModelInferResponse(), arrays, wanted, raw=True).whole()
+    encoded = encode_outputs(pb.ModelInferResponse(), arrays, wanted, raw=True)
+    response = pb.ModelInferResponse.FromString(serialize_response(encoded))
     assert bytes(shared.buf[50:58]) == arrays["x"].tobytes()
     assert list(response.raw_output_contents) == [b"", arrays["z"].tobytes()]
     first = response.outputs[0].parameters

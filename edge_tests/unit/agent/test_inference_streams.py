@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
+from agent import requests
 from agent import streams as module
 from agent.inference import InferenceServer
 from agent.limits import MAX_STREAMS
@@ -104,3 +105,36 @@ def test_a_failure_is_an_answer_or_the_streams_status(stub: pb_grpc.GRPCInferenc
     with pytest.raises(grpc.RpcError) as caught:
         strict.ask("none")
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_requests_of_one_form_are_worked_out_once(
+    stub: pb_grpc.GRPCInferenceServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ModelInfer and streams alike, whose contents and ids differ all the same."""
+    made = []
+    make_plan = requests.make_plan
+    monkeypatch.setattr(requests, "make_plan", lambda *given: made.append(given) or make_plan(*given))
+    tensor = pb.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=ROW.shape)
+
+    def request(number: int) -> pb.ModelInferRequest:
+        contents = [(ROW * number).tobytes()]
+        return pb.ModelInferRequest(
+            model_name="tiny", id=str(number), inputs=[tensor], raw_input_contents=contents
+        )
+
+    alone = [stub.ModelInfer(request(number), timeout=20) for number in range(5)]
+    streamed = list(stub.ModelStreamInfer(map(request, range(5)), timeout=20))
+    assert [answer.infer_response for answer in streamed] == alone
+    assert len({answer.raw_output_contents[0] for answer in alone}) == 5
+    assert len(made) == 1
+
+
+def test_what_is_no_request_is_refused_and_the_stream_goes_on(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
+    tensor = pb.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=ROW.shape)
+    good = pb.ModelInferRequest(model_name="tiny", inputs=[tensor], raw_input_contents=[ROW.tobytes()])
+    good.parameters["triton_enable_empty_final_response"].bool_param = True
+    bad = pb.ModelInferRequest(model_name="tiny", inputs=[tensor], raw_input_contents=[b"short"])
+    answers = list(stub.ModelStreamInfer(iter([good, bad, good]), timeout=20))
+    assert [bool(answer.error_message) for answer in answers] == [False, True, False]
+    assert answers[0].infer_response.parameters["triton_final_response"].bool_param
+    assert answers[0] == answers[2]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent import tensors as codec
 from agent.limits import MAX_DIMENSION
-from agent.messages import of_message, parse_request
+from agent.messages import Response, of_message, parse_request, serialize_response
 from agent.shared_memory import Region, Regions
 from agent.tensors import Wanted, encode_outputs
 from inference import open_inference_pb2 as pb
@@ -67,6 +67,10 @@ def no_region(name: str) -> Region:
 
 def decode_inputs(request: pb.ModelInferRequest, specs: list[TensorSpec]) -> dict[str, np.ndarray]:
     return codec.decode_inputs(of_message(request), specs, no_region)
+
+
+def whole(response: Response) -> pb.ModelInferResponse:
+    return pb.ModelInferResponse.FromString(serialize_response(response))
 
 
 def is_raw(request: pb.ModelInferRequest, *outputs: TensorSpec) -> bool:
@@ -134,7 +138,7 @@ def test_outputs(datatype: str, raw: bool) -> None:
         assert is_raw(pb.ModelInferRequest(inputs=[FLOATS]), spec(datatype))
         raw = True
     encoded = encode_outputs(pb.ModelInferResponse(), arrays, [Wanted(spec(datatype, name="y"))], raw=raw)
-    response = encoded.whole()
+    response = whole(encoded)
     (output,) = response.outputs
     assert (output.name, output.datatype, list(output.shape)) == ("y", datatype, [1, 2])
     if raw:
@@ -149,7 +153,7 @@ def test_one_raw_only_output_makes_all_raw() -> None:
     arrays = {"a": array_of("FP16"), "b": array_of("INT64")}
     wanted = [Wanted(spec("FP16", name="a")), Wanted(spec("INT64", name="b"))]
     raw = codec.answers_raw(of_message(pb.ModelInferRequest(inputs=[FLOATS])), wanted)
-    response = encode_outputs(pb.ModelInferResponse(), arrays, wanted, raw=raw).whole()
+    response = whole(encode_outputs(pb.ModelInferResponse(), arrays, wanted, raw=raw))
     assert len(response.raw_output_contents) == 2
     assert not any(output.HasField("contents") for output in response.outputs)
 
