@@ -115,7 +115,8 @@ bench-swap: $(STAMP) ## 1,000 swaps and 200 kills of workers under load (half an
 
 soak: bench-memory bench-swap ## What is too long for the tests.
 	$(BIN)/python -m edge_tests.harness.rotation
-	SLUICE_EXHAUSTIVE=1 $(BIN)/python -m pytest -q edge_tests/unit/updater/test_trust_client.py -k flipping --timeout 7200
+	SLUICE_EXHAUSTIVE=1 $(BIN)/python -m pytest -q -s -k flipping --timeout 7200 \
+	  edge_tests/unit/updater/test_trust_client.py edge_tests/unit/fleet/test_request_bits.py
 
 minilm: $(STAMP) $(MINILM_STAMP) ## Generates the MiniLM pairs into .cache/minilm and lists them.
 	$(BIN)/python -m benchmarks.minilm

@@ -230,7 +230,7 @@ def _enrol(options: argparse.Namespace) -> int:
     box = BoxIdentity(configuration.load(options.config))
     if not options.json:
         _write(f"the fingerprint of this box is {box.fingerprint()}\n")
-    identity = box.enrol(options.token)
+    identity = box.enrol(options.token or None)
     leaf = box.credentials.leaf
     assert leaf is not None
     until = leaf.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -107,8 +107,11 @@ class BoxIdentity:
             )
         return held.channel(address, options)
 
-    def enrol(self, token: str = "") -> Identity:
+    def enrol(self, token: str | None = None) -> Identity:
         """Enrols now, whatever is held; returns who this box is.
+
+        Args:
+            token: instead of the configured one; empty for none.
 
         Raises SluiceError as Enrolment.Enrol says.
         """
@@ -122,7 +125,9 @@ class BoxIdentity:
         with Enroller(self._config.enrolment_address, self.credentials, self._key()) as enroller:
             identity = Identity(enroller.trust_domain(), Kind.DEVICE, self._config.device_id)
             found = enroller.enrol(
-                identity, token=token or self._config.control_token, labels=self._config.labels
+                identity,
+                token=self._config.control_token if token is None else token,
+                labels=self._config.labels,
             )
         self._take(found)
         return identity
@@ -182,7 +187,20 @@ class BoxIdentity:
         except SluiceError as error:
             if error.reason not in _NOT_KNOWN:
                 raise
+            self._enrol_again()
+
+    def _enrol_again(self) -> None:
+        """The control plane knows this box no longer: it was restored from a backup, or made anew.
+
+        A token that is in the configuration is used up, most likely: then an operator has to look.
+        """
+        try:
             self.enrol()
+        except SluiceError as error:
+            if error.reason != errors_pb2.TOKEN_INVALID or not self._config.control_token:
+                raise
+            log.warning("certificate: %s; asking for approval instead", error)
+            self.enrol(token="")
 
     def _take(self, found: Credentials) -> None:
         found.save(self._path)

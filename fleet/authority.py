@@ -15,6 +15,7 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fleet import ca, log
+from fleet.limits import INTERMEDIATE_LAST_S
 from sluice.api.v1 import errors_pb2
 from updater import keyfile
 from updater.certificates import certificates, check_dates, key_to_pem, new_key, renew_time
@@ -125,7 +126,10 @@ class Authority:
         self.trust_domain = self._issuer.trust_domain
 
     def _rotate_if_due(self, issuer: ca.Issuer) -> bool:
-        if now() < renew_time(issuer.certificate, 0.5):
+        due = renew_time(issuer.certificate, 0.5)
+        if ca.outlives_root(issuer):  # its end locks out who has not come back since, so as late as can be
+            due = issuer.certificate.not_valid_after_utc - datetime.timedelta(seconds=INTERMEDIATE_LAST_S)
+        if now() < due:
             return False
         path = self._directory / ca.ROOT_KEY
         if path.exists():

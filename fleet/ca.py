@@ -211,6 +211,38 @@ def rotate_root(directory: Path, old_key: ec.EllipticCurvePrivateKey, now: datet
     return _new_issuer(directory, key, (root, *issuer.roots), crosses, issuer.trust_domain, now)
 
 
+def replace_root(directory: Path, now: datetime.datetime) -> Issuer:
+    """A new root beside the newest one, whose key is lost and cannot vouch for it.
+
+    The intermediate goes on issuing, so that everybody who trusts the old root still comes in, and takes the
+    new one along when they renew. Whoever has not when the intermediate ends must be given the bundle by
+    other means.
+
+    Raises SluiceError(REQUEST_INVALID) when the key is there.
+    """
+    issuer = load(directory)
+    path = directory / ROOT_KEY
+    key = keyfile.read_key(path) if path.exists() else new_key()
+    if _belongs(key, issuer.roots[0]):
+        raise SluiceError(
+            errors_pb2.REQUEST_INVALID,
+            f"{path} is the key of the newest root: it is not lost",
+            hint="leave --key-lost out, and the old root vouches for the new one",
+            obj=str(path),
+        )
+    root = _root(key, issuer.trust_domain, now)
+    if not path.exists():
+        keyfile.write_secret(path, key_to_pem(key))
+    replaced = replace(issuer, roots=(root, *issuer.roots))
+    _save(directory, replaced)
+    return replaced
+
+
+def outlives_root(issuer: Issuer) -> bool:
+    """Whether the intermediate is of an older root than the newest: after `replace_root`."""
+    return issuer.certificate.issuer != issuer.roots[0].subject
+
+
 def drop_root(directory: Path, which: str) -> Issuer:
     """Takes a root out of the bundle, by the start of its fingerprint; cross certificates from it stay.
 

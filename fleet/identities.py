@@ -258,6 +258,13 @@ def void(connection: Connection, now_us: int) -> dict[tuple[str, str], int]:
     return {(row.kind, row.name): row.void_until_us for row in rows}
 
 
+def is_accepted(connection: Connection, public_key: bytes) -> bool:
+    """Whether an identity with this key was accepted."""
+    columns = tables.identities.c
+    query = select(func.count()).where(columns.public_key == public_key, columns.state == ACCEPTED)
+    return bool(connection.execute(query).scalar_one())
+
+
 def admins(connection: Connection, without: bytes = b"") -> list[str]:
     """Names of the admins who were accepted, so many as a message names, without the one who has this key."""
     columns = tables.identities.c

@@ -22,10 +22,11 @@ from fleet.limits import CERTIFICATE_LIFE_S, TOKEN_LIFE_S
 from fleet.profile import ADDRESSES, CREDENTIALS, ENROLMENT_KEY, Profile
 from fleet.tokens import Purpose
 from sluice.api.v1 import errors_pb2
-from updater.certificates import certificates, dns_names, key_to_pem, new_key
+from updater.certificates import certificates, dns_names, fingerprint, key_to_pem, new_key, public_of
 from updater.credentials import Credentials
 from updater.errors import SluiceError, os_errors
 from updater.identity import Identity, Kind, Role
+from updater.keyfile import read_key
 
 DATABASE = "control.db"
 
@@ -70,7 +71,9 @@ def check(
             obj=str(directory),
         )
     issuer = ca.load(directory) if ca.exists(directory) else None
-    domain = trust_domain or (issuer.trust_domain if issuer else default_trust_domain())
+    roots = _roots(directory, issuer)
+    _check_profile(profile, roots)
+    domain = trust_domain or _domain(issuer, profile)
     if issuer is not None and domain != issuer.trust_domain:
         raise SluiceError(
             errors_pb2.REQUEST_INVALID,
@@ -78,9 +81,24 @@ def check(
             hint="leave --trust-domain out, or name another directory with --data",
             obj=domain,
         )
-    identity = Identity(domain, Kind.OPERATOR, operator, Role.ADMIN)
-    _check_profile(profile, issuer)
-    return issuer, identity
+    if (profile.directory / CREDENTIALS).exists():
+        operator = profile.identity().name
+    return issuer, Identity(domain, Kind.OPERATOR, operator, Role.ADMIN)
+
+
+def _roots(directory: Path, issuer: ca.Issuer | None) -> set[str]:
+    """Fingerprints of the roots that count here, or will: of a key that lies there alone, see `ca.create`."""
+    if issuer is not None:
+        return {ca.root_fingerprint(root) for root in issuer.roots}
+    path = directory / ca.ROOT_KEY
+    return {fingerprint(public_of(read_key(path)))} if path.exists() else set()
+
+
+def _domain(issuer: ca.Issuer | None, profile: Profile) -> str:
+    if issuer is not None:
+        return issuer.trust_domain
+    held = profile.identity() if (profile.directory / CREDENTIALS).exists() else None
+    return held.trust_domain if held is not None else default_trust_domain()
 
 
 def initialise(data: Path, trust_domain: str, operator: str, profile: Profile) -> Initialised:
@@ -117,14 +135,13 @@ def initialise(data: Path, trust_domain: str, operator: str, profile: Profile) -
     )
 
 
-def _check_profile(profile: Profile, issuer: ca.Issuer | None) -> None:
+def _check_profile(profile: Profile, roots: set[str]) -> None:
     """Raises SluiceError(STATE_LOCKED) for a profile that is not of this authority."""
     if not profile.exists():
         return
-    if issuer is not None and (profile.directory / CREDENTIALS).exists():
+    if (profile.directory / CREDENTIALS).exists():
         held = Credentials.load(profile.directory / CREDENTIALS)
-        theirs = {ca.root_fingerprint(root) for root in certificates(held.bundle)}
-        if theirs & {ca.root_fingerprint(root) for root in issuer.roots}:
+        if roots & {ca.root_fingerprint(root) for root in certificates(held.bundle)}:
             return
     raise SluiceError(
         errors_pb2.STATE_LOCKED,
@@ -136,17 +153,17 @@ def _check_profile(profile: Profile, issuer: ca.Issuer | None) -> None:
 
 def _first_operator(data: Path, issuer: ca.Issuer, identity: Identity, profile: Profile) -> bool:
     """Whether the operator, or what was missing of them, was made now."""
-    if (profile.directory / CREDENTIALS).exists():
-        if (profile.directory / ADDRESSES).exists():
-            return False
-        profile.save()
-        return True
     # A key without credentials is of a run that ended half way.
     known = profile.key().public if (profile.directory / ENROLMENT_KEY).exists() else b""
     key, now = new_key(), datetime.now(UTC)
     database = Database(data / DATABASE)
     try:
         with database.engine.begin() as connection:
+            if (profile.directory / CREDENTIALS).exists() and identities.is_accepted(connection, known):
+                if (profile.directory / ADDRESSES).exists():
+                    return False
+                profile.save()
+                return True
             others = identities.admins(connection, without=known)
             if others:
                 raise SluiceError(

@@ -156,6 +156,7 @@ UPKEEP_S = 300.0
 # Identities (ca.py, enrolment.py, authentication.py).
 ROOT_LIFE_S = 20 * 365 * 24 * 3600.0  # of the embedded authority's root: boxes may be away for years
 INTERMEDIATE_LIFE_S = 2 * 365 * 24 * 3600.0
+INTERMEDIATE_LAST_S = 30 * 24 * 3600.0  # before its end one is replaced that had to serve as long as it can
 CERTIFICATE_LIFE_S = 24 * 3600.0  # of what is issued to devices, operators and the control plane itself
 BACKDATE_MOST_S = 3600.0  # certificates begin this long before they are made, for clocks that are behind ...
 BACKDATE_PART = 1 / 24  # ... but at most this part of their life

@@ -147,8 +147,15 @@ def export(session: Session, output: Path) -> None:
     "--head", "known", multiple=True, metavar="HEAD", help="A head that must be in it; may be repeated."
 )
 @click.option("--after", metavar="HEAD", help="The head that its first record must follow.")
+@click.option(
+    "--restored",
+    is_flag=True,
+    help="The log was restored from a backup: begin anew with what it holds, and forget what was seen.",
+)
 @click.pass_obj
-def verify_(session: Session, file: Path | None, known: tuple[str, ...], after: str | None) -> None:
+def verify_(
+    session: Session, file: Path | None, known: tuple[str, ...], after: str | None, restored: bool
+) -> None:
     """Check that no record is missing, changed or moved.
 
     Without FILE the control plane's log is read, and the newest head that this user has seen of it must still
@@ -161,7 +168,7 @@ def verify_(session: Session, file: Path | None, known: tuple[str, ...], after: 
             found = verify(records, after=start, seen=wanted)
     else:
         with session.client() as client:
-            kept = heads.seen(client.address)
+            kept = None if restored else heads.seen(client.address)
             found = verify(
                 client_access.read_audit(client), after=start, seen=[*wanted, *([kept] if kept else [])]
             )

@@ -44,13 +44,19 @@ def show(session: Session, data: Path | None) -> None:
             "sluice control ca rotate --root-key root.key",
         ),
         ("A new root as well. No box has to be touched.", "sluice control ca rotate --root"),
+        ("The same when the root's key is lost.", "sluice control ca rotate --root --key-lost"),
     ],
 )
 @DATA
 @ROOT_KEY
 @click.option("--root", is_flag=True, help="Make a new root too, trusted beside the old ones.")
+@click.option(
+    "--key-lost",
+    is_flag=True,
+    help="With --root: the newest root's key is lost, so nothing vouches for the new one but this machine.",
+)
 @click.pass_obj
-def rotate(session: Session, data: Path | None, root_key: Path | None, root: bool) -> None:
+def rotate(session: Session, data: Path | None, root_key: Path | None, root: bool, key_lost: bool) -> None:
     """Replace the intermediate, or also the root.
 
     A running control plane takes it up within seconds; boxes hear of a new root when they renew. Those that
@@ -59,6 +65,13 @@ def rotate(session: Session, data: Path | None, root_key: Path | None, root: boo
     from fleet import ca
 
     directory = _directory(data)
+    if key_lost:
+        if not root or root_key is not None:
+            raise click.UsageError("--key-lost goes with --root, and without --root-key")
+        issuer = ca.replace_root(directory, datetime.now(UTC))
+        until = issuer.certificate.not_valid_after_utc
+        _report(session, data, f"a new root; the old intermediate issues on until {until:%Y-%m-%d}")
+        return
     key = _root_key(directory, root_key)
     now = datetime.now(UTC)
     (ca.rotate_root if root else ca.rotate_intermediate)(directory, key, now)

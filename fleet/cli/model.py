@@ -13,11 +13,13 @@ from fleet.cli.arguments import NAME, PAIR, REF, VERSION, Ref, unique
 from fleet.cli.command import Group
 from fleet.cli.progress import progress_bar
 from fleet.cli.session import Session, interruptible, line
-from fleet.cli.trust_options import passphrase_option, signer, trust_option
+from fleet.cli.trust_options import passphrase_option, signing_for, trust_option
 from fleet.client import ControlClient
 from fleet.publish import Published, prepare, publish
 from fleet.recipe import Recipe, VariantRecipe, load_recipe
+from fleet.signing import Signing
 from sluice.api.v1 import registry_pb2
+from updater.errors import SluiceError
 from updater.manifest import Manifest
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False, readable=True)
@@ -80,9 +82,22 @@ def push(
     with interruptible(resume), session.client() as client:
         draft = prepare(recipe)
         with progress_bar() as step:
-            sign = signer(client, trust_directory, passphrase_file)
+            signing = signing_for(client, trust_directory, passphrase_file)
+            sign = signing.sign_version if signing is not None else None
             published = publish(client, draft, version=number, progress=step, sign=sign)
+        if signing is not None:
+            _keep(session, signing)
     _show_published(session, published)
+
+
+def _keep(session: Session, signing: Signing) -> None:
+    """Takes what was just published into the trust directory: a control plane that is restored from a backup
+    gets it back from there.
+    """
+    try:
+        signing.refresh()
+    except SluiceError as error:
+        session.note(f"published, but the copy in {signing.directory.path} is older: {error}")
 
 
 def _recipe(file: Path | None, recipe_path: Path | None, name: str | None, golden: Path | None) -> Recipe:

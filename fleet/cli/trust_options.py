@@ -14,7 +14,6 @@ from rich.text import Text
 from fleet.cli.passphrase import Passphrases
 from fleet.cli.session import Session, line
 from fleet.client import ControlClient
-from fleet.publish import Sign
 from fleet.signing import Change, Planned, Signing
 from fleet.trust_directory import Signed, TrustDirectory
 from sluice.api.v1 import errors_pb2
@@ -85,8 +84,8 @@ def open_directory(path: Path | None) -> TrustDirectory:
     return TrustDirectory(path or default_directory())
 
 
-def signer(client: ControlClient, path: Path | None, passphrase_file: Path | None) -> Sign | None:
-    """What signs versions for this control plane; None where trust is not set up there.
+def signing_for(client: ControlClient, path: Path | None, passphrase_file: Path | None) -> Signing | None:
+    """Who signs versions for this control plane; None where trust is not set up there.
 
     Raises SluiceError(KEY_UNAVAILABLE) when it is, and there are no keys here.
     """
@@ -100,7 +99,7 @@ def signer(client: ControlClient, path: Path | None, passphrase_file: Path | Non
             hint="name it with --trust or SLUICE_TRUST, or get the root and `sluice trust join`",
             obj=str(directory.path),
         )
-    return Signing(directory, client, Passphrases(passphrase_file)).sign_version
+    return Signing(directory, client, Passphrases(passphrase_file))
 
 
 def obtain_key(directory: TrustDirectory, name: str, passphrases: Passphrases) -> KeyFile:
