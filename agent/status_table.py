@@ -68,8 +68,10 @@ def render(status: admin_pb2.GetStatusResponse) -> str:
             head = f"{model.model}@{failure.version} {ErrorReason.Name(failure.reason)} ({fate}): "
             lines += ["", *_wrap(head + failure.message, "")]
     told = {(model.model, model.failure.version) for model in status.reported.models}
+    active = {model.model: model.active_version for model in status.reported.models}
     for swap in status.swaps:
-        lines += ["", *_swap(swap, told=(swap.model, swap.to_version) in told)]
+        answers = active.get(swap.model, swap.to_version)
+        lines += ["", *_swap(swap, told=(swap.model, swap.to_version) in told, answers=answers)]
     if status.workers:
         lines.append("")
         lines += _table(
@@ -99,11 +101,16 @@ def span(milliseconds: int) -> str:
     return f"{milliseconds // 1000} s" if milliseconds < 120_000 else duration(milliseconds // 1000)
 
 
-def _swap(swap: admin_pb2.SwapStatus, *, told: bool) -> list[str]:
-    """A change of version: where it is, what it has been through, what was seen; `told`: its failure is."""
+def _swap(swap: admin_pb2.SwapStatus, *, told: bool, answers: int) -> list[str]:
+    """A change of version: where it is, what it has been through, what was seen.
+
+    `told`: its failure is; `answers`: the version that does so now, another one after a revert.
+    """
     head = f"{swap.model} {swap.from_version or '-'} -> {swap.to_version}: {swap.phase}"
     ended = swap.phase in ENDS
     head += f", {span(swap.phase_ms)} ago" if ended else f" for {span(swap.phase_ms)}"
+    if swap.phase == "committed" and answers != swap.to_version:
+        head += f"; {f'version {answers} answers' if answers else 'nothing answers'} now"
     if swap.left_ms and not ended:
         head += f", {span(swap.left_ms)} left"
     lines = _wrap(head, "")

@@ -16,7 +16,8 @@ def check_room(directory: Path, wanted: int, reserve: int) -> None:
     if free - wanted < reserve:
         raise SluiceError(
             errors_pb2.DISK_FULL,
-            f"{wanted} bytes do not fit: {free} are free and {reserve} of them are kept in reserve",
+            f"{wanted / 1e6:.1f} MB do not fit: {free / 1e6:.1f} MB are free and"
+            f" {reserve / 1e6:.1f} MB are kept in reserve",
             hint="free space on the control plane's disk, or move its data directory to a larger one",
             obj=str(directory),
         )

@@ -29,6 +29,7 @@ LIFE = click.option(
 def add_verbs(group: Group, kind: str) -> None:
     """Adds the verbs to the noun of this kind: "device" or "operator"."""
     _add_pending(group, kind)
+    a_kind = "an operator" if kind == "operator" else f"a {kind}"
 
     @group.command(
         "approve",
@@ -68,7 +69,11 @@ def add_verbs(group: Group, kind: str) -> None:
             found = client.identities.reject(kind, name)
         session.result({"identity": documents.identity(found)}, line(f"the request of {name} is rejected"))
 
-    @group.command("revoke", examples=[("Put one out, at once.", f"sluice {kind} revoke NAME")])
+    @group.command(
+        "revoke",
+        short_help=f"Put {a_kind} out, at once.",
+        examples=[("Put one out, at once.", f"sluice {kind} revoke NAME")],
+    )
     @click.argument("name", metavar="NAME")
     @click.pass_obj
     def revoke(session: Session, name: str) -> None:

@@ -162,3 +162,15 @@ def test_why_there_is_no_link_stands_beside_the_link() -> None:
     assert lines[link + 1].strip() == "CONTROL_UNREACHABLE: nobody answers"
     status.control_connected = True
     assert "nobody answers" not in render(status)
+
+
+def test_a_change_that_was_undone_says_what_answers_now() -> None:
+    swap = admin_pb2.SwapStatus(
+        model="detector", from_version=1, to_version=2, phase="committed", phase_ms=180_000
+    )
+    reported = sync_pb2.ReportedState(models=[sync_pb2.ReportedModel(model="detector", active_version=1)])
+    text = render(admin_pb2.GetStatusResponse(device_id="d", reported=reported, swaps=[swap]))
+    assert "detector 1 -> 2: committed, 3 min ago; version 1 answers now\n" in text
+    reported.models[0].active_version = 2
+    text = render(admin_pb2.GetStatusResponse(device_id="d", reported=reported, swaps=[swap]))
+    assert "answers now" not in text
