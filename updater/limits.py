@@ -30,6 +30,7 @@ MAX_DELEGATIONS = 32  # roles looked into for one version
 MAX_STATEMENT_BYTES = 1 << 20  # of a signed desired state
 MAX_KEY_FILE_BYTES = 64 << 10
 MAX_ROLE_KEYS = 64  # of one role; each wants a signature checked
+MIN_PASSPHRASE_CHARACTERS = 12  # of a new one: whoever has the file can try them at leisure
 MAX_PASSPHRASE_CHARACTERS = 1024
 SCRYPT_COST = 1 << 16  # of sealing a key: 64 MiB and some 0.2 s for each guess at its passphrase
 

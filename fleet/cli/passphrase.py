@@ -15,6 +15,7 @@ import click
 
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError, os_errors
+from updater.trust.keys import check_passphrase
 
 VARIABLE = "SLUICE_PASSPHRASE"
 FILE_VARIABLE = "SLUICE_PASSPHRASE_FILE"
@@ -40,11 +41,16 @@ class Passphrases:
         return given if given is not None else self._asked[name]
 
     def new(self, name: str) -> str:
-        """The passphrase of a key that is being made; asked twice."""
+        """The passphrase of a key that is being made; asked twice.
+
+        Raises SluiceError(KEY_UNAVAILABLE), also where it is too short; IO_FAILED.
+        """
         given = self._given()
         if given is None and name not in self._asked:
             self._asked[name] = self._ask(f"new passphrase of the key {name}", name, confirm=True)
-        return given if given is not None else self._asked[name]
+        passphrase = given if given is not None else self._asked[name]
+        check_passphrase(passphrase, name)
+        return passphrase
 
     def _given(self) -> str | None:
         if self._file is not None:

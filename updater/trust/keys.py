@@ -30,7 +30,12 @@ from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
 from sluice.api.v1 import errors_pb2
 from updater.atomic import write_atomic
 from updater.errors import SluiceError, os_errors
-from updater.limits import MAX_KEY_FILE_BYTES, MAX_PASSPHRASE_CHARACTERS, SCRYPT_COST
+from updater.limits import (
+    MAX_KEY_FILE_BYTES,
+    MAX_PASSPHRASE_CHARACTERS,
+    MIN_PASSPHRASE_CHARACTERS,
+    SCRYPT_COST,
+)
 
 SCHEMA = 1
 _SALT_BYTES = 16
@@ -182,11 +187,18 @@ def _crypto_signer(private: bytes, public: Key, name: str) -> Signer:
         raise _unavailable(name, f"its private half is malformed: {error}") from error
 
 
-def _seal(private: bytes, passphrase: str, name: str) -> dict[str, Any]:
-    if not passphrase or len(passphrase) > MAX_PASSPHRASE_CHARACTERS:
+def check_passphrase(passphrase: str, name: str) -> None:
+    """Refuses one that no key is sealed with. Raises SluiceError(KEY_UNAVAILABLE)."""
+    if not MIN_PASSPHRASE_CHARACTERS <= len(passphrase) <= MAX_PASSPHRASE_CHARACTERS:
         raise _unavailable(
-            name, f"a passphrase has 1 to {MAX_PASSPHRASE_CHARACTERS} characters", "choose another"
+            name,
+            f"a passphrase has {MIN_PASSPHRASE_CHARACTERS} to {MAX_PASSPHRASE_CHARACTERS} characters",
+            "choose another; some words that have nothing to do with each other are easy to keep in mind",
         )
+
+
+def _seal(private: bytes, passphrase: str, name: str) -> dict[str, Any]:
+    check_passphrase(passphrase, name)
     salt, nonce = secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_NONCE_BYTES)
     box = ChaCha20Poly1305(_stretched(passphrase, salt, SCRYPT_COST)).encrypt(nonce, private, name.encode())
     return {

@@ -112,7 +112,11 @@ def test_where_there_is_no_passphrase_nothing_is_made(place: Path, monkeypatch: 
     assert "no terminal to ask at" in refused["message"]
     assert not (place / "control" / "ca").exists()
     assert not (place / "profile").exists()
-    (place / "phrase").write_text("from a file\n")
+    (place / "phrase").write_text("too short\n")
+    refused = init(place, "--passphrase-file", place / "phrase", code=5).document["error"]
+    assert "a passphrase has 12 to 1024 characters" in refused["message"]
+    assert not (place / "control" / "ca").exists()
+    (place / "phrase").write_text("from this file\n")
     assert init(place, "--passphrase-file", place / "phrase").document["made"][-1] == "signing"
 
 

@@ -33,19 +33,19 @@ def unasked(name: str) -> str:
 
 def test_a_sealed_key_signs_with_its_passphrase_only(tmp_path: Path) -> None:
     path = tmp_path / "ada.json"
-    made = new_key("ada", "open sesame")
+    made = new_key("ada", "open the door")
     made.write(path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert b"PRIVATE" not in path.read_bytes()
     found = read_key_file(path)
-    signer = found.signer(lambda name: {"ada": "open sesame"}[name])
+    signer = found.signer(lambda name: {"ada": "open the door"}[name])
     made.public.verify_signature(signer.sign(b"data"), b"data")
     assert "passphrase is wrong" in unavailable(lambda: found.signer(lambda _: "open barley"))
 
 
 def test_the_seal_is_bound_to_the_name(tmp_path: Path) -> None:
     path = tmp_path / "ada.json"
-    new_key("ada", "x").write(path)
+    new_key("ada", "x" * 12).write(path)
     path.write_text(path.read_text().replace('"name": "ada"', '"name": "bob"'))
     assert "passphrase is wrong" in unavailable(lambda: read_key_file(path).signer(lambda _: "x"))
 
@@ -112,11 +112,12 @@ def test_a_broken_file_is_told_as_that(tmp_path: Path, text: str) -> None:
 
 def test_a_missing_file_and_an_empty_passphrase(tmp_path: Path) -> None:
     assert "there is no key file" in unavailable(lambda: read_key_file(tmp_path / "a.json"))
-    assert "1 to 1024 characters" in unavailable(lambda: new_key("a", ""))
+    for short in ("", "eleven char"):
+        assert "12 to 1024 characters" in unavailable(lambda short=short: new_key("a", short))
 
 
 def test_a_seal_may_not_ask_for_all_of_the_memory(tmp_path: Path) -> None:
-    made = new_key("a", "x")
+    made = new_key("a", "x" * 12)
     path = tmp_path / "a.json"
     keys.KeyFile("a", made.public, {"sealed": {**made.signing["sealed"], "n": 1 << 40}}).write(path)
     assert "does not know" in unavailable(lambda: read_key_file(path).signer(lambda _: "x"))
