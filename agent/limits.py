@@ -34,7 +34,7 @@ OOM_SCORE_ADJUST = 500  # of a worker (-1000 to 1000): the kernel takes it befor
 # Queues and batches (scheduling.py, curve.py, breaker.py, batching.py).
 MAX_QUEUE = 256  # requests of one version that wait; fewer than the front's threads, for other models' sake
 LEAST_QUEUE = 48  # that may wait however slow the model is
-QUEUE_WAIT_S = 0.5  # over LEAST_QUEUE, a request may wait only if its turn is to be expected within this time
+QUEUE_WAIT_S = 1.0  # over LEAST_QUEUE, a request may wait only if its turn is to be expected within this time
 HANDICAP_S = {1: 0.0, 2: 0.2, 3: 2.0}  # of a priority: a request is not overtaken once it waited for so long
 WINDOW_BUSY_S = 0.005  # wait for a fuller batch when the worker is busy for more than BUSY_LOAD
 WINDOW_IDLE_S = 0.020  # the same for a worker without load

@@ -215,12 +215,11 @@ class Worker:
         """Has `callback(worker, instance)` called whenever a process ends by itself and others live on.
 
         It runs in a thread of the process's handle; at once in the caller's for those that are missing
-        already. The same callback given twice counts once.
+        already. Given twice it is called once for each that ends, and again for those missing.
         """
         with self._state:
-            if callback in self._losses:
-                return
-            self._losses.append(callback)
+            if callback not in self._losses:
+                self._losses.append(callback)
             missing = list(self._lost) if self.alive else []
         for instance in missing:
             callback(self, instance)

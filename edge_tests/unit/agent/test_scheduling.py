@@ -23,6 +23,7 @@ from agent.limits import (
     LEAST_QUEUE,
     MAX_LENGTH_CLASSES,
     MOST_RETRY_S,
+    QUEUE_WAIT_S,
     SIZE_SEEN,
     WINDOW_BUSY_S,
     WINDOW_IDLE_S,
@@ -163,7 +164,7 @@ def test_a_full_queue_turns_the_lowest_priority_away_first() -> None:
     assert shed.item == again
 
 
-@pytest.mark.parametrize(("seconds", "most"), [(0.001, 100), (0.0049, 100), (0.006, 83), (0.5, LEAST_QUEUE)])
+@pytest.mark.parametrize(("seconds", "most"), [(0.001, 100), (0.0099, 100), (0.012, 83), (0.5, LEAST_QUEUE)])
 def test_a_burst_is_kept_if_it_will_have_run_soon(seconds: float, most: int) -> None:
     scheduler = Scheduler(Policy(queue=100))
     scheduler.submit(item(), 0.0)
@@ -469,4 +470,4 @@ def test_150_percent_turns_the_lowest_priority_away_and_says_when_to_come_again(
     assert 0.25 < len(seen.shed) / len(seen.offered) < 0.4
     assert by_priority[Priority.HIGH] == 0
     assert by_priority[Priority.LOW] > 10 * by_priority[Priority.NORMAL]
-    assert max(seen.waits[Priority.HIGH]) < 0.5
+    assert max(seen.waits[Priority.HIGH]) < QUEUE_WAIT_S + HANDICAP_S[Priority.NORMAL]

@@ -179,6 +179,30 @@ def test_deaths_of_all_processes_are_one_crash_loop(tmp_path: Path) -> None:
         worker.close(0)
 
 
+def test_a_previous_version_is_made_up_when_it_becomes_active(tmp_path: Path) -> None:
+    router, loops = Router(), []
+    supervisor = Supervisor(router, loops.append)
+    first, second = (
+        serving.start_worker(models.tiny_onnx(tmp_path / f"{n}.onnx", seed=n), version=n, instances=2)
+        for n in (1, 2)
+    )
+    router.activate("tiny", 1, first)
+    router.activate("tiny", 2, second)
+    try:
+        lost = first.instances[0]
+        kill(lost)
+        serving.eventually(lambda: first.deaths == 1, "the loss was noticed")
+        assert first.infer(models.samples(1), 10)
+        assert lost in first.instances
+        router.activate("tiny", 1, first)
+        serving.eventually(lambda: lost not in first.instances, "another has its place")
+        assert not any(instance.ended for instance in first.instances)
+    finally:
+        supervisor.stop(10)
+        for worker in router.remove("tiny"):
+            worker.close(0)
+
+
 def test_swaps_of_versions_with_two_processes_drop_nothing(tmp_path: Path) -> None:
     router = Router()
     server = InferenceServer(router, "127.0.0.1:0")
