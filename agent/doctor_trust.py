@@ -68,8 +68,8 @@ def certificate(config: AgentConfig, box: BoxIdentity) -> str:
         if now >= leaf.not_valid_after_utc and not config.control_certificate:
             error.hint = (
                 "the agent renews it as soon as it reaches the enrolment address "
-                f"{config.enrolment_address}; is the clock right? if the control plane "
-                f"knows this box no longer, an operator approves its fingerprint {mark} {box.error}".rstrip()
+                f"{config.enrolment_address}; is the clock right? if the control plane knows this box no "
+                f"longer, an operator approves its fingerprint {mark} {box.error}".rstrip()
             )
         raise
     held.check(now)

@@ -20,7 +20,7 @@ PUBLIC_KEY = "online.pub"
 
 
 class LocalTrust:
-    """A `fleet.signing.Registry` over a data directory.
+    """A `fleet.signing.MetadataStore` over a data directory.
 
     Args:
         database: of the control plane.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from securesystemslib.signer import Key
@@ -38,7 +38,7 @@ from updater.trust.roles import (
 )
 
 
-class Registry(Protocol):
+class MetadataStore(Protocol):
     """Where signed metadata is published: a control plane over the network, or one on this machine."""
 
     def get_trust(self) -> trust_pb2.GetTrustResponse:
@@ -55,6 +55,8 @@ class Registry(Protocol):
         """Publishes signed metadata, roots by version. Safe to repeat."""
         ...
 
+
+_NEVER_EXPIRED = datetime.fromtimestamp(0, UTC)  # no date lies before this
 
 # One document's change: takes the newest and the date that the next counts until.
 Change = Callable[[Metadata[Any], datetime], Metadata[Any]]
@@ -84,7 +86,9 @@ class Signing:
         passphrase: asked for each sealed key that signs.
     """
 
-    def __init__(self, directory: TrustDirectory, client: Registry | None, passphrase: Passphrase) -> None:
+    def __init__(
+        self, directory: TrustDirectory, client: MetadataStore | None, passphrase: Passphrase
+    ) -> None:
         self.directory = directory
         self._client = client
         self._passphrase = passphrase
@@ -94,8 +98,11 @@ class Signing:
         data = self._client.get_metadata(role, version)
         return (data,) if data else None
 
-    def refresh(self) -> TrustClient | None:
+    def refresh(self, *, expired: bool = False) -> TrustClient | None:
         """Verifies what is published, delegated roles too. None where nothing is, or without a control plane.
+
+        With `expired` dates are not looked at, for whoever signs anew what has run out; signatures and
+        numbers are.
 
         Raises SluiceError as `TrustClient.refresh`.
         """
@@ -105,7 +112,7 @@ class Signing:
             or not self._client.get_trust().root_version
         ):
             return None
-        trust = self.directory.client(self._fetch)
+        trust = self.directory.client(self._fetch, (lambda _: _NEVER_EXPIRED) if expired else None)
         trust.refresh()
         trust.load_delegated()
         self.directory.drop_published()
@@ -214,7 +221,9 @@ class Signing:
             self.refresh()
         return waiting
 
-    def _ready(self, client: Registry, *, replace_root: bool) -> tuple[list[tuple[str, bytes]], list[Signed]]:
+    def _ready(
+        self, client: MetadataStore, *, replace_root: bool
+    ) -> tuple[list[tuple[str, bytes]], list[Signed]]:
         ready: list[tuple[str, bytes]] = []
         waiting: list[Signed] = []
         theirs = 0 if replace_root else client.get_trust().root_version

@@ -14,7 +14,9 @@ signers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +144,11 @@ class TrustDirectory:
         with os_errors("forgetting", self.root_path):
             self.root_path.unlink(missing_ok=True)
 
-    def client(self, fetch: Fetch) -> TrustClient:
-        """The verified copy. Raises SluiceError(KEY_UNAVAILABLE) before trust is set up."""
+    def client(self, fetch: Fetch, clock: Callable[[Root], datetime] | None = None) -> TrustClient:
+        """The verified copy; `clock` as `TrustClient` takes it.
+
+        Raises SluiceError(KEY_UNAVAILABLE) before trust is set up.
+        """
         if not self.is_set_up():
             raise SluiceError(
                 errors_pb2.KEY_UNAVAILABLE,
@@ -153,7 +158,7 @@ class TrustDirectory:
             )
         with os_errors("reading the pinned root", self.root_path):
             pinned = self.root_path.read_bytes()
-        return TrustClient(self._published, pinned, fetch)
+        return TrustClient(self._published, pinned, fetch, clock)
 
     def _offline(self) -> TrustClient:
         return self.client(lambda _role, _version: None)

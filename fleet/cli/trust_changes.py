@@ -284,7 +284,9 @@ def renew(
     """Sign root, targets or delegated roles anew with a later date."""
     place, phrases = open_directory(directory), Passphrases(passphrase_file)
     changes: dict[str, Change] = dict.fromkeys(role, roles.renew)
-    change(session, place, phrases, lambda: changes, offline=offline, dry_run=dry_run, days=days)
+    change(
+        session, place, phrases, lambda: changes, offline=offline, dry_run=dry_run, days=days, expired=True
+    )
 
 
 @click.command(

@@ -142,11 +142,15 @@ def change(
     offline: bool,
     dry_run: bool,
     days: float | None = None,
+    expired: bool = False,
 ) -> None:
-    """Fetches what is published, shows the change, signs it and publishes what is complete."""
+    """Fetches what is published, shows the change, signs it and publishes what is complete.
+
+    With `expired` what is published may have run out.
+    """
     with nullcontext() if offline else session.client() as client:
         signing = Signing(directory, client, passphrases)
-        signing.refresh()
+        signing.refresh(expired=expired)
         planned = signing.plan(make(), days)
         if dry_run:
             show(session, planned, [], published=False, dry_run=True)

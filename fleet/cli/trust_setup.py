@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from fleet.cli.passphrase import Passphrases
 from fleet.cli.trust_options import obtain_key
-from fleet.signing import Registry, Signing
+from fleet.signing import MetadataStore, Signing
 from fleet.trust_directory import TrustDirectory
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
@@ -31,12 +31,12 @@ class Standing(enum.Enum):
     ELSEWHERE = "elsewhere"  # the control plane has one that other operators signed
 
 
-def standing(place: TrustDirectory, registry: Registry) -> Standing:
+def standing(place: TrustDirectory, store: MetadataStore) -> Standing:
     """Raises SluiceError(STATE_LOCKED) for a directory that signs for another control plane."""
-    found = registry.get_trust()
+    found = store.get_trust()
     if found.root_version:
         known = {read_root(data).signed.version: data for data in place.roots()}
-        shared = any(registry.get_metadata(ROOT, version) == data for version, data in known.items())
+        shared = any(store.get_metadata(ROOT, version) == data for version, data in known.items())
         return Standing.DONE if shared else Standing.ELSEWHERE
     if not place.is_set_up():
         return Standing.NEW
@@ -62,15 +62,15 @@ def ask(place: TrustDirectory, phrases: Passphrases, names: Sequence[str] = (ROO
             phrases.new(name)
 
 
-def finish(place: TrustDirectory, registry: Registry, phrases: Passphrases, found: Standing) -> None:
+def finish(place: TrustDirectory, store: MetadataStore, phrases: Passphrases, found: Standing) -> None:
     """From NEW or SIGNED: one root and one targets key, the root pinned here, both published.
 
     Raises as `Signing.set_up` and `Signing.publish`.
     """
-    signing = Signing(place, registry, phrases)
+    signing = Signing(place, store, phrases)
     if found is Standing.SIGNED:
         signing.publish()
         return
-    online = parse_public_key(registry.get_trust().online_key)
+    online = parse_public_key(store.get_trust().online_key)
     root, targets = (RoleKeys((obtain_key(place, name, phrases).public,)) for name in (ROOT_KEY, TARGETS_KEY))
     signing.set_up(root, targets, online)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,15 @@ def test_operators_let_others_in(
     assert sluice("operator", "whoami", "--json").expect().document["fingerprint"] == made["fingerprint"]
     monkeypatch.setenv("SLUICE_PROFILE", str(control.data.parent / "ana"))
     sluice("operator", "revoke", "ben").expect()
+    monkeypatch.setenv("SLUICE_PROFILE", str(tmp_path / "ben"))
+    assert "CERTIFICATE_REVOKED" in sluice("device", "list").expect(10).err
+    # Whoever took the profile stays out when ben comes back with another key.
+    monkeypatch.setenv("SLUICE_PROFILE", str(control.data.parent / "ana"))
+    slip = sluice("operator", "token", "ben", "--role", "viewer", "--json").expect().document["token"]
+    monkeypatch.setenv("SLUICE_PROFILE", str(tmp_path / "ben-again"))
+    time.sleep(1)  # dates of certificates are whole seconds
+    _enrol(control, "ben", "viewer", slip).expect()
+    sluice("device", "list").expect()
     monkeypatch.setenv("SLUICE_PROFILE", str(tmp_path / "ben"))
     assert "CERTIFICATE_REVOKED" in sluice("device", "list").expect(10).err
 

@@ -1,0 +1,123 @@
+"""Keys of `sluice trust` lost, dates run out: the rest of what docs/operator-guide.md tells, see
+test_cli_trust.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_tests.harness.command import Ran, sluice
+from edge_tests.harness.local_control import LocalControl
+from edge_tests.harness.models import tiny_onnx
+from fleet.client import ControlClient
+from updater.errors import SluiceError
+from updater.trust import keys
+from updater.trust.client import TrustClient
+
+Trust = Callable[..., Ran]
+
+
+@pytest.fixture(autouse=True)
+def _cheap_seals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(keys, "SCRYPT_COST", 2)
+    monkeypatch.setenv("SLUICE_PASSPHRASE", "correct horse")
+    monkeypatch.setenv("SLUICE_TRUST", str(tmp_path / "trust"))
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Iterator[LocalControl]:
+    with LocalControl(tmp_path / "control") as running:
+        yield running
+
+
+@pytest.fixture
+def trust(control: LocalControl) -> Trust:
+    def run(*words: object, code: int = 0) -> Ran:
+        return sluice("--json", "--control", control.address, "trust", *words).expect(code)
+
+    return run
+
+
+@pytest.fixture
+def push(control: LocalControl, tmp_path: Path) -> Callable[[int], Ran]:
+    def run(number: int) -> Ran:
+        file = tiny_onnx(tmp_path / f"{number}.onnx", change=number / 1000)
+        return sluice("--control", control.address, "model", "push", file, "--name", "detector")
+
+    return run
+
+
+def device(control: LocalControl, place: Path) -> TrustClient:
+    """A box that was given the root."""
+    calls = ControlClient(control.address)
+
+    def fetch(role: str, version: int | None) -> tuple[bytes] | None:
+        data = calls.get_metadata(role, version)
+        return (data,) if data else None
+
+    return TrustClient(place / "box", (place / "trust" / "root.json").read_bytes(), fetch)
+
+
+def test_recovery_a_targets_key_is_lost(
+    control: LocalControl, trust: Trust, push: Callable[[int], Ran], tmp_path: Path
+) -> None:
+    trust("init")
+    push(1).expect()
+    key = tmp_path / "trust" / "keys" / "targets.json"
+    lost = keys.read_key_file(key).public.keyid
+    key.unlink()
+    assert "KEY_UNAVAILABLE" in push(2).expect(5).err
+    trust("rotate", "targets", lost[:12], "targets-2")
+    push(2).expect()
+    box = device(control, tmp_path)
+    box.refresh()
+    assert [box.version("detector", number) is not None for number in (1, 2)] == [True, True]
+
+
+def test_recovery_a_delegated_roles_key_is_lost(
+    control: LocalControl, trust: Trust, push: Callable[[int], Ran], tmp_path: Path
+) -> None:
+    trust("init")
+    trust("delegate", "team", "--model", "detector", "--key", "team")
+    push(1).expect()
+    key = tmp_path / "trust" / "keys" / "team.json"
+    lost = keys.read_key_file(key).public.keyid
+    key.unlink()
+    assert "KEY_UNAVAILABLE" in push(2).expect(5).err
+    trust("rotate", "team", lost[:12], "team-2")
+    push(2).expect()
+    box = device(control, tmp_path)
+    box.refresh()
+    assert [box.version("detector", number) is not None for number in (1, 2)] == [True, True]
+
+
+def test_recovery_everything_has_expired(
+    control: LocalControl,
+    trust: Trust,
+    push: Callable[[int], Ran],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as brief:
+        life_s = 4.0
+        for name in ("ROOT_DAYS", "TARGETS_DAYS"):
+            brief.setattr(f"fleet.signing.{name}", life_s / 86_400)
+        trust("init")
+        began = time.monotonic()
+        box = device(control, tmp_path)
+        box.refresh()
+    time.sleep(max(0.0, began + life_s + 1 - time.monotonic()))
+    with pytest.raises(SluiceError) as expired:
+        box.refresh()
+    assert expired.value.code == "METADATA_EXPIRED"
+    assert push(1).code != 0
+    trust("renew", "root", "targets")
+    box.refresh()
+    push(1).expect()
+    box.refresh()
+    assert box.version("detector", 1) is not None
+    assert trust("verify").document["trust"]["sound"]
