@@ -25,4 +25,6 @@ def set_up(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(KeyValueFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # It tells of every signature that is not there; what follows from that is told by the agent.
+    logging.getLogger("tuf").setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)

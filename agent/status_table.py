@@ -38,7 +38,7 @@ def duration(seconds: int) -> str:
 def render(status: admin_pb2.GetStatusResponse) -> str:
     """The whole status."""
     link = "connected" if status.control_connected else "not connected"
-    why = [] if status.control_connected else _wrap(status.control_error, "            ")
+    why = _wrap(status.control_error, "            ") if status.control_error else []
     lines = [
         f"device      {status.device_id}",
         f"agent       sluice {status.agent_version}, up {duration(status.uptime_s)}",

@@ -203,7 +203,8 @@ def _silent(rollout: Rollout, member: Member, now_us: int) -> Member:
             f"the new version was still in its soak after {deadline} s: the deadline must be longer than that"
         )
     elif member.state == WAITING:
-        text = f"the device did not take up the new version within {deadline} s"
+        text = f"the device did not take up the new version within {deadline} s: it was away, or refused it"
+        text += " (`sluice-agent status` there says why)"
     else:
         step = UpdateStep.Name(member.step).removeprefix("UPDATE_STEP_")
         text = f"the device did not finish within {deadline} s; it last reported step {step}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import click
 from rich.console import RenderableType
@@ -120,14 +120,9 @@ def _add_pending(group: Group, kind: str) -> None:
         with session.client() as client:
             found = list(client.identities.list(kind, attention=not everything))
         rows = [
-            (
-                entry.name,
-                *((entry.role,) if everything else ()),
-                str(documents.identity(entry)["state"]),
-                entry.conflict_fingerprint or entry.fingerprint,
-                _why(entry),
-            )
+            (entry.name, *((entry.role,) if everything else ()), *key)
             for entry in found
+            for key in _keys(entry)
         ]
         roles = ("ROLE",) if everything else ()  # devices have none
         # Fingerprints are compared by eye: they stay in one piece.
@@ -148,9 +143,9 @@ def _add_pending(group: Group, kind: str) -> None:
     )(click.pass_obj(pending))
 
 
-def _why(entry: identity_pb2.Identity) -> str:
+def _keys(entry: identity_pb2.Identity) -> Iterator[tuple[str, str, str]]:
+    """State, fingerprint and note of the key that holds a name, and of another that asks for it."""
+    waits = "waits for approval" if entry.state == identity_pb2.IDENTITY_STATE_PENDING else ""
+    yield str(documents.identity(entry)["state"]), entry.fingerprint or "-", entry.notice or waits
     if entry.conflict_fingerprint:
-        return f"another key asks for this name (enrolled: {entry.fingerprint or '-'})"
-    return entry.notice or (
-        "waits for approval" if entry.state == identity_pb2.IDENTITY_STATE_PENDING else ""
-    )
+        yield "asks", entry.conflict_fingerprint, "another key for this name"

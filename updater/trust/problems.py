@@ -52,7 +52,12 @@ def translated(error: Exception, doing: str, obj: str = "") -> SluiceError:
             obj=obj,
         )
     if isinstance(error, exceptions.UnsignedMetadataError):
-        return SluiceError(errors_pb2.SIGNATURE_INVALID, why, hint=_REFRESH, obj=obj)
+        return SluiceError(
+            errors_pb2.SIGNATURE_INVALID,
+            why,
+            hint=f"is the pinned root this fleet's? else {_REFRESH}",
+            obj=obj,
+        )
     if isinstance(error, exceptions.DownloadHTTPError):
         return SluiceError(errors_pb2.METADATA_INVALID, f"{why} (it is not there)", hint=_REFRESH, obj=obj)
     if isinstance(error, exceptions.DownloadLengthMismatchError):

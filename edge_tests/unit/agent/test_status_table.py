@@ -160,8 +160,11 @@ def test_why_there_is_no_link_stands_beside_the_link() -> None:
     lines = render(status).splitlines()
     link = next(index for index, line in enumerate(lines) if line.startswith("control "))
     assert lines[link + 1].strip() == "CONTROL_UNREACHABLE: nobody answers"
-    status.control_connected = True
-    assert "nobody answers" not in render(status)
+    refused = "a desired state was refused: SIGNATURE_INVALID"
+    status.MergeFrom(admin_pb2.GetStatusResponse(control_connected=True, control_error=refused))
+    assert refused in render(status)
+    status.control_error = ""
+    assert len(render(status).splitlines()) == len(lines) - 1
 
 
 def test_a_change_that_was_undone_says_what_answers_now() -> None:

@@ -162,6 +162,17 @@ def test_devices_are_let_in_and_put_out(control: ControlPlane) -> None:
         assert "sluice device revoke" in ended.document["error"]["hint"]
     assert "is it spelled right?" in sluice("device", "revoke", "pi-typo").expect().out
     assert sluice("device", "revoke", "pi-2").expect().out == "pi-2 is revoked\n"
+    with applicant(control, "pi-5") as box:
+        box.enrol(token=sluice("device", "token", "pi-5", "--json").expect().document["token"])
+        with applicant(control, "pi-5") as other:
+            with pytest.raises(Exception, match="another key"):
+                other.enrol()
+            rows = [row.split() for row in sluice("device", "pending").expect().out.splitlines()[1:]]
+            assert [row[:3] for row in rows] == [
+                ["pi-5", "accepted", box.fingerprint],
+                ["pi-5", "asks", other.fingerprint],
+            ]
+        sluice("device", "reject", "pi-5").expect()
     with applicant(control, "pi-3") as box:
         with pytest.raises(Exception, match="waits for an operator"):
             box.enrol()

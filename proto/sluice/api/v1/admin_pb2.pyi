@@ -73,7 +73,7 @@ class GetStatusResponse(message.Message):
     control_connected: builtins.bool
     """A sync stream stands now."""
     control_error: builtins.str
-    """Why not, when not connected; else empty."""
+    """Why not, or why its newest desired state was refused; else empty."""
     inference_address: builtins.str
     """host:port that serves inference; empty until it does."""
     store_bytes: builtins.int
