@@ -29,7 +29,13 @@ _QUICK_LEVEL = 3
 _TINY_BYTES = 16 << 10  # payloads below this are always compared with a patch of the whole block
 _SURE = 0.9  # share of a block that its program predicts from the base, above which no other way is tried
 _AHEAD = 0.97  # of what fast zstd leaves: a program below that is kept where records cover the block
-_HOPE = 1.3  # how much larger a quick patch may be for a thorough one to be tried
+_HOPE = 1.2  # how much larger a quick patch may be for a slow one to be tried ...
+_HOPE_THOROUGH = 1.3  # ... at effort max
+_HOPE_LITERALS = 1.1  # the same of tensors as literals
+
+
+def _is_plain(coding: Coding) -> bool:
+    return coding.candidate is not None and coding.candidate.item.predictor == PLAIN
 
 
 class BlockEncoder:
@@ -79,19 +85,18 @@ class BlockEncoder:
         found = [assembly.raw_block(data, offset), self._assembled(codings)]
         if len(split) > len(codings):
             found.append(self._assembled(split))
+        if program is not None:
+            found.append(assembly.program_block(program, length, offset))
         if any(coding.candidate is not None for coding in codings):
             found.append(self._assembled(codings, own_bytes=length + 1))
-            referring = [self._without_plain(coding) for coding in codings]
-            if referring != codings:
-                found.append(self._assembled(referring))
+            if any(map(_is_plain, codings)) and (self._thorough or self._literals_may_win(codings)):
+                found.append(self._assembled([self._without_plain(coding) for coding in codings]))
         if self._generic_may_win(data, min(len(block.payload) for block in found)):
             whole = Coding(Piece(offset, length, BYTES, None, False, False), None)
             found.append(self._assembled([whole]))
             parts = self._split(whole)
             if len(parts) > 1:
                 found.append(self._assembled(parts))
-        if program is not None:
-            found.append(assembly.program_block(program, length, offset))
         return min((block for block in found if block.fits(length)), key=lambda block: len(block.payload))
 
     def _program(self, offset: int, length: int) -> ProgramBytes | None:
@@ -108,9 +113,17 @@ class BlockEncoder:
 
     def _without_plain(self, coding: Coding) -> Coding:
         """A tensor without a base as a literal: content that occurs twice in a block is then sent once."""
-        if coding.candidate is not None and coding.candidate.item.predictor == PLAIN:
-            return Coding(coding.piece, None)
-        return coding
+        return Coding(coding.piece, None) if _is_plain(coding) else coding
+
+    def _literals_may_win(self, codings: Sequence[Coding]) -> bool:
+        """Whether the tensors without a base are worth a try as literals, judged by fast compression."""
+        parts, cost = [], 0
+        for coding in codings:
+            if coding.candidate is not None and _is_plain(coding):
+                piece = coding.piece
+                parts.append(self._target[piece.offset : piece.offset + piece.length].tobytes())
+                cost += self._estimator.cost(coding.candidate)
+        return self._estimator.literal(b"".join(parts)) < _HOPE_LITERALS * cost
 
     def _split(self, coding: Coding) -> list[Coding]:
         """A literal with its long runs from anywhere in the base turned into copies."""
@@ -139,7 +152,8 @@ class BlockEncoder:
         content, ranges = self._window(data)
         if not content:
             return False
-        return len(streams.compress_patch(data, content, ranges, _QUICK_LEVEL).coded) < _HOPE * size
+        hope = _HOPE_THOROUGH if self._thorough else _HOPE
+        return len(streams.compress_patch(data, content, ranges, _QUICK_LEVEL).coded) < hope * size
 
     def _window(self, data: bytes) -> Window:
         if self._whole:
