@@ -35,7 +35,9 @@ _SURE = 0.9  # share of a block that its program predicts from the base, above w
 _AHEAD = 0.97  # of what fast zstd leaves: a program below that is kept where records cover the block
 _LOOSE = 0.2  # share of literals in a block from which bytes that are nearly equal are looked for
 _LZMA_HOPE = 1.15  # how much larger a way may be for LZMA to be tried on it
-_HOPE = 1.3  # how much larger a quick patch may be for a thorough one to be tried
+_HOPE = 1.2  # how much larger a quick patch may be for a slow one to be tried ...
+_HOPE_THOROUGH = 1.3  # ... at effort max
+_HOPE_LITERALS = 1.1  # the same of tensors as literals
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,13 @@ class BlockEncoder:
             ways.append(Way(split))
         if any(coding.candidate is not None for coding in codings):
             ways.append(Way(codings, own_bytes=length + 1))
-            referring = [self._without_plain(coding) for coding in codings]
-            if referring != codings:
-                ways.append(Way(referring))
+            if any(map(_is_plain, codings)) and (self._thorough or self._literals_may_win(codings)):
+                ways.append(Way([self._without_plain(coding) for coding in codings]))
         found = [self._assembled(way) for way in ways]
-        least = min(len(block.payload) for block in found)
+        others = [assembly.raw_block(data, offset)]
+        if program is not None:
+            others.append(assembly.program_block(program, length, offset))
+        least = min(len(block.payload) for block in (*found, *others))
         more: list[Way] = []
         generic = self._generic_may_win(data, least)
         if generic:
@@ -112,11 +116,7 @@ class BlockEncoder:
         if least > _TRIVIAL_BYTES and (self._thorough or generic or loose > _LOOSE * length):
             more += self._nearly(codings, data)
         found += [self._assembled(way) for way in more]
-        ways += more
-        others = [assembly.raw_block(data, offset)]
-        if program is not None:
-            others.append(assembly.program_block(program, length, offset))
-        found += self._smaller(ways, found, min(len(block.payload) for block in others))
+        found += self._smaller(ways + more, found, min(len(block.payload) for block in others))
         blocks = (block for block in (*found, *others) if block.fits(length))
         return min(blocks, key=lambda block: len(block.payload))
 
@@ -145,9 +145,17 @@ class BlockEncoder:
 
     def _without_plain(self, coding: Coding) -> Coding:
         """A tensor without a base as a literal: content that occurs twice in a block is then sent once."""
-        if coding.candidate is not None and coding.candidate.item.predictor == PLAIN:
-            return Coding(coding.piece, None)
-        return coding
+        return Coding(coding.piece, None) if _is_plain(coding) else coding
+
+    def _literals_may_win(self, codings: Sequence[Coding]) -> bool:
+        """Whether the tensors without a base are worth a try as literals, judged by fast compression."""
+        parts, cost = [], 0
+        for coding in codings:
+            if coding.candidate is not None and _is_plain(coding):
+                piece = coding.piece
+                parts.append(self._target[piece.offset : piece.offset + piece.length].tobytes())
+                cost += self._estimator.cost(coding.candidate)
+        return self._estimator.literal(b"".join(parts)) < _HOPE_LITERALS * cost
 
     def _split(self, coding: Coding) -> list[Coding]:
         """A literal with its long runs from anywhere in the base turned into copies."""
@@ -194,7 +202,8 @@ class BlockEncoder:
         content, ranges = self._window(data)
         if not content:
             return False
-        return len(streams.compress_patch(data, content, ranges, _QUICK_LEVEL).coded) < _HOPE * size
+        hope = _HOPE_THOROUGH if self._thorough else _HOPE
+        return len(streams.compress_patch(data, content, ranges, _QUICK_LEVEL).coded) < hope * size
 
     def _window(self, data: bytes) -> Window:
         if self._whole:
@@ -213,3 +222,7 @@ class BlockEncoder:
 
 def _is_literal(coding: Coding) -> bool:
     return coding.candidate is None and not coding.piece.equal
+
+
+def _is_plain(coding: Coding) -> bool:
+    return coding.candidate is not None and coding.candidate.item.predictor == PLAIN

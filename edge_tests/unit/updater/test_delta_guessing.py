@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from updater import delta
-from updater.delta import guessing
+from updater.delta import encoder, guessing
 from updater.formats.span import TensorSpan
 
 RANDOM = np.random.default_rng(7)
@@ -126,6 +127,29 @@ def test_a_cast_of_the_bases_array_is_found_exactly(dtype: str) -> None:
 def test_a_container_of_floats_is_smaller_than_its_bytes_packed(tmp_path: Path) -> None:
     data = b"".join(TEXT[: 100 + number] + weights(9000 + number).tobytes() for number in range(4))
     assert delta_size(tmp_path, None, data) < 0.96 * len(lzma.compress(data))
+
+
+def unread(values: NDArray[np.float32], names: int) -> bytes:
+    """A model with floats where no reader looks: in an attribute, beside a table that looks like some."""
+    table = np.array([[index, 0, index * 24, 0x3F800000 + index % 9 * 4096] for index in range(names)], "<u4")
+    nodes = [
+        onnx.helper.make_node("Unknown", ["x"], ["y"], table=values.tobytes()),
+        onnx.helper.make_node("Other", ["y"], ["z"], table=table.tobytes()),
+    ]
+    known = onnx.numpy_helper.from_array(weights(500), "w")
+    return onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], [known])).SerializeToString()
+
+
+def test_guesses_between_tensors_compete_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = weights(30_000)
+    nudged = (values * np.float32(1 + 2e-4)).astype("<f4")
+    floats = unread(values[:9000], 10), unread(nudged[:9000], 19)
+    tables = unread(values[:9], 1100), unread(nudged[:9], 1200)
+    sizes = [delta_size(tmp_path, *pair) for pair in (floats, tables)]
+    monkeypatch.setattr(encoder, "_GUESSED", 0)
+    without = [delta_size(tmp_path, *pair) for pair in (floats, tables)]
+    assert sizes[0] < 0.95 * without[0]
+    assert sizes[1] <= without[1]
 
 
 def npz(arrays: dict[str, Any]) -> bytes:

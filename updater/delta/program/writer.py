@@ -36,7 +36,8 @@ from updater.delta.program.values import Values
 
 Array = NDArray[Any]
 
-_SLIGHT = 100  # a skeleton of less than this part of the pools is tried with one window only
+_SLIGHT = 100  # a skeleton of less than this part of the pools is tried with one window only ...
+_SLIGHT_THOROUGH = 400  # ... at effort max
 
 
 def encode(
@@ -69,7 +70,8 @@ def encode(
     skeleton = body.outside(target, records)
     ways: list[tuple[bytes, bytes]] = []
     for place in places:
-        if ways and _SLIGHT * len(ways[0][1]) < packed.size:
+        slight = _SLIGHT_THOROUGH if thorough else _SLIGHT
+        if ways and slight * len(ways[0][1]) < packed.size:
             break
         frame = skeletons.encode(body.Known(base, place, records), skeleton, level, thorough)
         ways.append((body.encode_head(place, len(coded), len(named), packed), frame))
