@@ -18,7 +18,14 @@ from typing import Any
 
 import tomli
 
-from agent.limits import HOLD_LOAD, LATEST_REQUESTS, SPARE_LOAD
+from agent.limits import (
+    CRASH_LOOP_DEATHS,
+    CRASH_LOOP_WINDOW_S,
+    HOLD_LOAD,
+    LATEST_REQUESTS,
+    MAX_CRASH_LOOP_DEATHS,
+    SPARE_LOAD,
+)
 from sluice.api.v1 import errors_pb2
 from updater.addresses import next_port
 from updater.errors import SluiceError
@@ -79,6 +86,8 @@ KEYS = (
     Key("inference.threads", "threads", "integer", 1, 256),
     Key("inference.low_hold_load", "low_hold_load", "number", 0, 1),
     Key("inference.low_spare_load", "low_spare_load", "number", 0, 1),
+    Key("inference.crash_loop_deaths", "crash_loop_deaths", "integer", 2, MAX_CRASH_LOOP_DEATHS),
+    Key("inference.crash_loop_window_s", "crash_loop_window_s", "number", 1, 86_400),
     Key("inference.runtimes", "runtimes", "runtimes"),
     Key("inference.model_control", "model_control", "flag"),
     Key("admin.socket", "admin_socket", "path"),
@@ -134,6 +143,8 @@ class AgentConfig:
         threads: of one model's runtime, unless its variant says otherwise.
         low_hold_load: of all cores, over which low-priority requests wait.
         low_spare_load: under which they may use the spare cores; see host_gate.py.
+        crash_loop_deaths: of a version's processes, within the window: the box goes back.
+        crash_loop_window_s: in which they are counted.
         runtimes: names of the runtimes that may be used; empty for all that work.
         model_control: whether inference clients may load and unload models.
         metrics_address: host:port that serves Prometheus metrics; empty: none are served.
@@ -180,6 +191,8 @@ class AgentConfig:
     threads: int = 1
     low_hold_load: float = HOLD_LOAD
     low_spare_load: float = SPARE_LOAD
+    crash_loop_deaths: int = CRASH_LOOP_DEATHS
+    crash_loop_window_s: float = CRASH_LOOP_WINDOW_S
     runtimes: tuple[str, ...] = ()
     model_control: bool = False
     metrics_address: str = ""

@@ -51,7 +51,7 @@ from agent.repository import Repository
 from agent.retention import collect, versions_on_disk
 from agent.router import Router
 from agent.state import State
-from agent.supervisor import Supervisor
+from agent.supervisor import LoopRule, Supervisor
 from agent.swap_status import swap_status
 from agent.sync import Sync
 from agent.telemetry import Telemetry, WorkerFigures
@@ -128,6 +128,7 @@ class Daemon:
             reserve_bytes=config.reserve_bytes,
             make_room=lambda: self._collect(spare=False),
         )
+        self._loop_rule = LoopRule(config.crash_loop_deaths, config.crash_loop_window_s)
         self._load = HostLoad(config.low_hold_load, config.low_spare_load)
         self._activator = Activator(
             self._state,
@@ -147,6 +148,7 @@ class Daemon:
             bring_up=self._activator.bring_up,
             instances=self._activator.instances,
             available_bytes=available_bytes,
+            rule=self._loop_rule,
         )
         self._reconciler = Reconciler(
             self._state,
@@ -213,7 +215,9 @@ class Daemon:
 
     def _start(self) -> None:
         self._admin.start()
-        self._supervisor = Supervisor(self._router, self._activator.crash_looped, start=placement.start)
+        self._supervisor = Supervisor(
+            self._router, self._activator.crash_looped, rule=self._loop_rule, start=placement.start
+        )
         boot = threading.Thread(target=self._boot, name="boot", daemon=True)
         boot.start()
         boot.join(limits.BOOT_BEFORE_SERVING_S)

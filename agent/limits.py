@@ -77,8 +77,9 @@ MAX_CASCADE_STEPS = 4  # models in one cascade
 CASCADE_SPARE = 0.1  # share of the time left that models after the first leave for the first one's own answer
 
 # Restarts (supervisor.py).
-CRASH_LOOP_DEATHS = 3
-CRASH_LOOP_WINDOW_S = 60.0
+CRASH_LOOP_DEATHS = 3  # a version's deaths that are a crash loop, unless the configuration says otherwise
+CRASH_LOOP_WINDOW_S = 60.0  # within this time, unless the configuration says otherwise
+MAX_CRASH_LOOP_DEATHS = 100  # that can be configured; their times are remembered
 RESTART_FIRST_S = 0.5  # bound of the wait before the second restart; the first has none
 RESTART_MOST_S = 60.0
 RESTART_LOAD_S = 120.0  # for a restarted worker to load its model
