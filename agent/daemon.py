@@ -189,6 +189,7 @@ class Daemon:
             repository=Repository(self._router, self._activator, control=config.model_control),
             local=inference_socket(config, private),
             tracing=self._tracing,
+            cache_bytes=config.cache_bytes,
         )
         self._metrics = MetricsServer(self._router, config.metrics_address)
         self._admin = AdminServer(

@@ -124,7 +124,7 @@ MAX_FORMS = 256  # forms of requests that are remembered, parsed and checked (me
 MAX_FORM_BYTES = 4 << 10  # of a form that is remembered
 MAX_ANSWER_HEADS = 16  # beginnings of answers that are remembered with a form (plans.py)
 
-MAX_CACHE_BYTES = 16 << 20  # of the outputs that the response cache keeps, all models together (cache.py)
+CACHE_BYTES = 16 << 20  # of outputs that the response cache keeps, unless the configuration says otherwise
 CACHE_ENTRY_BYTES = 1 << 10  # that an entry counts for beside its outputs
 MAX_CACHE_COUNTS = 10_000  # keys whose look-ups are counted
 CACHE_HALVE_AFTER = 10_000  # look-ups after which the counts are halved

@@ -50,6 +50,7 @@ def test_every_key(tmp_path: Path) -> None:
             [inference]
             address = "127.0.0.1:0"
             threads = 4
+            cache_bytes = 1000000
             crash_loop_deaths = 5
             crash_loop_window_s = 300
             runtimes = ["litert"]
@@ -87,6 +88,7 @@ def test_every_key(tmp_path: Path) -> None:
         reconnect_max_s=0.5,
         inference_address="127.0.0.1:0",
         threads=4,
+        cache_bytes=1_000_000,
         crash_loop_deaths=5,
         crash_loop_window_s=300.0,
         runtimes=("litert",),
