@@ -87,6 +87,7 @@ KEYS = (
     Key("inference.threads", "threads", "integer", 1, 256),
     Key("inference.low_hold_load", "low_hold_load", "number", 0, 1),
     Key("inference.low_spare_load", "low_spare_load", "number", 0, 1),
+    Key("inference.process_memory_bytes", "process_bytes", "integer", 0, 1 << 40),
     Key("inference.cache_bytes", "cache_bytes", "integer", 0, 1 << 40),
     Key("inference.crash_loop_deaths", "crash_loop_deaths", "integer", 2, MAX_CRASH_LOOP_DEATHS),
     Key("inference.crash_loop_window_s", "crash_loop_window_s", "number", 1, 86_400),
@@ -145,6 +146,7 @@ class AgentConfig:
         threads: of one model's runtime, unless its variant says otherwise.
         low_hold_load: of all cores, over which low-priority requests wait.
         low_spare_load: under which they may use the spare cores; see host_gate.py.
+        process_bytes: most memory of its own that a worker process may hold; 0: by what it held once checked.
         cache_bytes: of outputs that the response cache keeps, all models together.
         crash_loop_deaths: of a version's processes, within the window: the box goes back.
         crash_loop_window_s: in which they are counted.
@@ -194,6 +196,7 @@ class AgentConfig:
     threads: int = 1
     low_hold_load: float = HOLD_LOAD
     low_spare_load: float = SPARE_LOAD
+    process_bytes: int = 0
     cache_bytes: int = CACHE_BYTES
     crash_loop_deaths: int = CRASH_LOOP_DEATHS
     crash_loop_window_s: float = CRASH_LOOP_WINDOW_S

@@ -46,6 +46,7 @@ from agent.outbox import Outbox
 from agent.peer_credentials import group_id
 from agent.reconciler import Reconciler
 from agent.recovery import recover
+from agent.renewing import Renewer
 from agent.reporter import Progress, compose
 from agent.repository import Repository
 from agent.retention import collect, versions_on_disk
@@ -140,7 +141,9 @@ class Daemon:
             load_deadline_s=config.load_deadline_s,
             changed=self._changed,
             gate=self._load,
+            process_bytes=config.process_bytes,
         )
+        self._renewer = Renewer(self._router, self._activator.outgrew)
         self._held = HeldVersions(
             self._router,
             on_disk=lambda: versions_on_disk(slots_dir),
@@ -219,6 +222,7 @@ class Daemon:
         self._supervisor = Supervisor(
             self._router, self._activator.crash_looped, rule=self._loop_rule, start=placement.start
         )
+        self._renewer.start()
         boot = threading.Thread(target=self._boot, name="boot", daemon=True)
         boot.start()
         boot.join(limits.BOOT_BEFORE_SERVING_S)
@@ -289,7 +293,14 @@ class Daemon:
         def left_s() -> float:
             return max(0.5, until - time.monotonic())
 
-        for part in (self._identity, self._reconciler, self._held, self._sync, self._telemetry):
+        for part in (
+            self._identity,
+            self._reconciler,
+            self._held,
+            self._renewer,
+            self._sync,
+            self._telemetry,
+        ):
             part.stop(min(left_s(), 5.0))
         if hasattr(self, "_supervisor"):
             self._supervisor.stop(1.0)
@@ -351,6 +362,9 @@ class Daemon:
                 resident_bytes=instance.resident_bytes(),
                 requests=instance.requests,
                 failures=instance.failures,
+                private_bytes=instance.private_bytes(),
+                memory_limit_bytes=worker.memory_limit,
+                renewals=worker.renewals,
             )
             for serving in self._router.models()
             for worker in serving.workers
@@ -396,6 +410,9 @@ class Daemon:
                     resident_bytes=item.resident_bytes,
                     requests=item.requests,
                     failures=item.failures,
+                    private_bytes=item.private_bytes,
+                    memory_limit_bytes=item.memory_limit_bytes,
+                    renewals=item.renewals,
                 )
                 for item in self._figures()
             ],

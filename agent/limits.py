@@ -84,6 +84,16 @@ RESTART_FIRST_S = 0.5  # bound of the wait before the second restart; the first 
 RESTART_MOST_S = 60.0
 RESTART_LOAD_S = 120.0  # for a restarted worker to load its model
 
+# Growth of worker processes (growth.py, renewing.py); memory is a process's own, neither shared nor of files.
+GROWTH_FACTOR = 4  # of what it held once it was checked, and
+GROWTH_BYTES = 1 << 30  # on top of that, it may come to hold; caches and larger batches are no leak
+GROWTH_LEAST = 0.25  # of what it held then it may grow by in any case
+GROWTH_BOX_SHARE = 0.8  # of the box's memory, for all processes of a version together
+GROWTH_LOOK_S = 5.0  # between two looks
+RENEWAL_RESERVE_BYTES = 32 << 20  # of memory that a process beside the one it takes the place of leaves free
+RENEWAL_LOOP_TIMES = 3  # renewals of a version's processes that are too often
+RENEWAL_LOOP_WINDOW_S = 600.0  # within this time
+
 # Changes of version (swap.py, judging.py, memory.py, shadow.py).
 LATEST_REQUESTS = 1024  # whose outcomes a version is judged by
 LATENCY_REQUESTS_FACTOR = 4  # of the minimum: so many requests say something about time

@@ -173,6 +173,9 @@ class Supervisor:
 
     def _recover(self, dead: Worker) -> None:
         """Restarts until there is a worker in the dead one's place, or the model was turned to another."""
+        ended = any(instance.outgrown for instance in dead.instances)  # for what it held: it did not die
+        if ended and self._router.expect_restart(dead, True) and self._restart(dead):
+            return
         lived_s = time.monotonic() - dead.ready_at
         while not self._stopping.is_set():
             decision = self._decide(dead, lived_s)
@@ -190,11 +193,11 @@ class Supervisor:
     def _refill(self, worker: Worker, lost: Instance) -> None:
         """Until another has the lost process's place, or the worker has died or answers no more."""
         lived_s = time.monotonic() - lost.ready_at
+        at_once = lost.outgrown  # it did not die
         while worker.alive and self._router.is_active(worker):
-            decision = self._decide(worker, lived_s)
-            if decision.report:
-                self._report(worker)
-            if self._stopping.wait(decision.wait_s):
+            if at_once:
+                at_once = False
+            elif self._wait(worker, self._decide(worker, lived_s)):
                 return
             try:
                 if worker.alive and self._router.is_active(worker) and worker.refill(lost, RESTART_LOAD_S):
@@ -203,6 +206,12 @@ class Supervisor:
             except SluiceError as error:
                 log.warning("starting a process of %s again failed: %s", worker.spec, error)
                 lived_s = 0.0
+
+    def _wait(self, worker: Worker, decision: Decision) -> bool:
+        """Reports what is to be reported, waits, and says whether nothing is to be started any more."""
+        if decision.report:
+            self._report(worker)
+        return self._stopping.wait(decision.wait_s)
 
     def _decide(self, dead: Worker, lived_s: float) -> Decision:
         with self._lock:

@@ -51,6 +51,7 @@ def test_every_key(tmp_path: Path) -> None:
             address = "127.0.0.1:0"
             threads = 4
             cache_bytes = 1000000
+            process_memory_bytes = 300000000
             crash_loop_deaths = 5
             crash_loop_window_s = 300
             runtimes = ["litert"]
@@ -89,6 +90,7 @@ def test_every_key(tmp_path: Path) -> None:
         inference_address="127.0.0.1:0",
         threads=4,
         cache_bytes=1_000_000,
+        process_bytes=300_000_000,
         crash_loop_deaths=5,
         crash_loop_window_s=300.0,
         runtimes=("litert",),
