@@ -34,6 +34,7 @@ from agent.swap_actions import Step
 from agent.swapping import Seen, Swaps
 from agent.turning import Turner
 from agent.worker import Worker
+from runtimes.interface import ExternalDelegate
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 from updater.manifest import Variant
@@ -55,7 +56,7 @@ class Activator:
         load_deadline_s: see AgentConfig.
         changed: called when the reported state changed.
         gate: what low-priority requests wait for; None: nothing.
-        process_bytes: see `Starter`.
+        process_bytes, delegates: see `Starter`.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Activator:
         changed: Callable[[], None],
         gate: Gate | None = None,
         process_bytes: int = 0,
+        delegates: tuple[ExternalDelegate, ...] = (),
     ) -> None:
         self._state = state
         self._installer = installer
@@ -78,7 +80,12 @@ class Activator:
         self._terms = terms
         self._changed = changed
         starter = Starter(
-            store, threads=threads, load_deadline_s=load_deadline_s, gate=gate, process_bytes=process_bytes
+            store,
+            threads=threads,
+            load_deadline_s=load_deadline_s,
+            gate=gate,
+            process_bytes=process_bytes,
+            delegates=delegates,
         )
         self._turner = Turner(state, router, installer, starter)
         self._swaps = Swaps(self._turner, load_deadline_s=load_deadline_s, changed=changed)

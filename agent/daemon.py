@@ -142,6 +142,7 @@ class Daemon:
             changed=self._changed,
             gate=self._load,
             process_bytes=config.process_bytes,
+            delegates=config.delegates,
         )
         self._renewer = Renewer(self._router, self._activator.outgrew)
         self._held = HeldVersions(
@@ -243,7 +244,7 @@ class Daemon:
             log.warning(
                 "trust.root: there is no file %s: no version can be installed", self._config.trust_root
             )
-        self._box = probe_box(self._config.runtimes)
+        self._box = probe_box(self._config.runtimes, self._config.delegates)
         self._identity.start()
         self._held.start()
         self._reconciler.start()

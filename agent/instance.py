@@ -160,6 +160,11 @@ class Instance:
                     "accelerators": list(self.spec.accelerators),
                     "optimization": self.spec.optimization,
                     "xnnpack": self.spec.xnnpack,
+                    "delegates": [
+                        [each.name, each.library, dict(each.options)]
+                        for each in self.spec.delegates
+                        if each.name in self.spec.accelerators
+                    ],
                 }
             )
 

@@ -19,6 +19,7 @@ from agent.scheduling import Policy
 from agent.version_directory import verify
 from agent.worker import Worker
 from agent.worker_spec import WorkerSpec
+from runtimes.interface import ExternalDelegate
 from updater.store import Store
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Starter:
         load_deadline_s: for loading, and for each inference of the checks, seconds.
         gate: what low-priority requests wait for; None: nothing.
         process_bytes: most memory of a process, unless its variant says otherwise; 0: by what it holds.
+        delegates: the external delegates of this box.
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class Starter:
         load_deadline_s: float,
         gate: Gate | None = None,
         process_bytes: int = 0,
+        delegates: tuple[ExternalDelegate, ...] = (),
     ) -> None:
         self._store = store
         self._process_bytes = process_bytes
+        self._delegates = delegates
         self._threads = threads
         self._load_deadline_s = load_deadline_s
         self._gate = gate
@@ -91,6 +95,7 @@ class Starter:
             accelerators=wanted.accelerators,
             optimization=wanted.optimization,
             xnnpack=wanted.xnnpack,
+            delegates=self._delegates,
             loaded_digests=digests,
             beside=beside,
             instances=wanted.instances,
