@@ -34,6 +34,7 @@ from agent.swap_actions import Step
 from agent.swapping import Seen, Swaps
 from agent.turning import Turner
 from agent.worker import Worker
+from runtimes.interface import ExternalDelegate
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 from updater.manifest import Variant
@@ -55,6 +56,7 @@ class Activator:
         load_deadline_s: see AgentConfig.
         changed: called when the reported state changed.
         gate: what low-priority requests wait for; None: nothing.
+        process_bytes, delegates: see `Starter`.
     """
 
     def __init__(
@@ -69,13 +71,22 @@ class Activator:
         load_deadline_s: float,
         changed: Callable[[], None],
         gate: Gate | None = None,
+        process_bytes: int = 0,
+        delegates: tuple[ExternalDelegate, ...] = (),
     ) -> None:
         self._state = state
         self._installer = installer
         self._router = router
         self._terms = terms
         self._changed = changed
-        starter = Starter(store, threads=threads, load_deadline_s=load_deadline_s, gate=gate)
+        starter = Starter(
+            store,
+            threads=threads,
+            load_deadline_s=load_deadline_s,
+            gate=gate,
+            process_bytes=process_bytes,
+            delegates=delegates,
+        )
         self._turner = Turner(state, router, installer, starter)
         self._swaps = Swaps(self._turner, load_deadline_s=load_deadline_s, changed=changed)
 
@@ -247,15 +258,13 @@ class Activator:
                 return slots.active.version, slots.active.version
             return self._swaps.go_back(slots, None if pin else error)
 
-    def crash_looped(self, model: str) -> None:
+    def crash_looped(self, model: str, what: str = "kept dying") -> None:
         """The supervisor found that the active worker keeps dying: back to the previous version, if any."""
         serving = self._router.serving(model)
         if serving is None:
             return
         version = serving.active.version
-        failure = SluiceError(
-            errors_pb2.WORKER_DIED, f"the worker of {model}@{version} kept dying", obj=model
-        )
+        failure = SluiceError(errors_pb2.WORKER_DIED, f"the worker of {model}@{version} {what}", obj=model)
         try:
             self.revert(model, pin=False, error=failure, only_version=version)
         except SluiceError as error:
@@ -265,6 +274,10 @@ class Activator:
                 both = SluiceError(failure.reason, f"{failure.message}; going back failed: {error}")
                 self._state.save_update(self._turner.failure_record(model, slots.active, both, final=True))
             self._changed()
+
+    def outgrew(self, model: str) -> None:
+        """The active worker outgrows its memory limit over and over: as `crash_looped`."""
+        self.crash_looped(model, "outgrew its memory over and over")
 
     def bring_up(self, model: str, installed: Installed) -> Worker:
         """A worker of a version on disk, loaded and checked. Raises SluiceError as `activate`."""

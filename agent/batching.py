@@ -89,6 +89,7 @@ class Batcher:
         self._name = name
         self._runners: list[Runner] = []
         self._free: list[Runner] = []  # of those; the one that ran last is taken first
+        self._released: dict[Runner, threading.Event] = {}  # those that threads are to let go of
         self._lingers = False  # a thread with a worker waits for what comes first
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -112,13 +113,32 @@ class Batcher:
         with self._lock:
             self._runners.append(runner)
             self._free.append(runner)
-            self._scheduler.workers = len(self._runners)
+            self._count_workers()
             self._engage()
 
     def remove(self, runner: Runner) -> None:
         """The worker ended; the last one stays."""
         with self._lock:
             self._drop(runner)
+
+    def retire(self, runner: Runner, timeout_s: float) -> bool:
+        """Gives the worker nothing more, and waits for what it runs; false if that took over `timeout_s`.
+
+        The last one stays, and the answer is then false at once.
+        """
+        with self._lock:
+            if runner not in self._runners:
+                return True  # it ended
+            if len(self._runners) == 1:
+                return False
+            held = runner not in self._free
+            self._drop(runner)
+            if not held:
+                return True
+            released = self._released[runner] = threading.Event()
+            self._count_workers()
+            self._arrived.notify_all()  # it may be with the thread that waits for a fuller batch
+        return released.wait(timeout_s)
 
     def inherit(self, other: Batcher) -> None:
         """Goes on with another's policy and what it learned: this worker takes that one's place."""
@@ -323,6 +343,9 @@ class Batcher:
         """Under the lock: the worker goes to the thread of the request that is next, or to nobody."""
         if self._runs(runner):
             self._free.append(runner)
+        elif runner in self._released:
+            self._released.pop(runner).set()
+            self._count_workers()
         self._engage()
 
     def _engage(self) -> None:
@@ -416,7 +439,10 @@ class Batcher:
             self._runners.remove(runner)
             if runner in self._free:
                 self._free.remove(runner)
-            self._scheduler.workers = len(self._runners)
+            self._count_workers()
+
+    def _count_workers(self) -> None:
+        self._scheduler.workers = len(self._runners) + len(self._released)
 
     def _turn_away_if_stalled(self) -> None:
         if min(runner.busy_s() for runner in self._runners) > STALL_S:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.limits import CACHE_ENTRY_BYTES, CACHE_HALVE_AFTER, MAX_CACHE_BYTES, MAX_CACHE_COUNTS
+from agent.limits import CACHE_BYTES, CACHE_ENTRY_BYTES, CACHE_HALVE_AFTER, MAX_CACHE_COUNTS
 from runtimes.datatypes import encode
 
 Arrays = dict[str, NDArray[Any]]
@@ -39,7 +39,7 @@ class _Entry:
 class Cache:
     """Outputs by key. Not thread-safe: its caller holds a lock."""
 
-    def __init__(self, most_bytes: int = MAX_CACHE_BYTES, entry_bytes: int = CACHE_ENTRY_BYTES) -> None:
+    def __init__(self, most_bytes: int = CACHE_BYTES, entry_bytes: int = CACHE_ENTRY_BYTES) -> None:
         """`most_bytes` of outputs are kept; each entry counts as `entry_bytes` more than its outputs."""
         self._most = most_bytes
         self._entry_bytes = entry_bytes

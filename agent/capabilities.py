@@ -13,6 +13,7 @@ import psutil
 from agent.chooser import Box, RuntimeFacts
 from agent.config import AgentConfig
 from runtimes import survey
+from runtimes.interface import ExternalDelegate
 from sluice.api.v1 import sync_pb2
 from updater.delta import FEATURES
 
@@ -22,17 +23,20 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MAX_BOARD_CHARACTERS = 128
 
 
-def probe_box(allowed_runtimes: tuple[str, ...]) -> Box:
+def probe_box(allowed_runtimes: tuple[str, ...], delegates: tuple[ExternalDelegate, ...] = ()) -> Box:
     """Probes the box: each runtime by a real inference in a process of its own, which takes about a second.
 
     Args:
         allowed_runtimes: names that the configuration allows; empty for all.
+        delegates: of this box, tried as the runtimes are.
     """
     runtimes = []
-    for probe in survey.survey():
+    for probe in survey.survey(delegates=delegates):
         if allowed_runtimes and probe.runtime not in allowed_runtimes:
             continue
         if probe.usable:
+            for reason in probe.passed_over:
+                log.warning("%s: %s", probe.runtime, reason)
             runtimes.append(RuntimeFacts(probe.runtime, probe.version, probe.formats, probe.accelerators))
         else:
             log.info("runtime not used: %s", probe.error)

@@ -67,6 +67,7 @@ class Child:
         self._wake_lock = threading.Lock()  # a descriptor's number may be another file's once it is closed
         self._alarm: tuple[float, Callable[[], bool]] | None = None
         self._we_killed = False
+        self._why = ""
         with (
             os_errors("starting a worker process for", label),
             contextlib.ExitStack() as undo,
@@ -113,9 +114,9 @@ class Child:
         """Whether the process ended within `timeout_s`."""
         return self._ended.wait(timeout_s)
 
-    def kill(self) -> None:
-        """Ends the process at once; no effect when it has ended."""
-        self._we_killed = True
+    def kill(self, why: str = "") -> None:
+        """Ends the process at once; no effect when it has ended. `why` is told with its last words."""
+        self._we_killed, self._why = True, why
         self._process.kill()
 
     def end(self) -> None:
@@ -145,6 +146,19 @@ class Child:
             return 0
         return 0 if self.ended else int(pages) * os.sysconf("SC_PAGE_SIZE")
 
+    def private_bytes(self) -> int:
+        """Memory of its own, in RAM or swapped out, without what is shared and the pages of files; 0 when the
+        process ended.
+        """
+        try:
+            lines = (
+                Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+            )
+        except OSError:
+            return 0
+        fields = dict(line.split(":", 1) for line in lines if line.startswith(("RssAnon:", "VmSwap:")))
+        return 0 if self.ended else sum(int(value.split()[0]) << 10 for value in fields.values())
+
     def last_words(self) -> str:
         """How the process ended and the end of its output, for an error message."""
         code = self._process.returncode
@@ -152,7 +166,9 @@ class Child:
             how = "is still running"
         elif code < 0:
             how = f"was ended by {_signal_name(-code)}"
-            if -code == signal.SIGKILL:
+            if self._why:
+                how += f" of the agent: {self._why}"
+            elif -code == signal.SIGKILL:
                 how += " (by someone, or by the kernel for want of memory: see dmesg)"
         else:
             how = f"exited with code {code}"

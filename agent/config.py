@@ -18,7 +18,17 @@ from typing import Any
 
 import tomli
 
-from agent.limits import HOLD_LOAD, LATEST_REQUESTS, SPARE_LOAD
+from agent.limits import (
+    CACHE_BYTES,
+    CRASH_LOOP_DEATHS,
+    CRASH_LOOP_WINDOW_S,
+    HOLD_LOAD,
+    LATEST_REQUESTS,
+    MAX_CRASH_LOOP_DEATHS,
+    MAX_PROVIDERS,
+    SPARE_LOAD,
+)
+from runtimes.interface import CPU, ExternalDelegate
 from sluice.api.v1 import errors_pb2
 from updater.addresses import next_port
 from updater.errors import SluiceError
@@ -34,6 +44,7 @@ DEFAULT_PATH = Path("/etc/sluice/agent.toml")
 
 _DEVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DEVICE_ID_RULE = "1 to 64 of a-z A-Z 0-9 - _ . starting with a letter or digit"
+_DELEGATE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _MACHINE_ID = Path("/etc/machine-id")
 _SYSTEMD_RUN_DIRECTORY = Path("/run/sluice")
 
@@ -46,7 +57,7 @@ class Key:
         name: with its table: "update.soak_s".
         field: of AgentConfig.
         kind: text, path, address, endpoint (address or https://address), listen, number, integer, flag,
-            choice, texts (a table of texts) or runtimes.
+            choice, texts (a table of texts), runtimes or delegates (a table of them by name).
         least: smallest number allowed, in the unit that the name ends with.
         most: largest number allowed.
         choices: what a choice may be.
@@ -79,7 +90,12 @@ KEYS = (
     Key("inference.threads", "threads", "integer", 1, 256),
     Key("inference.low_hold_load", "low_hold_load", "number", 0, 1),
     Key("inference.low_spare_load", "low_spare_load", "number", 0, 1),
+    Key("inference.process_memory_bytes", "process_bytes", "integer", 0, 1 << 40),
+    Key("inference.cache_bytes", "cache_bytes", "integer", 0, 1 << 40),
+    Key("inference.crash_loop_deaths", "crash_loop_deaths", "integer", 2, MAX_CRASH_LOOP_DEATHS),
+    Key("inference.crash_loop_window_s", "crash_loop_window_s", "number", 1, 86_400),
     Key("inference.runtimes", "runtimes", "runtimes"),
+    Key("inference.delegates", "delegates", "delegates"),
     Key("inference.model_control", "model_control", "flag"),
     Key("admin.socket", "admin_socket", "path"),
     Key("admin.group", "admin_group", "text"),
@@ -134,7 +150,12 @@ class AgentConfig:
         threads: of one model's runtime, unless its variant says otherwise.
         low_hold_load: of all cores, over which low-priority requests wait.
         low_spare_load: under which they may use the spare cores; see host_gate.py.
+        process_bytes: most memory of its own that a worker process may hold; 0: by what it held once checked.
+        cache_bytes: of outputs that the response cache keeps, all models together.
+        crash_loop_deaths: of a version's processes, within the window: the box goes back.
+        crash_loop_window_s: in which they are counted.
         runtimes: names of the runtimes that may be used; empty for all that work.
+        delegates: TensorFlow Lite's external delegates on this box.
         model_control: whether inference clients may load and unload models.
         metrics_address: host:port that serves Prometheus metrics; empty: none are served.
         tracing_endpoint: of an OTLP collector, see tracing.py; empty: no traces.
@@ -180,7 +201,12 @@ class AgentConfig:
     threads: int = 1
     low_hold_load: float = HOLD_LOAD
     low_spare_load: float = SPARE_LOAD
+    process_bytes: int = 0
+    cache_bytes: int = CACHE_BYTES
+    crash_loop_deaths: int = CRASH_LOOP_DEATHS
+    crash_loop_window_s: float = CRASH_LOOP_WINDOW_S
     runtimes: tuple[str, ...] = ()
+    delegates: tuple[ExternalDelegate, ...] = ()
     model_control: bool = False
     metrics_address: str = ""
     tracing_endpoint: str = ""
@@ -337,8 +363,8 @@ def _check(path: Path, key: Key, value: Any) -> Any:
         if not isinstance(value, bool):
             raise _invalid(path, key.name, f"must be true or false, not {value!r:.60}")
         return value
-    if key.kind == "texts":
-        return _labels(path, key.name, value)
+    if key.kind in ("texts", "delegates"):
+        return (_labels if key.kind == "texts" else _delegates)(path, key.name, value)
     if key.kind == "runtimes":
         if not isinstance(value, list) or not all(
             isinstance(item, str) and item in RUNTIMES for item in value
@@ -379,6 +405,25 @@ def _labels(path: Path, name: str, value: Any) -> dict[str, str]:
                 path, f"{name}.{label[:60]}", f"must be text of at most {MAX_LABEL_CHARACTERS} characters"
             )
     return dict(value)
+
+
+def _delegates(path: Path, name: str, value: Any) -> tuple[ExternalDelegate, ...]:
+    if not isinstance(value, dict) or len(value) > MAX_PROVIDERS:
+        raise _invalid(path, name, f"must be a table of at most {MAX_PROVIDERS} delegates")
+    found = []
+    for delegate, fields in value.items():
+        where = f"{name}.{delegate[:60]}"
+        if not _DELEGATE.fullmatch(delegate) or delegate == CPU:
+            raise _invalid(
+                path, where, "must be named by 1 to 32 of a-z 0-9 _ starting with a letter, not cpu"
+            )
+        if not isinstance(fields, dict) or not {"library"} <= set(fields) <= {"library", "options"}:
+            raise _invalid(path, where, "must be a table of library and, if need be, options")
+        library, options = fields["library"], _labels(path, f"{where}.options", fields.get("options", {}))
+        if not isinstance(library, str) or not Path(library).is_absolute() or "\0" in library:
+            raise _invalid(path, f"{where}.library", f"must be an absolute path, not {library!r:.60}")
+        found.append(ExternalDelegate(delegate, library, tuple(options.items())))
+    return tuple(found)
 
 
 def _invalid(path: Path, key: str, why: str) -> SluiceError:

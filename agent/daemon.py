@@ -46,12 +46,13 @@ from agent.outbox import Outbox
 from agent.peer_credentials import group_id
 from agent.reconciler import Reconciler
 from agent.recovery import recover
+from agent.renewing import Renewer
 from agent.reporter import Progress, compose
 from agent.repository import Repository
 from agent.retention import collect, versions_on_disk
 from agent.router import Router
 from agent.state import State
-from agent.supervisor import Supervisor
+from agent.supervisor import LoopRule, Supervisor
 from agent.swap_status import swap_status
 from agent.sync import Sync
 from agent.telemetry import Telemetry, WorkerFigures
@@ -128,6 +129,7 @@ class Daemon:
             reserve_bytes=config.reserve_bytes,
             make_room=lambda: self._collect(spare=False),
         )
+        self._loop_rule = LoopRule(config.crash_loop_deaths, config.crash_loop_window_s)
         self._load = HostLoad(config.low_hold_load, config.low_spare_load)
         self._activator = Activator(
             self._state,
@@ -139,7 +141,10 @@ class Daemon:
             load_deadline_s=config.load_deadline_s,
             changed=self._changed,
             gate=self._load,
+            process_bytes=config.process_bytes,
+            delegates=config.delegates,
         )
+        self._renewer = Renewer(self._router, self._activator.outgrew)
         self._held = HeldVersions(
             self._router,
             on_disk=lambda: versions_on_disk(slots_dir),
@@ -147,6 +152,7 @@ class Daemon:
             bring_up=self._activator.bring_up,
             instances=self._activator.instances,
             available_bytes=available_bytes,
+            rule=self._loop_rule,
         )
         self._reconciler = Reconciler(
             self._state,
@@ -187,6 +193,7 @@ class Daemon:
             repository=Repository(self._router, self._activator, control=config.model_control),
             local=inference_socket(config, private),
             tracing=self._tracing,
+            cache_bytes=config.cache_bytes,
         )
         self._metrics = MetricsServer(self._router, config.metrics_address)
         self._admin = AdminServer(
@@ -213,7 +220,10 @@ class Daemon:
 
     def _start(self) -> None:
         self._admin.start()
-        self._supervisor = Supervisor(self._router, self._activator.crash_looped, start=placement.start)
+        self._supervisor = Supervisor(
+            self._router, self._activator.crash_looped, rule=self._loop_rule, start=placement.start
+        )
+        self._renewer.start()
         boot = threading.Thread(target=self._boot, name="boot", daemon=True)
         boot.start()
         boot.join(limits.BOOT_BEFORE_SERVING_S)
@@ -234,7 +244,7 @@ class Daemon:
             log.warning(
                 "trust.root: there is no file %s: no version can be installed", self._config.trust_root
             )
-        self._box = probe_box(self._config.runtimes)
+        self._box = probe_box(self._config.runtimes, self._config.delegates)
         self._identity.start()
         self._held.start()
         self._reconciler.start()
@@ -284,7 +294,14 @@ class Daemon:
         def left_s() -> float:
             return max(0.5, until - time.monotonic())
 
-        for part in (self._identity, self._reconciler, self._held, self._sync, self._telemetry):
+        for part in (
+            self._identity,
+            self._reconciler,
+            self._held,
+            self._renewer,
+            self._sync,
+            self._telemetry,
+        ):
             part.stop(min(left_s(), 5.0))
         if hasattr(self, "_supervisor"):
             self._supervisor.stop(1.0)
@@ -346,6 +363,9 @@ class Daemon:
                 resident_bytes=instance.resident_bytes(),
                 requests=instance.requests,
                 failures=instance.failures,
+                private_bytes=instance.private_bytes(),
+                memory_limit_bytes=worker.memory_limit,
+                renewals=worker.renewals,
             )
             for serving in self._router.models()
             for worker in serving.workers
@@ -391,6 +411,9 @@ class Daemon:
                     resident_bytes=item.resident_bytes,
                     requests=item.requests,
                     failures=item.failures,
+                    private_bytes=item.private_bytes,
+                    memory_limit_bytes=item.memory_limit_bytes,
+                    renewals=item.renewals,
                 )
                 for item in self._figures()
             ],

@@ -191,12 +191,19 @@ def _store(config: AgentConfig) -> Finding:
 
 
 def _runtimes(config: AgentConfig) -> Iterator[Finding]:
-    probes = survey.survey()
+    probes = survey.survey(delegates=config.delegates)
     allowed = [probe for probe in probes if not config.runtimes or probe.runtime in config.runtimes]
     for probe in allowed:
         if probe.usable:
             detail = f"{probe.version} reads {', '.join(probe.formats)} on {', '.join(probe.accelerators)}"
             yield Finding(f"runtime {probe.runtime}", state=OK, detail=detail)
+            for reason in probe.passed_over:
+                yield Finding(
+                    f"delegates of {probe.runtime}",
+                    FAULT,
+                    reason,
+                    hint="mend or remove what inference.delegates names",
+                )
         else:
             # One that is simply not installed is no fault while another works.
             needed = not any(other.usable for other in allowed) or probe.runtime in config.runtimes

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from agent.limits import DRAIN_S, HELD_LOOK_S, HELD_MEMORY_RESERVE_BYTES
 from agent.router import Router, Serving
 from agent.slots import Installed
-from agent.supervisor import History, after_death
+from agent.supervisor import CRASH_LOOP, History, LoopRule, after_death
 from agent.version_policy import chosen, pinned
 from agent.worker import Worker
 from updater.errors import SluiceError
@@ -47,6 +47,7 @@ class HeldVersions:
         bring_up: starts and checks a worker. Raises SluiceError.
         instances: how many processes a version wants. Raises SluiceError.
         available_bytes: of memory.
+        rule: when failures of a version are a crash loop.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class HeldVersions:
         *,
         instances: Callable[[str, Installed], int],
         available_bytes: Callable[[], int],
+        rule: LoopRule = CRASH_LOOP,
     ) -> None:
         self._router = router
         self._on_disk = on_disk
@@ -65,6 +67,7 @@ class HeldVersions:
         self._bring_up = bring_up
         self._instances = instances
         self._available_bytes = available_bytes
+        self._rule = rule
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._troubles: dict[tuple[str, int, int], _Trouble] = {}  # model, its active version, this version
@@ -159,7 +162,8 @@ class HeldVersions:
         return HELD_LOOK_S
 
     def _failed(self, trouble: _Trouble, lived_s: float) -> float:
-        decision = after_death(trouble.history, time.monotonic(), lived_s, random.random())  # noqa: S311 - jitter
+        now = time.monotonic()
+        decision = after_death(trouble.history, now, lived_s, random.random(), self._rule)  # noqa: S311 - jitter
         trouble.history = decision.history
         trouble.again_at = time.monotonic() + decision.wait_s
         return decision.wait_s

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 
 from agent.inference_service import InferenceService
-from agent.limits import MAX_CONCURRENT_RPCS, MAX_MESSAGE_BYTES, MAX_STREAMS, SERVING_THREADS
+from agent.limits import CACHE_BYTES, MAX_CONCURRENT_RPCS, MAX_MESSAGE_BYTES, MAX_STREAMS, SERVING_THREADS
 from agent.local_socket import LocalSocket
 from agent.messages import parse_request, serialize_response, serialize_streamed
 from agent.peer import Peers
@@ -54,6 +54,7 @@ class InferenceServer:
         addresses: to listen on: "127.0.0.1:8500" (port 0 takes a free one) or
         "unix:/run/sluice/inference.sock". threads: that answer requests. concurrent_rpcs: calls running and
         waiting; more get RESOURCE_EXHAUSTED. message_bytes: largest request and response.
+        cache_bytes: of outputs that the response cache keeps.
         local: a unix socket before the server, which lets in whom it may; served beside the addresses.
     """
 
@@ -67,6 +68,7 @@ class InferenceServer:
         threads: int = SERVING_THREADS,
         concurrent_rpcs: int = MAX_CONCURRENT_RPCS,
         message_bytes: int = MAX_MESSAGE_BYTES,
+        cache_bytes: int = CACHE_BYTES,
         local: LocalSocket | None = None,
     ) -> None:
         self._wanted = [addresses] if isinstance(addresses, str) else list(addresses)
@@ -85,7 +87,9 @@ class InferenceServer:
         )
         self._streams_pool = futures.ThreadPoolExecutor(MAX_STREAMS + 1, thread_name_prefix="stream")
         self._reading = Reading()
-        service = InferenceService(router, repository or Repository(router), Peers(local=local), tracing)
+        service = InferenceService(
+            router, repository or Repository(router), Peers(local=local), tracing, cache_bytes
+        )
         self._server.add_registered_method_handlers(
             _SERVICE.full_name, _handlers(service, self._streams_pool, self._reading)
         )

@@ -19,6 +19,7 @@ import grpc
 
 from agent import describe
 from agent.batch_terms import Overloaded
+from agent.limits import CACHE_BYTES
 from agent.messages import Request, Response
 from agent.peer import Peers
 from agent.repository import Repository
@@ -56,13 +57,18 @@ class InferenceService:
     """The calls over a router and a repository; the methods are named as the protocol names them."""
 
     def __init__(
-        self, router: Router, repository: Repository, peers: Peers, tracing: Tracing | None = None
+        self,
+        router: Router,
+        repository: Repository,
+        peers: Peers,
+        tracing: Tracing | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._router = router
         self._repository = repository
         self._regions = Regions()
         self._peers = peers
-        self._inference = Inference(router, self._regions, self._peers, tracing)
+        self._inference = Inference(router, self._regions, self._peers, tracing, cache_bytes)
         self._streams = Streams(self._inference)
 
     # Health.

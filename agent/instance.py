@@ -56,6 +56,7 @@ class Instance:
         outputs: what it answers.
         ready_at: when it became ready (time.monotonic); 0 before.
         figures: of its version's inferences.
+        outgrown: it is ended because it held too much memory, which is no death.
     """
 
     def __init__(self, spec: WorkerSpec, staging: Staging, on_end: Callable[[Instance], None]) -> None:
@@ -67,6 +68,7 @@ class Instance:
         self.ready_at = 0.0
         self.figures = Figures()
         self.requests = 0  # clients' requests sent to the process
+        self.outgrown = False
         self.failures = 0  # those that it did not answer, or whose inputs made the model fail
         self._listener = on_end
         self._turn = threading.Lock()  # held by the one caller who may use the channel
@@ -126,9 +128,13 @@ class Instance:
             self._gives_way = False
             restore(self.pid)
 
-    def kill(self) -> None:
-        """Ends the process at once; no effect when it has ended."""
-        self._child.kill()
+    def private_bytes(self) -> int:
+        """Memory of its own, neither shared nor of files (see growth.py), bytes; 0 when it has ended."""
+        return self._child.private_bytes()
+
+    def kill(self, why: str = "") -> None:
+        """Ends the process at once; no effect when it has ended. `why` is told with its last words."""
+        self._child.kill(why)
 
     def close(self) -> None:
         """Ends and reaps the process; a request that runs gets WORKER_DIED. Never raises; may be repeated."""
@@ -154,6 +160,11 @@ class Instance:
                     "accelerators": list(self.spec.accelerators),
                     "optimization": self.spec.optimization,
                     "xnnpack": self.spec.xnnpack,
+                    "delegates": [
+                        [each.name, each.library, dict(each.options)]
+                        for each in self.spec.delegates
+                        if each.name in self.spec.accelerators
+                    ],
                 }
             )
 

@@ -77,11 +77,22 @@ MAX_CASCADE_STEPS = 4  # models in one cascade
 CASCADE_SPARE = 0.1  # share of the time left that models after the first leave for the first one's own answer
 
 # Restarts (supervisor.py).
-CRASH_LOOP_DEATHS = 3
-CRASH_LOOP_WINDOW_S = 60.0
+CRASH_LOOP_DEATHS = 3  # a version's deaths that are a crash loop, unless the configuration says otherwise
+CRASH_LOOP_WINDOW_S = 60.0  # within this time, unless the configuration says otherwise
+MAX_CRASH_LOOP_DEATHS = 100  # that can be configured; their times are remembered
 RESTART_FIRST_S = 0.5  # bound of the wait before the second restart; the first has none
 RESTART_MOST_S = 60.0
 RESTART_LOAD_S = 120.0  # for a restarted worker to load its model
+
+# Growth of worker processes (growth.py, renewing.py); memory is a process's own, neither shared nor of files.
+GROWTH_FACTOR = 4  # of what it held once it was checked, and
+GROWTH_BYTES = 1 << 30  # on top of that, it may come to hold; caches and larger batches are no leak
+GROWTH_LEAST = 0.25  # of what it held then it may grow by in any case
+GROWTH_BOX_SHARE = 0.8  # of the box's memory, for all processes of a version together
+GROWTH_LOOK_S = 5.0  # between two looks
+RENEWAL_RESERVE_BYTES = 32 << 20  # of memory that a process beside the one it takes the place of leaves free
+RENEWAL_LOOP_TIMES = 3  # renewals of a version's processes that are too often
+RENEWAL_LOOP_WINDOW_S = 600.0  # within this time
 
 # Changes of version (swap.py, judging.py, memory.py, shadow.py).
 LATEST_REQUESTS = 1024  # whose outcomes a version is judged by
@@ -123,7 +134,7 @@ MAX_FORMS = 256  # forms of requests that are remembered, parsed and checked (me
 MAX_FORM_BYTES = 4 << 10  # of a form that is remembered
 MAX_ANSWER_HEADS = 16  # beginnings of answers that are remembered with a form (plans.py)
 
-MAX_CACHE_BYTES = 16 << 20  # of the outputs that the response cache keeps, all models together (cache.py)
+CACHE_BYTES = 16 << 20  # of outputs that the response cache keeps, unless the configuration says otherwise
 CACHE_ENTRY_BYTES = 1 << 10  # that an entry counts for beside its outputs
 MAX_CACHE_COUNTS = 10_000  # keys whose look-ups are counted
 CACHE_HALVE_AFTER = 10_000  # look-ups after which the counts are halved

@@ -51,11 +51,21 @@ def estimate(new_file: int, old_file: int, old_resident: int) -> int:
 
 def available_bytes(groups: Path = _CGROUPS, own: Path = _OWN_GROUPS) -> int:
     """What may still be taken: the least of the machine's and every control group's, bytes."""
-    found = [psutil.virtual_memory().available]
+    return min([psutil.virtual_memory().available, *(left for _, left in _limits(groups, own))])
+
+
+def box_bytes(groups: Path = _CGROUPS, own: Path = _OWN_GROUPS) -> int:
+    """What there is at all: the least of the machine's memory and every control group's limit, bytes."""
+    return min([psutil.virtual_memory().total, *(most for most, _ in _limits(groups, own))])
+
+
+def _limits(groups: Path, own: Path) -> list[tuple[int, int]]:
+    """The limit of every group above this process that has one, and what is left of it, bytes."""
     try:
         lines = own.read_text("utf-8").splitlines()
     except OSError:  # no control groups
         lines = []
+    found = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
@@ -63,12 +73,12 @@ def available_bytes(groups: Path = _CGROUPS, own: Path = _OWN_GROUPS) -> int:
         elif "memory" in controllers.split(","):
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
             found += _each(groups / "memory", path, *names)
-    return min(found)
+    return found
 
 
-def _each(root: Path, path: str, limit: str, usage: str, cache: str) -> list[int]:
-    """What each group from this one up to the root leaves."""
-    left = []
+def _each(root: Path, path: str, limit: str, usage: str, cache: str) -> list[tuple[int, int]]:
+    """The limits from this group up to the root, and what each leaves."""
+    found = []
     group = root / path.strip("/")
     while True:
         try:
@@ -77,9 +87,9 @@ def _each(root: Path, path: str, limit: str, usage: str, cache: str) -> list[int
             lines = (group / "memory.stat").read_text("ascii").splitlines()
             statistics = dict(line.split() for line in lines)
             if most < _UNLIMITED:
-                left.append(max(0, most - used + int(statistics.get(cache, 0))))
+                found.append((most, max(0, most - used + int(statistics.get(cache, 0)))))
         except (OSError, ValueError):  # no limit ("max"), or the group is not shown to us
             pass
         if group == root:
-            return left
+            return found
         group = group.parent

@@ -82,6 +82,15 @@ def render(models: Iterable[Serving]) -> str:
     name = "sluice_worker_memory_bytes"
     memory = [_sample(name, labels, worker.resident_bytes()) for labels, worker in loaded]
     family(name, "gauge", "Resident memory of the worker's processes.", memory)
+    name = "sluice_worker_process_private_bytes"
+    own = [_sample(name, at, max(each.private_bytes() for each in w.instances)) for at, w in loaded]
+    family(name, "gauge", "Memory of its own of the worker's largest process.", own)
+    name = "sluice_worker_process_private_limit_bytes"
+    most = [_sample(name, at, w.memory_limit) for at, w in loaded if w.memory_limit]
+    family(name, "gauge", "Memory of its own over which a process is renewed.", most)
+    name = "sluice_worker_renewals_total"
+    renewals = [_sample(name, labels, worker.renewals) for labels, worker in loaded]
+    family(name, "counter", "Processes renewed because they held too much memory.", renewals)
     return "\n".join(lines) + "\n"
 
 

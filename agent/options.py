@@ -4,6 +4,7 @@
 |---|---|---|
 | threads | that one inference may use | the agent's inference.threads |
 | instances | processes that hold the model, each with one inference at a time | 1 |
+| process_memory_bytes | memory of its own that a process may hold | by what it held once checked |
 | providers | what to run on, best first, e.g. "tensorrt,cuda,cpu" | the variant's accelerator, then cpu |
 | graph_optimization | of an ONNX graph: off, basic, extended or all | all |
 | xnnpack | "off": TensorFlow Lite runs without XNNPACK | on |
@@ -51,6 +52,7 @@ from runtimes.interface import CPU, OPTIMIZATIONS
 
 MAX_THREADS = 256
 MAX_CACHE_TTL_S = 86_400
+MAX_PROCESS_BYTES = 1 << 40
 _MOST_MS = int(MAX_REQUEST_S * 1000)
 _OFF, _ON = "off", "on"
 _SHARE = re.compile(r"[01](\.[0-9]{1,9})?")
@@ -59,7 +61,7 @@ _PROVIDER = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 NAMES = frozenset(
     (
-        *("threads", "instances", "providers", "graph_optimization", "xnnpack"),
+        *("threads", "instances", "process_memory_bytes", "providers", "graph_optimization", "xnnpack"),
         *("batch", "batch_cosine", "batch_preferred", "batch_window_ms", "batch_target_ms"),
         *("queue", "breaker_ms", "cache_ttl_s", "versions"),
         *("cascade_to", "cascade_threshold", "cascade_weights", "cascade_output", "cascade_scores"),
@@ -81,6 +83,7 @@ class Options:
         versions: which other versions are loaded beside it; None: none are.
         cascade: whom it hands samples on to; whether that works is checked where the models are known.
         instances: processes that hold the model.
+        process_bytes: most memory of its own that one may hold; 0: by what it held once it was checked.
         faults: what was not understood, as sentences.
     """
 
@@ -93,6 +96,7 @@ class Options:
     cascade: Cascade | None = None
     versions: VersionPolicy | None = None
     instances: int = 1
+    process_bytes: int = 0
     faults: tuple[str, ...] = ()
 
 
@@ -110,13 +114,14 @@ def _likely(name: str, names: Collection[str]) -> str:
     return f"; is {close[0]!r} meant?" if close else ""
 
 
-def read(options: Mapping[str, str], threads: int, accelerator: str = CPU) -> Options:
+def read(options: Mapping[str, str], threads: int, accelerator: str = CPU, process_bytes: int = 0) -> Options:
     """The options of a variant.
 
     Args:
         options: as the manifest has them.
         threads: the agent's default.
         accelerator: the variant's.
+        process_bytes: the agent's default.
     """
     faults: list[str] = []
 
@@ -154,6 +159,7 @@ def read(options: Mapping[str, str], threads: int, accelerator: str = CPU) -> Op
     )
     most_threads = number("threads", threads, 1, MAX_THREADS)
     instances = number("instances", 1, 1, MAX_INSTANCES)
+    most_bytes = number("process_memory_bytes", process_bytes, 1, MAX_PROCESS_BYTES)
     cache_s = float(number("cache_ttl_s", 0, 1, MAX_CACHE_TTL_S))
     accelerators = _accelerators(options.get("providers"), accelerator, faults)
     optimization = choice("graph_optimization", OPTIMIZATIONS, OPTIMIZATIONS[-1])
@@ -171,6 +177,7 @@ def read(options: Mapping[str, str], threads: int, accelerator: str = CPU) -> Op
         cascade,
         versions,
         instances,
+        most_bytes,
         tuple(faults),
     )
 

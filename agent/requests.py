@@ -26,6 +26,7 @@ from agent.cache import Arrays, Cache, Inputs, key_of
 from agent.cascading import Answered, Cascading, Step
 from agent.figures import Timing
 from agent.limits import (
+    CACHE_BYTES,
     LEAST_RETRY_S,
     MAX_MESSAGE_BYTES,
     MAX_READ_BYTES,
@@ -75,18 +76,24 @@ class _Call(NamedTuple):
 class Inference:
     """Answers requests.
 
-    Args: where workers, shared memory and callers' users are found; where traces go, None: nowhere.
+    Args: where workers, shared memory and callers' users are found; where traces go, None: nowhere; how many
+    bytes of outputs the response cache keeps.
     """
 
     def __init__(
-        self, router: Router, regions: Regions, peers: Peers, tracing: Tracing | None = None
+        self,
+        router: Router,
+        regions: Regions,
+        peers: Peers,
+        tracing: Tracing | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._router = router
         self._tracing = tracing
         self._regions = regions
         self._peers = peers
         self._lock = threading.Lock()  # of the cache
-        self._cache = Cache()
+        self._cache = Cache(cache_bytes)
         self._reading = 0  # bytes read from regions for requests under way, under the lock
 
     def answer(

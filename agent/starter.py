@@ -10,14 +10,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from agent import golden, options, placement, swap_options
+from agent import golden, growth, options, placement, swap_options
 from agent.batch_proof import batches_are_safe
 from agent.batch_terms import Gate
 from agent.installer import Prepared
+from agent.memory import box_bytes
 from agent.scheduling import Policy
 from agent.version_directory import verify
 from agent.worker import Worker
 from agent.worker_spec import WorkerSpec
+from runtimes.interface import ExternalDelegate
 from updater.store import Store
 
 log = logging.getLogger(__name__)
@@ -31,13 +33,23 @@ class Starter:
         threads: of a model's runtime unless its variant says otherwise.
         load_deadline_s: for loading, and for each inference of the checks, seconds.
         gate: what low-priority requests wait for; None: nothing.
+        process_bytes: most memory of a process, unless its variant says otherwise; 0: by what it holds.
+        delegates: the external delegates of this box.
     """
 
     def __init__(
-        self, store: Store, *, threads: int, load_deadline_s: float, gate: Gate | None = None
+        self,
+        store: Store,
+        *,
+        threads: int,
+        load_deadline_s: float,
+        gate: Gate | None = None,
+        process_bytes: int = 0,
+        delegates: tuple[ExternalDelegate, ...] = (),
     ) -> None:
         self._store = store
-        self._gate = gate
+        self._process_bytes = process_bytes
+        self._delegates = delegates
         self._threads = threads
         self._load_deadline_s = load_deadline_s
         self._gate = gate
@@ -83,6 +95,7 @@ class Starter:
             accelerators=wanted.accelerators,
             optimization=wanted.optimization,
             xnnpack=wanted.xnnpack,
+            delegates=self._delegates,
             loaded_digests=digests,
             beside=beside,
             instances=wanted.instances,
@@ -96,7 +109,7 @@ class Starter:
     def prove(self, worker: Worker, prepared: Prepared) -> None:
         """Golden inputs and batches; the worker may serve then. Raises SluiceError(GOLDEN_MISMATCH | ...)."""
         variant = prepared.variant
-        wanted = options.read(variant.options, self._threads, variant.accelerator)
+        wanted = options.read(variant.options, self._threads, variant.accelerator, self._process_bytes)
         examples = None
         if variant.golden_file is not None:
             path = prepared.directory / variant.golden_file.path
@@ -107,6 +120,10 @@ class Starter:
         worker.queue.policy = self._policy(worker, wanted.policy, examples)
         worker.queue.gate, worker.queue.threads = self._gate, wanted.threads
         worker.checked()
+        base, most = worker.base_bytes, wanted.process_bytes
+        worker.memory_limit = growth.limit(most, base, box_bytes(), worker.spec.instances)
+        if most and base > most:
+            log.warning("%s holds %d bytes once checked, over its limit of %d", worker.spec, base, most)
 
     def bring_up(self, model: str, prepared: Prepared) -> Worker:
         """All of it. Raises SluiceError; no worker is left behind then."""

@@ -89,7 +89,19 @@ def render(status: admin_pb2.GetStatusResponse) -> str:
                 for worker in status.workers
             ],
         )
+        lines += _renewals(status.workers)
     return "\n".join(line[:WIDTH].rstrip() for line in lines) + "\n"
+
+
+def _renewals(workers: Sequence[admin_pb2.WorkerStatus]) -> list[str]:
+    """A line for each version whose processes were renewed for the memory that they held."""
+    versions = {(worker.model, worker.version): worker for worker in workers if worker.renewals}
+    lines = []
+    for (model, version), worker in versions.items():
+        times = count(worker.renewals, "time", "times")
+        text = f"{model}@{version}: renewed {times} for holding over {size(worker.memory_limit_bytes)}"
+        lines += _wrap(text, "")
+    return ["", *lines] if lines else []
 
 
 def span(milliseconds: int) -> str:

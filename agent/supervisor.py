@@ -4,7 +4,7 @@ A version of several processes that loses one goes on with the others, and a new
 place; a version that has none left gets a new worker. All deaths of a version count together.
 
 The first restart comes at once, so that a crash costs only the requests that were running; further ones wait
-with backoff and jitter. CRASH_LOOP_DEATHS deaths within CRASH_LOOP_WINDOW_S are a crash loop: it is reported
+with backoff and jitter. So many deaths within so long (`LoopRule`) are a crash loop: it is reported
 once, so that the box can go back to the previous version; meanwhile restarts go on, slowly, without end,
 because a box that has nothing to go back to must not need a visit. A version that lived for the window
 without a death ends the loop. A start that fails counts as a death.
@@ -41,6 +41,22 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class LoopRule:
+    """What is a loop.
+
+    Attributes:
+        deaths: so many of them.
+        window_s: within so long, seconds.
+    """
+
+    deaths: int = CRASH_LOOP_DEATHS
+    window_s: float = CRASH_LOOP_WINDOW_S
+
+
+CRASH_LOOP = LoopRule()  # unless the configuration says otherwise
+
+
+@dataclass(frozen=True)
 class History:
     """What is remembered of one version's deaths.
 
@@ -68,7 +84,9 @@ class Decision:
     report: bool
 
 
-def after_death(history: History, now: float, lived_s: float, random_value: float) -> Decision:
+def after_death(
+    history: History, now: float, lived_s: float, random_value: float, rule: LoopRule
+) -> Decision:
     """The answer to a death.
 
     Args:
@@ -76,12 +94,13 @@ def after_death(history: History, now: float, lived_s: float, random_value: floa
         now: time.monotonic.
         lived_s: how long the version had been without a death; 0 when it failed to start.
         random_value: uniform in [0, 1), for the jitter.
+        rule: when it is a loop.
     """
-    if lived_s >= CRASH_LOOP_WINDOW_S:
+    if lived_s >= rule.window_s:
         history = History()
-    recent = tuple(death for death in history.deaths if now - death < CRASH_LOOP_WINDOW_S)
-    deaths = (*recent, now)[-CRASH_LOOP_DEATHS:]
-    if history.looping or len(deaths) >= CRASH_LOOP_DEATHS:
+    recent = tuple(death for death in history.deaths if now - death < rule.window_s)
+    deaths = (*recent, now)[-rule.deaths :]
+    if history.looping or len(deaths) >= rule.deaths:
         wait_s = jittered(RESTART_MOST_S, RESTART_MOST_S, 1, random_value)
         return Decision(History(deaths, looping=True), wait_s, report=not history.looping)
     wait_s = (
@@ -96,6 +115,7 @@ class Supervisor:
     Args:
         router: whose active workers to watch.
         on_crash_loop: called with the model's name, in a thread of this class, once for each crash loop.
+        rule: when it is a crash loop.
         start: starts a worker in a dead one's place; `Worker.start` but for tests of failing starts.
     """
 
@@ -104,10 +124,12 @@ class Supervisor:
         router: Router,
         on_crash_loop: Callable[[str], None],
         *,
+        rule: LoopRule = CRASH_LOOP,
         start: Callable[[WorkerSpec, float], Worker] = Worker.start,
     ) -> None:
         self._router = router
         self._on_crash_loop = on_crash_loop
+        self._rule = rule
         self._start = start
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -151,6 +173,9 @@ class Supervisor:
 
     def _recover(self, dead: Worker) -> None:
         """Restarts until there is a worker in the dead one's place, or the model was turned to another."""
+        ended = any(instance.outgrown for instance in dead.instances)  # for what it held: it did not die
+        if ended and self._router.expect_restart(dead, True) and self._restart(dead):
+            return
         lived_s = time.monotonic() - dead.ready_at
         while not self._stopping.is_set():
             decision = self._decide(dead, lived_s)
@@ -168,11 +193,11 @@ class Supervisor:
     def _refill(self, worker: Worker, lost: Instance) -> None:
         """Until another has the lost process's place, or the worker has died or answers no more."""
         lived_s = time.monotonic() - lost.ready_at
+        at_once = lost.outgrown  # it did not die
         while worker.alive and self._router.is_active(worker):
-            decision = self._decide(worker, lived_s)
-            if decision.report:
-                self._report(worker)
-            if self._stopping.wait(decision.wait_s):
+            if at_once:
+                at_once = False
+            elif self._wait(worker, self._decide(worker, lived_s)):
                 return
             try:
                 if worker.alive and self._router.is_active(worker) and worker.refill(lost, RESTART_LOAD_S):
@@ -182,6 +207,12 @@ class Supervisor:
                 log.warning("starting a process of %s again failed: %s", worker.spec, error)
                 lived_s = 0.0
 
+    def _wait(self, worker: Worker, decision: Decision) -> bool:
+        """Reports what is to be reported, waits, and says whether nothing is to be started any more."""
+        if decision.report:
+            self._report(worker)
+        return self._stopping.wait(decision.wait_s)
+
     def _decide(self, dead: Worker, lived_s: float) -> Decision:
         with self._lock:
             version, history = self._histories.get(dead.model, (dead.version, History()))
@@ -190,7 +221,7 @@ class Supervisor:
             now = time.monotonic()
             if history.deaths:  # of another of its processes, while this one lived
                 lived_s = min(lived_s, now - history.deaths[-1])
-            decision = after_death(history, now, lived_s, random.random())  # noqa: S311 - jitter
+            decision = after_death(history, now, lived_s, random.random(), self._rule)  # noqa: S311 - jitter
             self._histories[dead.model] = (dead.version, decision.history)
         return decision
 
@@ -209,7 +240,7 @@ class Supervisor:
 
     def _report(self, dead: Worker) -> None:
         log.error(
-            "%s is in a crash loop: %d deaths within %g s", dead.spec, CRASH_LOOP_DEATHS, CRASH_LOOP_WINDOW_S
+            "%s is in a crash loop: %d deaths within %g s", dead.spec, self._rule.deaths, self._rule.window_s
         )
         try:
             self._on_crash_loop(dead.model)

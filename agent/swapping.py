@@ -38,6 +38,7 @@ from agent.swap import (
     GoBack,
     Phase,
     Plan,
+    Side,
     Swap,
     Terms,
     Tick,
@@ -221,18 +222,43 @@ class Swaps:
         """As `Turner.go_back`, and ends the soak; under the model's lock."""
         run = self._soaking.get(slots.model)
         if run is None or slots.active != run.installed:
-            taken = self._turner.go_back(slots, error)
+            left, taken = self._turner.go_back(slots, error)
+            self._note_return(slots.model, left, taken, error)
             self._changed()
-            return taken
+            return left, taken
         assert slots.active is not None
         assert slots.previous is not None
         run.error = None
-        why = Failure(error.reason, error.message, error.hint) if error is not None else None
+        why = _failure(error)
         self._advance(run, GoBack() if why is None else CrashLooped(why))
         self._file(run)
         if run.swap.phase is not Phase.REVERTED:
             raise run.error or SluiceError(errors_pb2.INTERNAL, f"{run.swap.plan.name} could not be left")
         return slots.active.version, slots.previous.version
+
+    def _note_return(self, model: str, left: int, taken: int, error: SluiceError | None) -> None:
+        """The box went back from a version whose swap had ended: what is shown of it ends so, too."""
+        now, last = time.monotonic(), self._last.get(model)
+        if last is None or last.swap.plan.version != left:  # it was there when the agent started
+            plan = Plan(
+                model,
+                left,
+                old=taken,
+                old_serves=False,
+                can_go_back=True,
+                terms=Terms(),
+                deadlines=self._deadlines,
+            )
+            last = Seen(resume(plan, now), now, None, None, None)
+        swap = replace(
+            last.swap,
+            phase=Phase.REVERTED,
+            since=now,
+            serving=Side.OLD,
+            failure=_failure(error),
+            asked=error is None,
+        )
+        self._last[model] = replace(last, swap=swap, now=now)
 
     def seen(self) -> list[Seen]:
         """All swaps as they are, by model; of a model without one, the last that ended."""
@@ -404,6 +430,10 @@ def _seen(run: Run, now: float) -> Seen:
     soaks = run.swap.phase not in BEFORE_COMMIT and run.new is not None
     new = run.new.figures.latest() if soaks and run.new is not None else None
     return Seen(run.swap, now, likeness, new, run.baseline, tuple(run.passed))
+
+
+def _failure(error: SluiceError | None) -> Failure | None:
+    return None if error is None else Failure(error.reason, error.message, error.hint)
 
 
 def _why(run: Run) -> SluiceError | CancelledError | None:

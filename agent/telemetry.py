@@ -40,6 +40,9 @@ class WorkerFigures:
     resident_bytes: int
     requests: int
     failures: int
+    private_bytes: int = 0  # of its own, neither shared nor of files
+    memory_limit_bytes: int = 0  # that it may hold of that; 0: not looked at
+    renewals: int = 0  # of its version's processes for that
 
 
 def sample(state_dir: Path, workers: Sequence[WorkerFigures], outbox: Outbox) -> telemetry_pb2.Batch:

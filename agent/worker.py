@@ -27,6 +27,7 @@ from agent.batching import Batcher
 from agent.cascade import Cascade
 from agent.figures import Figures, Timing
 from agent.instance import Instance
+from agent.limits import DRAIN_S
 from agent.staging import Staged, Staging
 from agent.version_policy import VersionPolicy
 from agent.worker_spec import WorkerSpec
@@ -56,6 +57,9 @@ class Worker:
         cache_s: for how long its answers may be given again to the same inputs, seconds; 0: never.
         versions: which others of its model are loaded beside it while it is active; None: none.
         cascade: whom it hands samples on to that it is unsure of; None: nobody.
+        memory_limit: the most that one of its processes may hold of its own, bytes; 0: it is not looked at.
+        base_bytes: what one held once it was checked; 0 before.
+        renewals: how often a process was renewed for what it held (renewing.py).
         shadow: what takes copies of its requests and answers, for a version that may follow it.
     """
 
@@ -69,6 +73,7 @@ class Worker:
         self.cascade: Cascade | None = None
         self.versions: VersionPolicy | None = None
         self.shadow: Shadow | None = None
+        self.memory_limit = self.base_bytes = self.renewals = 0
         self._any_batch = False
         self._lock = threading.RLock()  # guards what follows
         self._state = threading.Condition(self._lock)
@@ -83,6 +88,7 @@ class Worker:
             self.staging = Staging.create()
         self._instances: tuple[Instance, ...] = ()
         self._lost: list[Instance] = []  # of those, whose end was told
+        self._leaving: tuple[Instance, ...] = ()  # others have their place, and they answer what they have
         self._starting = True
         self._figures = Figures()
         self.queue = Batcher(str(spec))
@@ -172,17 +178,18 @@ class Worker:
     @property
     def requests(self) -> int:
         """Clients' requests sent to its processes: those before `checked` do not count."""
-        return self._past[0] + sum(instance.requests for instance in self._instances)
+        return self._past[0] + sum(each.requests for each in (*self._instances, *self._leaving))
 
     @property
     def failures(self) -> int:
         """Those of them that were not answered, or whose inputs made the model fail."""
-        return self._past[1] + sum(instance.failures for instance in self._instances)
+        return self._past[1] + sum(each.failures for each in (*self._instances, *self._leaving))
 
     def succeed(self, dead: Worker) -> None:
         """Goes on with figures, policy and learned batch sizes of a worker of the same version."""
         self.figures, self.cache_s, self.shadow = dead.figures, dead.cache_s, dead.shadow
         self.cascade, self.versions = dead.cascade, dead.versions
+        self.memory_limit, self.base_bytes, self.renewals = dead.memory_limit, dead.base_bytes, dead.renewals
         self.queue.inherit(dead.queue)
 
     def checked(self) -> None:
@@ -193,6 +200,7 @@ class Worker:
         for instance in self._instances:
             instance.requests = instance.failures = 0
             instance.take_share()
+        self.base_bytes = max(instance.private_bytes() for instance in self._instances)
 
     def resident_bytes(self) -> int:
         """Physical memory that its processes use; 0 when they have ended."""
@@ -231,6 +239,75 @@ class Worker:
         """
         if not self.alive or lost not in self._instances:
             return False
+        fresh = self._another(deadline_s)
+        with self._state:
+            fits = self.alive and lost in self._instances
+            if fits:
+                self._count_past(lost)
+                self._lost.remove(lost)
+                self._place(fresh, lost)
+        if not fits:
+            fresh.close()
+        elif fresh.ended:  # before it had its place, so that nobody was told
+            self._ended(fresh)
+        return fits
+
+    def renew(self, old: Instance, deadline_s: float, prove: Callable[[Instance], None]) -> bool:
+        """Starts a process in the place of one that runs, which answers what it has and ends.
+
+        Returns once it has ended; false when it has no place here any more, or ended by itself meanwhile.
+
+        Args:
+            old: the process.
+            deadline_s: for the fresh one to load, seconds.
+            prove: given that before it has the place.
+
+        Raises SluiceError as `start`, and what `prove` raises; the old one then goes on.
+        """
+        if not self.alive or old not in self._instances:
+            return False
+        fresh = self._another(deadline_s)
+        try:
+            prove(fresh)
+        except BaseException:
+            fresh.close()
+            raise
+        fresh.requests = fresh.failures = 0
+        with self._state:
+            fits = self.alive and old in self._instances and old not in self._lost
+            if fits:
+                self.renewals += 1
+                self._leaving = (*self._leaving, old)
+                self._place(fresh, old)
+        if not fits:
+            fresh.close()
+            return False
+        if fresh.ended:
+            self._ended(fresh)
+        if not self.queue.retire(old, DRAIN_S):
+            log.warning("worker %s (process %d) still runs a request and is ended", self.spec, old.pid)
+        old.close()
+        with self._state:
+            self._count_past(old)
+            self._leaving = tuple(each for each in self._leaving if each is not old)
+        return True
+
+    def end_outgrown(self, instance: Instance, why: str) -> None:
+        """Ends a process that holds too much; another is started in its place, as after a death.
+
+        Others of the version go on; what it runs is waited for if there are, and else fails.
+        """
+        with self._state:
+            if not self.alive or instance not in self._instances or instance in self._lost:
+                return
+            self.renewals += 1
+            instance.outgrown = True
+        self.queue.retire(instance, DRAIN_S)
+        instance.kill(why)
+        instance.close()
+
+    def _another(self, deadline_s: float) -> Instance:
+        """One more process, loaded, without a place yet. Raises SluiceError as `start`."""
         fresh = Instance(self.spec, self.staging, self._ended)
         try:
             _load_all((fresh,), deadline_s)
@@ -238,20 +315,18 @@ class Worker:
             fresh.kill()
             fresh.close()
             raise
-        with self._state:
-            fits = self.alive and lost in self._instances
-            if fits:
-                self._past = [self._past[0] + lost.requests, self._past[1] + lost.failures]
-                fresh.figures = self._figures
-                fresh.take_share()
-                self._instances = tuple(fresh if each is lost else each for each in self._instances)
-                self._lost.remove(lost)
-                self.queue.add(fresh)
-        if not fits:
-            fresh.close()
-        elif fresh.ended:  # before it had its place, so that nobody was told
-            self._ended(fresh)
-        return fits
+        return fresh
+
+    def _place(self, fresh: Instance, old: Instance) -> None:
+        """Under the lock."""
+        fresh.figures = self._figures
+        fresh.take_share()
+        self._instances = tuple(fresh if each is old else each for each in self._instances)
+        self.queue.add(fresh)
+
+    def _count_past(self, instance: Instance) -> None:
+        """Under the lock."""
+        self._past = [self._past[0] + instance.requests, self._past[1] + instance.failures]
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -353,7 +428,7 @@ class Worker:
         with self._state:
             self._closing = True
             self._state.wait_for(lambda: self._users == 0, timeout=drain_deadline_s)
-        instances = self._instances
+        instances = (*self._instances, *self._leaving)
         others = [threading.Thread(target=each.close, name=f"end-{each.pid}") for each in instances[1:]]
         for thread in others:
             thread.start()
@@ -386,7 +461,7 @@ class Worker:
             if self._starting or self._closing or not here:
                 return
             self._lost.append(instance)
-            self._deaths += 1
+            self._deaths += not instance.outgrown
             last = not self._died and not self.alive
             self._died = self._died or last
             callbacks, losses = list(self._callbacks), list(self._losses)

@@ -27,6 +27,7 @@ from agent.arena import Arena
 from agent.limits import MAX_ERROR_CHARACTERS, MAX_STAGED_BYTES, OOM_SCORE_ADJUST
 from agent.transport import Channel, ChannelClosed, Message, MessageTooLarge
 from runtimes.interface import (
+    ExternalDelegate,
     InputInvalid,
     LoadOptions,
     Model,
@@ -96,6 +97,10 @@ def _load(channel: Channel, request: Message) -> Model | None:
                 accelerators=tuple(header["accelerators"]),
                 optimization=header["optimization"],
                 xnnpack=header["xnnpack"],
+                delegates=tuple(
+                    ExternalDelegate(name, library, tuple(given.items()))
+                    for name, library, given in header["delegates"]
+                ),
             ),
         )
     except RuntimeUnavailable as error:

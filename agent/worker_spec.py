@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.limits import HANG_S
-from runtimes.interface import CPU, OPTIMIZATIONS
+from runtimes.interface import CPU, OPTIMIZATIONS, ExternalDelegate
 from sluice.api.v1 import errors_pb2
 from updater.errors import SluiceError
 
@@ -25,6 +25,7 @@ class WorkerSpec:
         accelerators: what to run on, best first; the first that works is taken.
         optimization: of an ONNX graph, see runtimes.interface.
         xnnpack: whether TensorFlow Lite may use XNNPACK.
+        delegates: the box's external delegates that `accelerators` may name.
         loaded_digests: of the files that this worker has loaded, for reports.
         instances: processes that hold it, each with one inference at a time.
         hang_s: a request that runs longer gets the process killed, seconds.
@@ -40,6 +41,7 @@ class WorkerSpec:
     accelerators: tuple[str, ...] = (CPU,)
     optimization: str = OPTIMIZATIONS[-1]
     xnnpack: bool = True
+    delegates: tuple[ExternalDelegate, ...] = ()
     loaded_digests: tuple[str, ...] = field(default=())
     instances: int = 1
     hang_s: float = HANG_S

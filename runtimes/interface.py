@@ -77,6 +77,21 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class ExternalDelegate:
+    """An accelerator in a shared library of its own, which TensorFlow Lite hands operators to.
+
+    Attributes:
+        name: the accelerator's, for example "edgetpu".
+        library: path of the shared library, or its name where the loader finds it.
+        options: for the library, names and values.
+    """
+
+    name: str
+    library: str
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class LoadOptions:
     """How to run a model.
 
@@ -86,6 +101,7 @@ class LoadOptions:
             use after loading, or loading fails: a library must not fall back to the CPU in silence.
         optimization: one of OPTIMIZATIONS; TensorFlow Lite files are optimised when they are converted.
         xnnpack: whether TensorFlow Lite hands what it can to XNNPACK, its delegate for processors.
+        delegates: the external delegates of this box, of which `accelerators` may name some.
 
     Raises:
         ValueError: a value outside these bounds.
@@ -95,6 +111,7 @@ class LoadOptions:
     accelerators: tuple[str, ...] = (CPU,)
     optimization: str = OPTIMIZATIONS[-1]
     xnnpack: bool = True
+    delegates: tuple[ExternalDelegate, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MAX_THREADS:
@@ -116,6 +133,7 @@ class Probe:
         accelerators: those on which the inference gave the right answer; empty if none did.
         error: why it cannot be used; empty if it can.
         hint: what helps then; may be empty.
+        passed_over: why external delegates of the box are not among them; one sentence each.
     """
 
     runtime: str
@@ -124,6 +142,7 @@ class Probe:
     accelerators: tuple[str, ...]
     error: str = ""
     hint: str = ""
+    passed_over: tuple[str, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -181,8 +200,8 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def check_accelerator(self, accelerator: str) -> None:
-        """Runs the tiny model on this accelerator, all of it.
+    def check_accelerator(self, accelerator: str, delegates: tuple[ExternalDelegate, ...] = ()) -> None:
+        """Runs the tiny model on this accelerator, all of it; an external delegate runs what it takes.
 
         Raises:
             RuntimeUnavailable: this build has no code for it, or the answer is missing or wrong.

@@ -9,6 +9,10 @@ faster than running sample by sample but is not always right (a reshape to a con
 the first batch is answered sample by sample, then also by resizing, and only if both agree are later ones
 answered by resizing.
 
+External delegates: the accelerator's library is loaded with the options that the box has for it. It must
+answer the tiny model right, as far as it takes that, and must take at least one of the model's own operators;
+the others run on the CPU, without XNNPACK, so that it can be told who took what.
+
 An interpreter serves one caller at a time: `run` and `close` hold a lock. After a failure it is made
 anew, because its state is then unknown.
 """
@@ -31,6 +35,7 @@ from runtimes.detect import TFLITE
 from runtimes.inputs import Arrays, InputCheck, run_each, splits_by_sample
 from runtimes.interface import (
     CPU,
+    ExternalDelegate,
     InferenceFailed,
     InputInvalid,
     LoadOptions,
@@ -44,6 +49,7 @@ from runtimes.interface import (
 )
 
 _PREFERRED_SIGNATURE = "serving_default"
+_DELEGATED = "DELEGATE"
 
 # How far answers by resizing may lie from those sample by sample: kernels for other sizes add up in another
 # order.
@@ -72,26 +78,47 @@ class InterpreterRuntime(Runtime):
             probing.check(model)
         return Probe(self.name, self.version(), self.formats, (CPU,))
 
-    def check_accelerator(self, accelerator: str) -> None:
-        if accelerator != CPU:
+    def check_accelerator(self, accelerator: str, delegates: tuple[ExternalDelegate, ...] = ()) -> None:
+        if accelerator == CPU:
+            self.probe()
+            return
+        delegate = self._delegate(accelerator, delegates)
+        try:
+            model = self._open(probing.MODELS[TFLITE], LoadOptions(), delegate, takes_some=False)
+        except ModelRejected as error:
             raise RuntimeUnavailable(
-                f"{self.name} has no accelerator {accelerator!r}", hint="it has cpu", obj=accelerator
-            )
-        self.probe()
+                f"{accelerator} does not take part in a tiny model: {error.message}", obj=accelerator
+            ) from error
+        with model:
+            probing.check(model)
 
     def load(self, path: Path, options: LoadOptions) -> Model:
+        first = options.accelerators[0]
+        delegate = None if first == CPU else self._delegate(first, options.delegates)
+        return self._open(path, options, delegate, takes_some=True)
+
+    def _open(
+        self, path: Path, options: LoadOptions, delegate: ExternalDelegate | None, *, takes_some: bool
+    ) -> Model:
         interpreter_class = self._interpreter_class()
-        if options.accelerators[0] != CPU:
-            self.check_accelerator(options.accelerators[0])
         tflite_file.verify(path)
         settings: dict[str, Any] = {}
-        if not options.xnnpack:
+        if not options.xnnpack or delegate is not None:
             resolvers = importlib.import_module(self.module).OpResolverType
             settings["experimental_op_resolver_type"] = resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES
 
         def create() -> Any:
+            if delegate is not None:
+                settings["experimental_delegates"] = [self._load_delegate(delegate)]
             interpreter = interpreter_class(model_path=str(path), num_threads=options.threads, **settings)
+            settings.pop("experimental_delegates", None)  # it is the interpreter's, and ends with it
             interpreter.allocate_tensors()
+            if delegate is not None and takes_some and not _delegates(interpreter):
+                raise RuntimeUnavailable(
+                    f"{delegate.name} takes none of the operators of {path}",
+                    hint="compile the model for it",
+                    obj=delegate.name,
+                )
             return interpreter
 
         try:
@@ -103,6 +130,26 @@ class InterpreterRuntime(Runtime):
                 f"{self.name} {self.version()} refused the model {path}: {error}",
                 hint="check that its operators are known to this version",
                 obj=str(path),
+            ) from error
+
+    def _delegate(self, name: str, delegates: tuple[ExternalDelegate, ...]) -> ExternalDelegate:
+        for delegate in delegates:
+            if delegate.name == name:
+                return delegate
+        names = ", ".join((CPU, *(delegate.name for delegate in delegates)))
+        raise RuntimeUnavailable(f"{self.name} has no accelerator {name!r}", hint=f"it has {names}", obj=name)
+
+    def _load_delegate(self, delegate: ExternalDelegate) -> Any:
+        try:
+            return importlib.import_module(self.module).load_delegate(
+                delegate.library, dict(delegate.options)
+            )
+        except Exception as error:
+            why = " ".join(str(error).split())
+            raise RuntimeUnavailable(
+                f"{delegate.name}: {self.name} cannot load the delegate {delegate.library}: {why}",
+                hint="install the library, plug the device in, and check inference.delegates",
+                obj=delegate.name,
             ) from error
 
     def version(self) -> str:
@@ -208,6 +255,11 @@ class InterpreterModel(Model):
         if changed:
             self._interpreter.allocate_tensors()
             self._shapes.update(changed)
+
+
+def _delegates(interpreter: Any) -> bool:
+    """Whether a delegate took any operator. Those that it took are one operator of this name."""
+    return any(operator["op_name"] == _DELEGATED for operator in interpreter._get_ops_details())
 
 
 def _named_tensors(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:

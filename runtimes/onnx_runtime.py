@@ -23,6 +23,7 @@ from runtimes.detect import ONNX
 from runtimes.inputs import Arrays, InputCheck, run_each, splits_by_sample
 from runtimes.interface import (
     CPU,
+    ExternalDelegate,
     InferenceFailed,
     InputInvalid,
     LoadOptions,
@@ -87,7 +88,11 @@ class OnnxRuntime(Runtime):
     def load(self, path: Path, options: LoadOptions) -> Model:
         return OnnxModel(_open_session(path, options, strict=False))
 
-    def check_accelerator(self, accelerator: str) -> None:
+    def check_accelerator(
+        self,
+        accelerator: str,
+        delegates: tuple[ExternalDelegate, ...] = (),  # noqa: ARG002 - these are TensorFlow Lite's
+    ) -> None:
         if accelerator == _REMOTE:
             raise RuntimeUnavailable(f"{_REMOTE} is a server, not an accelerator of this box", obj=_REMOTE)
         self._check(LoadOptions(accelerators=(accelerator,)), strict=accelerator != CPU)

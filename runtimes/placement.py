@@ -73,7 +73,7 @@ def load(path: Path, *, format: str, preferred: str, options: LoadOptions) -> Pl
 
 def _load_tried(path: Path, format: str, preferred: str, options: LoadOptions) -> Model:  # noqa: A002
     runtime = registry.select(format or detect_format(path), preferred)
-    runtime.check_accelerator(options.accelerators[0])
+    runtime.check_accelerator(options.accelerators[0], options.delegates)
     model = registry.load(path, format=format, preferred=preferred, options=options)
     try:
         model.run(blank(model.inputs))

@@ -133,3 +133,27 @@ def test_crash_loop_goes_back(setting: Setting, tmp_path: Path) -> None:
         assert report.failure.version == before.active_version
         agent.restart()
         assert agent.wait_for_version(MODEL, 1).step == sync_pb2.UPDATE_STEP_REVERTED
+
+
+def test_a_version_that_outgrows_its_memory_over_and_over_is_left(setting: Setting, tmp_path: Path) -> None:
+    """No request fails for it: not in the renewals, nor when the box goes back."""
+    good = setting.agent.model(MODEL).active_version
+    settings = {"update.soak_s": 0.2}
+    with AgentProcess(tmp_path / "b", setting.world.address, "small", settings=settings) as agent:
+        setting.world.wait_for_devices("small")
+        setting.world.wait_for_end(setting.world.roll_out(good, ["small"]))
+        with TritonLoad(agent.address, MODEL, samples(8), tmp_path, "--interval-s", "0.05") as load:
+            variant = VariantRecipe(
+                tiny_onnx(tmp_path / "greedy.onnx", seed=9), options={"process_memory_bytes": "1000000"}
+            )
+            bad = setting.world.publish(variant).manifest.version
+            setting.world.roll_out(bad, ["small"])
+            agent.wait_for_version(MODEL, bad)
+            renewed = agent.wait_for(lambda found: any(item.renewals for item in found.workers))
+            agent.wait_for_model(MODEL, lambda item: item.step == sync_pb2.UPDATE_STEP_REVERTED)
+        assert load.summary["failed"] == 0, load.summary
+        assert {item.memory_limit_bytes for item in renewed.workers if item.renewals} == {1_000_000}
+        report = agent.model(MODEL)
+        assert (report.active_version, report.healthy) == (good, True)
+        assert (report.failure.reason, report.failure.version) == (errors_pb2.WORKER_DIED, bad)
+        assert "outgrew its memory over and over" in report.failure.message

@@ -19,13 +19,15 @@ from agent.figures import Timing
 from agent.judging import Outcomes
 from agent.slots import Installed, Slots
 from agent.state import Update
+from agent.status_table import render
 from agent.swap import Phase
+from agent.swap_status import swap_status
 from agent.turning import Turner
 from agent.worker import Worker
 from edge_tests.harness import models, serving
 from edge_tests.harness.box import LocalBox
 from edge_tests.harness.serving import TritonLoad, eventually
-from sluice.api.v1 import errors_pb2
+from sluice.api.v1 import admin_pb2, errors_pb2
 from updater.errors import SluiceError
 
 SHADOW = {"shadow_percent": "100", "shadow_requests": "60", "shadow_s": "30"}
@@ -322,6 +324,26 @@ def test_an_administrator_ends_a_shadow_and_goes_back(box: LocalBox, tmp_path: P
     assert isinstance(box.ended["tiny"], CancelledError)
     assert (box.answers(), box.state.slots("tiny").pinned) == (1, True)
     eventually(lambda: children() == 1, "the others ended")
+
+
+def test_the_status_says_that_a_version_was_left_after_its_soak(box: LocalBox, tmp_path: Path) -> None:
+    def shown() -> str:
+        swaps = [swap_status(seen) for seen in box.activator.swaps()]
+        return render(admin_pb2.GetStatusResponse(swaps=swaps))
+
+    box.serve(2, models.tiny_onnx(tmp_path / "2.onnx", seed=2))
+    eventually(lambda: "tiny 1 -> 2: committed" in shown(), "it has proven itself")
+    assert box.activator.revert("tiny", pin=True) == (2, 1)
+    assert "tiny 1 -> 2: reverted, " in shown()
+    assert "committed" not in shown().replace("committing", "")
+    assert "proving" in shown()  # what it had been through is told still
+    box.serve(3, models.tiny_onnx(tmp_path / "3.onnx", seed=3))
+    eventually(lambda: "tiny 1 -> 3: committed" in shown(), "so has the next")
+    box.activator._swaps._last.clear()  # as after a start of the agent
+    box.activator.crash_looped("tiny")
+    assert "tiny 1 -> 3: reverted, " in shown()
+    assert "the worker of tiny@3 kept dying" in shown()
+    assert box.answers() == 1
 
 
 def test_a_revert_in_the_soak_uses_the_warm_worker(tmp_path: Path) -> None:

@@ -407,3 +407,43 @@ def test_any_traffic_over_workers_that_come_and_go_is_answered() -> None:
     box.pool.shutdown()
     assert not box.batcher._pending
     assert box.batcher._free == [box.fake]
+
+
+def test_a_retired_worker_answers_what_it_runs_and_gets_nothing_more() -> None:
+    box, other = Box(Policy()), Fake()
+    assert not box.batcher.retire(box.fake, 0)  # the last one stays
+    running = box.occupy()
+    waiting = box.queued((1.0,), (2.0,))
+    box.batcher.add(other)
+    assert [future.result(LONG) for future in waiting] == [[2.0], [4.0]]
+    assert not box.batcher.retire(box.fake, 0.05)
+    assert box.batcher.retire(box.fake, 0.0)  # it has no place any more
+    assert [box.ask(value).result(LONG) for value in (3.0, 4.0)] == [[6.0], [8.0]]
+    box.fake.go.set()
+    assert running.result(LONG) == [0.0]
+    assert (box.fake.batches, box.batcher._free) == ([[0.0]], [other])
+    box.batcher.add(box.fake)
+    box.fake.batches.clear()
+    running = box.occupy()
+    with ThreadPoolExecutor(1) as pool:
+        retired = pool.submit(box.batcher.retire, box.fake, LONG)
+        serving.eventually(lambda: box.fake not in box.batcher._runners, "it is taken out")
+        assert not retired.done()
+        box.fake.go.set()
+        assert retired.result(LONG)
+    assert running.result(LONG) == [0.0]
+    assert not box.batcher._released
+    box.pool.shutdown()
+
+
+def test_a_worker_is_retired_from_a_wait_for_a_fuller_batch() -> None:
+    box, other = Box(Policy(max_batch=8, window_s=20.0)), Fake()
+    box.batcher._scheduler._interval_s = 0.0  # by the rate of arrivals, more are to be expected
+    waits = box.ask(1.0)
+    serving.eventually(lambda: box.batcher._lingers, "it waits for more")
+    box.batcher.add(other)
+    assert box.batcher.retire(box.fake, LONG)
+    assert box.batcher._runners == [other]
+    assert waits.result(LONG) == [2.0]
+    assert (box.fake.batches, other.batches) == ([], [[1.0]])
+    box.pool.shutdown()

@@ -50,6 +50,10 @@ def test_every_key(tmp_path: Path) -> None:
             [inference]
             address = "127.0.0.1:0"
             threads = 4
+            cache_bytes = 1000000
+            process_memory_bytes = 300000000
+            crash_loop_deaths = 5
+            crash_loop_window_s = 300
             runtimes = ["litert"]
             model_control = true
             socket = "/run/i.sock"
@@ -85,6 +89,10 @@ def test_every_key(tmp_path: Path) -> None:
         reconnect_max_s=0.5,
         inference_address="127.0.0.1:0",
         threads=4,
+        cache_bytes=1_000_000,
+        process_bytes=300_000_000,
+        crash_loop_deaths=5,
+        crash_loop_window_s=300.0,
         runtimes=("litert",),
         model_control=True,
         inference_socket=Path("/run/i.sock"),
@@ -117,6 +125,10 @@ def test_every_key(tmp_path: Path) -> None:
         (LEAST + "poll_interval_s = true\n", "control.poll_interval_s"),
         (LEAST + '[inference]\nthreads = "two"\n', "inference.threads must be an integer from 1 to 256"),
         (LEAST + "[inference]\nthreads = 1.5\n", "inference.threads"),
+        (
+            LEAST + "[inference]\ncrash_loop_deaths = 1\n",
+            "inference.crash_loop_deaths must be an integer from 2",
+        ),
         (LEAST + '[inference]\nruntimes = ["cuda"]\n', "inference.runtimes must be a list of names out of"),
         (LEAST + "[inference]\nmodel_control = 1\n", "inference.model_control must be true or false, not 1"),
         (LEAST + '[admin]\nsocket = "relative.sock"\n', "admin.socket must be an absolute path"),

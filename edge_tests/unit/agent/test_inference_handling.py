@@ -14,6 +14,7 @@ import pytest
 from agent import requests
 from agent.inference import InferenceServer
 from agent.inference_service import PUSHBACK
+from agent.limits import CACHE_ENTRY_BYTES
 from agent.router import Router
 from agent.scheduling import Policy
 from agent.worker import Worker
@@ -29,7 +30,7 @@ class Box:
     """A front over one slow model, whose queue holds two requests."""
 
     def __init__(self, directory: Path) -> None:
-        router = Router()
+        self.router = router = Router()
         self.worker: Worker = serving.start_worker(serving.slow_onnx(directory / "slow.onnx"), "slow")
         self.worker.queue.policy = Policy(queue=2)
         self.steps = serving.steps_for(self.worker, 1.0)
@@ -39,7 +40,7 @@ class Box:
         self.channel = grpc.insecure_channel(self.server.addresses[0])
         self.stub = pb_grpc.GRPCInferenceServiceStub(self.channel)
 
-    def ask(self, value: float, steps: int = 1, **parameters: Parameter) -> Any:
+    def ask(self, value: float, steps: int = 1, *, stub: Any = None, **parameters: Parameter) -> Any:
         inputs = serving.slow_inputs(value, steps)
         tensor = pb.ModelInferRequest.InferInputTensor
         request = pb.ModelInferRequest(
@@ -51,7 +52,7 @@ class Box:
             raw_input_contents=[inputs["x"].tobytes(), inputs["steps"].tobytes()],
             parameters=parameters,
         )
-        return self.stub.ModelInfer.future(request, timeout=60)
+        return (stub or self.stub).ModelInfer.future(request, timeout=60)
 
     def occupied(self) -> Any:
         before = self.worker.requests
@@ -133,6 +134,23 @@ def test_answers_are_kept_for_a_version_that_wants_that(box: Box) -> None:
     successor.succeed(box.worker)
     assert successor.cache_s == 60.0
     successor.close(0)
+
+
+def test_no_more_answers_are_kept_than_the_bound_allows(box: Box) -> None:
+    box.worker.cache_s = 60.0
+    room = 2 * (CACHE_ENTRY_BYTES + 8)  # two answers of two FP32 values
+    server = InferenceServer(box.router, "127.0.0.1:0", cache_bytes=room)
+    server.start()
+    try:
+        with grpc.insecure_channel(server.addresses[0]) as channel:
+            stub, before = pb_grpc.GRPCInferenceServiceStub(channel), box.worker.requests
+            for value in (1, 2, 3, 1, 2):  # there is no room for the third, which was asked for no more often
+                assert answer(box.ask(value, stub=stub)) == value
+            assert box.worker.requests == before + 3
+            assert answer(box.ask(3, stub=stub)) == 3
+            assert box.worker.requests == before + 4
+    finally:
+        server.stop(1)
 
 
 @pytest.mark.parametrize(

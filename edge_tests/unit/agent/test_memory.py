@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from agent.limits import LOADED_BYTES_PER_FILE_BYTE, WORKER_BASE_BYTES
-from agent.memory import available_bytes, estimate
+from agent.memory import available_bytes, box_bytes, estimate
 from benchmarks import cgroup
 
 MB = 1 << 20
@@ -29,6 +29,7 @@ def test_the_tightest_group_above_us_counts_without_its_cache(tmp_path: Path) ->
     group(root / "system.slice" / "sluice.service", "max", 50 * MB, 0)
     group(root / "system.slice", str(100 * MB), 90 * MB, 30 * MB)
     assert available_bytes(root, own) == 40 * MB
+    assert box_bytes(root, own) == 100 * MB
     group(root / "system.slice" / "sluice.service", str(60 * MB), 50 * MB, 0)
     assert available_bytes(root, own) == 10 * MB
     group(root / "system.slice" / "sluice.service", str(60 * MB), 70 * MB, 0)
@@ -41,12 +42,14 @@ def test_groups_of_the_first_kind(tmp_path: Path) -> None:
     group(root / "memory" / "box", str(64 * MB), 60 * MB, 8 * MB, v1=True)
     group(root / "memory", str((1 << 63) - 4096), 60 * MB, 0, v1=True)
     assert available_bytes(root, own) == 12 * MB
+    assert box_bytes(root, own) == 64 * MB
 
 
 def test_without_groups_the_machine_counts(tmp_path: Path) -> None:
     found = available_bytes(tmp_path, tmp_path / "none")
     assert 0.5 < found / psutil.virtual_memory().available < 2
     assert available_bytes() > 0
+    assert box_bytes(tmp_path, tmp_path / "none") == psutil.virtual_memory().total
 
 
 def test_a_worker_is_estimated_from_the_one_before_it() -> None:

@@ -40,6 +40,14 @@ def test_runtime_options() -> None:
     assert (found.optimization, found.xnnpack) == ("all", True)
 
 
+def test_the_variants_bound_of_memory_goes_before_the_agents() -> None:
+    assert options.read({}, 1).process_bytes == 0
+    assert options.read({}, 1, process_bytes=7).process_bytes == 7
+    assert (
+        options.read({"process_memory_bytes": "300000000"}, 1, process_bytes=7).process_bytes == 300_000_000
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
@@ -49,6 +57,7 @@ def test_runtime_options() -> None:
         ("providers", ",".join(["cpu"] * 9), "not 1 to 8 names"),
         ("graph_optimization", "99", "not one of off, basic, extended, all"),
         ("xnnpack", "yes", "not one of on, off"),
+        ("process_memory_bytes", "300MB", "not a number from 1 to 1099511627776"),
     ],
 )
 def test_what_is_not_understood_is_reported_and_left_at_its_default(name: str, text: str, says: str) -> None:

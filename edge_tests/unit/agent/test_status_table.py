@@ -102,6 +102,17 @@ def test_fits_80_columns() -> None:
         assert part in text
 
 
+def test_renewals_are_told_once_for_each_version() -> None:
+    row = admin_pb2.WorkerStatus(model="m", version=2, memory_limit_bytes=600_000_000, renewals=3)
+    other = admin_pb2.WorkerStatus(model="m", version=1, memory_limit_bytes=600_000_000, renewals=1)
+    text = render(admin_pb2.GetStatusResponse(workers=[row, row, other]))
+    assert text.endswith(
+        "\n\nm@2: renewed 3 times for holding over 600.0 MB\nm@1: renewed 1 time for holding over 600.0 MB\n"
+    )
+    row.renewals = 0
+    assert "renewed" not in render(admin_pb2.GetStatusResponse(workers=[row]))
+
+
 def test_empty_box() -> None:
     text = render(admin_pb2.GetStatusResponse(device_id="d", control_connected=True))
     assert "no models yet" in text

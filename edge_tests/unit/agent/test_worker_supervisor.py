@@ -15,7 +15,7 @@ from agent.limits import (
     RESTART_MOST_S,
 )
 from agent.router import Router
-from agent.supervisor import History, Supervisor, after_death
+from agent.supervisor import CRASH_LOOP, History, LoopRule, Supervisor, after_death
 from agent.worker import Worker
 from agent.worker_spec import WorkerSpec
 from edge_tests.harness import models, serving
@@ -24,9 +24,9 @@ from updater.errors import SluiceError
 
 
 def test_the_first_restart_comes_at_once_later_ones_wait() -> None:
-    first = after_death(History(), 100, CRASH_LOOP_WINDOW_S, 0.5)
+    first = after_death(History(), 100, CRASH_LOOP_WINDOW_S, 0.5, CRASH_LOOP)
     assert (first.wait_s, first.report) == (0, False)
-    second = after_death(first.history, 101, 1, 1.0)
+    second = after_death(first.history, 101, 1, 1.0, CRASH_LOOP)
     assert 0 < second.wait_s <= RESTART_FIRST_S
     assert not second.report
 
@@ -34,7 +34,7 @@ def test_the_first_restart_comes_at_once_later_ones_wait() -> None:
 def test_a_crash_loop_is_reported_once_and_restarts_go_on_slowly() -> None:
     history, reports = History(), 0
     for death in range(CRASH_LOOP_DEATHS + 5):
-        decision = after_death(history, 100 + death, 1, 1.0)
+        decision = after_death(history, 100 + death, 1, 1.0, CRASH_LOOP)
         history, reports = decision.history, reports + decision.report
         if death >= CRASH_LOOP_DEATHS - 1:
             assert history.looping
@@ -46,16 +46,30 @@ def test_a_crash_loop_is_reported_once_and_restarts_go_on_slowly() -> None:
 def test_deaths_far_apart_are_no_loop_and_a_long_life_ends_one() -> None:
     history = History()
     for death in range(10):
-        decision = after_death(history, death * CRASH_LOOP_WINDOW_S, CRASH_LOOP_WINDOW_S / 2, 0.5)
+        decision = after_death(history, death * CRASH_LOOP_WINDOW_S, CRASH_LOOP_WINDOW_S / 2, 0.5, CRASH_LOOP)
         history = decision.history
         assert (decision.wait_s, decision.report) == (0, False)
-    healed = after_death(History((1, 2, 3), looping=True), 500, CRASH_LOOP_WINDOW_S, 0.5)
+    healed = after_death(History((1, 2, 3), looping=True), 500, CRASH_LOOP_WINDOW_S, 0.5, CRASH_LOOP)
     assert (healed.wait_s, healed.report, healed.history.looping) == (0, False, False)
+
+
+def test_another_rule_counts_as_it_says() -> None:
+    rule, history, reports = LoopRule(deaths=5, window_s=10), History(), []
+    for now in (100, 102, 104, 106, 108):
+        decision = after_death(history, now, 1, 0.5, rule)
+        history = decision.history
+        reports.append(decision.report)
+    assert reports == [False] * 4 + [True]
+    apart = History()
+    for now in range(100, 160, 3):  # never five within ten seconds
+        apart = after_death(apart, now, 1, 0.5, rule).history
+        assert not apart.looping
+    assert not after_death(history, 119, 10, 0.5, rule).history.looping
 
 
 def test_jitter_spreads_the_waits() -> None:
     history = History((100,))
-    waits = {after_death(history, 101, 0, value / 10).wait_s for value in range(10)}
+    waits = {after_death(history, 101, 0, value / 10, CRASH_LOOP).wait_s for value in range(10)}
     assert len(waits) == 10
 
 
@@ -107,6 +121,23 @@ def test_a_crash_loop_is_told_while_restarts_go_on(box: Box) -> None:
     with pytest.raises(SluiceError) as caught:  # at once: the next restart is far away
         box.router.acquire("tiny", wait_s=60).__enter__()
     assert caught.value.reason == errors_pb2.MODEL_NOT_SERVING
+
+
+def test_the_configured_rule_holds_for_real_workers(tmp_path: Path) -> None:
+    router, loops = Router(), []
+    supervisor = Supervisor(router, loops.append, rule=LoopRule(deaths=2, window_s=300))
+    worker = serving.start_worker(models.tiny_onnx(tmp_path / "tiny.onnx"))
+    router.activate("tiny", 1, worker)
+    try:
+        serving.kill(worker)
+        serving.eventually(lambda: router.models()[0].ready, "it was started again")
+        assert loops == []
+        serving.kill(router.models()[0].active)
+        serving.eventually(lambda: loops == ["tiny"], "the second death was a loop")
+    finally:
+        supervisor.stop(10)
+        for left in router.remove("tiny"):
+            left.close(0)
 
 
 def test_turning_to_another_worker_ends_the_restarts(box: Box, tmp_path: Path) -> None:

@@ -15,7 +15,16 @@ from onnx import TensorProto, helper
 from edge_tests.harness import models
 from runtimes import placement, probing, registry
 from runtimes.detect import ONNX
-from runtimes.interface import CPU, InferenceFailed, LoadOptions, Model, Probe, Runtime, RuntimeUnavailable
+from runtimes.interface import (
+    CPU,
+    ExternalDelegate,
+    InferenceFailed,
+    LoadOptions,
+    Model,
+    Probe,
+    Runtime,
+    RuntimeUnavailable,
+)
 from runtimes.onnx_runtime import OnnxRuntime
 
 
@@ -46,7 +55,7 @@ class Board(Runtime):
     def probe(self) -> Probe:
         return Probe(self.name, "1", self.formats, ("fast", CPU))
 
-    def check_accelerator(self, accelerator: str) -> None:
+    def check_accelerator(self, accelerator: str, delegates: tuple[ExternalDelegate, ...] = ()) -> None:
         if accelerator == "broken":
             raise RuntimeUnavailable("board answered [[nan]] on a tiny model")
         if accelerator not in ("fast", "fussy"):

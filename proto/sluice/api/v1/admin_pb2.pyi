@@ -265,6 +265,9 @@ class WorkerStatus(message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: builtins.int
     REQUESTS_FIELD_NUMBER: builtins.int
     FAILURES_FIELD_NUMBER: builtins.int
+    PRIVATE_BYTES_FIELD_NUMBER: builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: builtins.int
+    RENEWALS_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Its name."""
     version: builtins.int
@@ -281,6 +284,12 @@ class WorkerStatus(message.Message):
     """Clients' requests given to this process; warm-up does not count."""
     failures: builtins.int
     """Those of them that failed."""
+    private_bytes: builtins.int
+    """Memory of its own, neither shared nor of files, bytes."""
+    memory_limit_bytes: builtins.int
+    """The most of that it may hold before it is renewed, bytes; 0 while nobody looks at it."""
+    renewals: builtins.int
+    """How often processes of its version were renewed for that, since it was loaded."""
     def __init__(
         self,
         *,
@@ -292,10 +301,13 @@ class WorkerStatus(message.Message):
         resident_bytes: builtins.int = ...,
         requests: builtins.int = ...,
         failures: builtins.int = ...,
+        private_bytes: builtins.int = ...,
+        memory_limit_bytes: builtins.int = ...,
+        renewals: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["failures", b"failures", "model", b"model", "process_id", b"process_id", "requests", b"requests", "resident_bytes", b"resident_bytes", "role", b"role", "runtime", b"runtime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["failures", b"failures", "memory_limit_bytes", b"memory_limit_bytes", "model", b"model", "private_bytes", b"private_bytes", "process_id", b"process_id", "renewals", b"renewals", "requests", b"requests", "resident_bytes", b"resident_bytes", "role", b"role", "runtime", b"runtime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
