@@ -127,8 +127,8 @@ def init(
             if error.reason != errors_pb2.STATE_LOCKED or not ca.exists(place / DIRECTORY):
                 raise
             running = True  # it takes up what is made; what it holds in memory goes through it
-        registry = stack.enter_context(local_trust(place))
-        standing = None if keys_elsewhere else trust_setup.standing(keys, registry)
+        store = stack.enter_context(local_trust(place))
+        standing = None if keys_elsewhere else trust_setup.standing(keys, store)
         if standing is trust_setup.Standing.NEW:
             trust_setup.ask(keys, phrases)
         if certificate and key and bundle:
@@ -138,10 +138,10 @@ def init(
         parts = list(made.made)
         if standing in (trust_setup.Standing.NEW, trust_setup.Standing.SIGNED):
             with ExitStack() as calling:
-                target = calling.enter_context(session.client()) if running else registry
+                target = calling.enter_context(session.client()) if running else store
                 trust_setup.finish(keys, target, phrases, standing)
             parts.append("signing")
-        begun = bool(registry.get_trust().root_version)
+        begun = bool(store.get_trust().root_version)
         online = write_online_key(place) if keys_elsewhere and not begun else None
     steps = _authority_steps(made, data, running=running, issuing=not given)
     steps += _signing_steps(keys, standing, online)

@@ -4,6 +4,7 @@ test_cli_trust.py.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,3 +122,51 @@ def test_recovery_everything_has_expired(
     box.refresh()
     assert box.version("detector", 1) is not None
     assert trust("verify").document["trust"]["sound"]
+
+
+def test_recovery_a_restored_control_plane_and_no_copy_of_what_it_lost(
+    control: LocalControl,
+    trust: Trust,
+    push: Callable[[int], Ran],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only the keys and the first root are left of the operator's directory."""
+    trust("init")
+    push(1).expect()
+    control.stop()
+    backup = {path: path.read_bytes() for path in control.data.glob("control.db*")}
+    control.start()
+    push(2).expect()
+    push(3).expect()
+    box = device(control, tmp_path)
+    box.refresh()
+    control.stop()
+    for path in control.data.glob("control.db*"):
+        path.unlink()
+    for path, data in backup.items():
+        path.write_bytes(data)
+    control.start()
+    left = tmp_path / "left"
+    monkeypatch.setenv("SLUICE_TRUST", str(left))
+    trust("join", tmp_path / "trust" / "root.json")
+    shutil.copytree(tmp_path / "trust" / "keys", left / "keys")
+    renewed = 0
+    while _refused(box):
+        trust("renew", "targets")
+        renewed += 1
+        assert renewed <= 2
+    assert renewed == 2  # as many as versions were signed since the backup
+    for number in (2, 3):
+        push(number).expect()
+    box.refresh()
+    assert [box.version("detector", number) is not None for number in (1, 2, 3)] == [True, True, True]
+
+
+def _refused(box: TrustClient) -> bool:
+    try:
+        box.refresh()
+    except SluiceError as error:
+        assert error.code == "METADATA_ROLLED_BACK"
+        return True
+    return False
