@@ -35,7 +35,7 @@ from fleet.operators import Operators
 from fleet.ownership import check_operator, rule_of
 from fleet.quotas import Quotas, Usage, Usages
 from sluice.api.v1 import errors_pb2, identity_pb2
-from updater.certificates import certificates, identity_of
+from updater.certificates import read_request
 from updater.errors import SluiceError
 from updater.identity import Identity, Kind, Role
 
@@ -168,7 +168,6 @@ class Call:
         self.anonymous = access is not None and access.anonymous
         self._recorded_after = access is not None and access.recorded_after
         self._asked: Message | None = None
-        self._about = ""
 
     def limit(self, usage: Usage, clock: Callable[[], float]) -> None:
         """Messages count against a quota from now on."""
@@ -225,8 +224,8 @@ class Call:
             entry = audit_record.outcome(self.begun.sequence, name, code, message, now_us())
         elif self._asked is not None and code == "OK":
             entry = {**audit_record.call(self.who(), name, self._asked, now_us()), "outcome": code}
-            if self._about:
-                entry["object"] = self._about
+            if isinstance(self._asked, identity_pb2.EnrolRequest):
+                entry["object"] = read_request(self._asked.request)[0].uri  # whom this call let in
         else:
             return
         try:

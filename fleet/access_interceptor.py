@@ -38,9 +38,7 @@ class AccessInterceptor(aio.ServerInterceptor):
         def single(behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
             async def guarded(request: Any, context: Context) -> Any:
                 async with access.call(method, context) as call:
-                    response = await behaviour(await given(call, request), context)
-                    call.answered(response)
-                    return response
+                    return await behaviour(await given(call, request), context)
 
             return guarded
 
