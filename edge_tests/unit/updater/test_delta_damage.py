@@ -77,10 +77,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     many = random.integers(-90, 90, 1200).astype(np.int8)
     dense = (many, (many + random.integers(-2, 3, 1200)).astype(np.int8))
     text = (b"a name and its number 1234, " * 20, b"a name and its number 1235, " * 20 + b"and one more")
-    words = b"".join(b"%d %d\n" % (7 * number, number * number) for number in range(60))
+    cubes = b"".join(struct.pack("<2H", number, number**3 % 17) for number in range(100))
     found = [
         make(tmp, None, b"full copy " * 30),
-        make(tmp, None, words),
+        make(tmp, None, cubes, effort="default"),
         make(tmp, BASE, BASE[100:350] + b"between" + BASE[:300]),
         make(tmp, BASE, sparse.tobytes(), "int8"),
         make(tmp, BASE, rescaled.tobytes(), "int8", (0.3, 0.2)),
