@@ -71,7 +71,7 @@ proto: $(STAMP) ## Regenerates the stubs from proto/**/*.proto.
 vectors: $(STAMP) ## Writes the delta format's test vectors anew (docs/delta-format/vectors).
 	$(BIN)/python -m edge_tests.conformance.vectors $(ARGS)
 
-fuzz: $(STAMP) ## Feeds the delta decoder what nobody should; ARGS="--seconds 600", --keep to extend the corpus, --requests.
+fuzz: $(STAMP) ## Feeds the delta decoder what nobody should; ARGS="--seconds 600", --keep to extend the corpus, --requests, --files.
 	@$(BIN)/$(PIP) -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m edge_tests.fuzz $(ARGS)
 

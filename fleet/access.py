@@ -192,12 +192,7 @@ class Call:
         return request
 
     def answered(self, response: Message) -> None:
-        """Before an answer is sent: notes who was let in by a certificate, and counts its bytes.
-
-        Raises SluiceError(LIMIT_EXCEEDED) for a download.
-        """
-        if self._recorded_after and isinstance(response, identity_pb2.CertificateResponse):
-            self._about = identity_of(certificates(response.chain)[0]).uri
+        """Counts an answer, before it is sent. Raises SluiceError(LIMIT_EXCEEDED) for a download."""
         if self._usage is not None:
             self._usage.sent(response.ByteSize(), self._clock(), download=self.method in DOWNLOADS)
 

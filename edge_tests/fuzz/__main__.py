@@ -1,6 +1,6 @@
 """`make fuzz`: feeds the delta decoder inputs that lead to new code, for some time.
 
-With --requests it is the inference front's decoder of requests.
+With --requests it is the inference front's decoder of requests, with --files the readers of model files.
 
 Starts from the kept inputs. With --keep those that reach something new are kept, and the whole is made as
 small as it can be without losing ground. An input that breaks the decoder's word stops the run; its file is
@@ -14,21 +14,27 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["updater.delta", "agent.messages", "agent.tensors"]):
-    from edge_tests.fuzz import corpus
+with atheris.instrument_imports(
+    include=["updater.delta", "updater.formats", "agent.messages", "agent.tensors"]
+):
+    from edge_tests.fuzz import corpus, files, requests
     from edge_tests.fuzz.deltas import case_of
     from edge_tests.fuzz.examine import examine, workplace
-    from edge_tests.fuzz.requests import examine_request, seeds
 
 WORK = Path(".cache") / "fuzz"
 SECONDS = 60  # of a run, unless told otherwise
 _MEMORY_MIB = 1024  # that the fuzzer itself may hold
 _STATUS_S = 15.0
-_REQUESTS = "--requests"
+# Beside deltas: what takes an input, the inputs to begin with, and the most bytes of one.
+_OTHERS = {
+    "requests": (requests.examine_request, requests.seeds, corpus.INPUT_BYTES),
+    "files": (files.examine_file, files.seeds, files.MOST_BYTES),
+}
 _REACHED = "updater/delta/"  # whose lines count
 
 
@@ -60,10 +66,10 @@ def _unpack(directory: Path) -> Path:
     return directory
 
 
-def _seeds(directory: Path) -> Path:
-    """Requests to begin with as files, beside what earlier runs found."""
+def _seeds(directory: Path, seeds: Sequence[bytes]) -> Path:
+    """Inputs to begin with as files, beside what earlier runs found."""
     directory.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(seeds()):
+    for number, data in enumerate(seeds):
         (directory / f"seed-{number:02}").write_bytes(data)
     return directory
 
@@ -86,10 +92,11 @@ def keep(directory: Path) -> int:
 
 def main() -> int:
     """Runs the command; gives its exit status."""
-    if sys.argv[1:3] == [_REQUESTS, "--"]:
-        atheris.Setup([sys.argv[0], *sys.argv[3:]], examine_request)
-        atheris.Fuzz()
-        return 0
+    for name, (take, _, _) in _OTHERS.items():
+        if sys.argv[1:3] == [f"--{name}", "--"]:
+            atheris.Setup([sys.argv[0], *sys.argv[3:]], take)
+            atheris.Fuzz()
+            return 0
     if sys.argv[1:2] == ["--"]:
         with workplace() as directory:
             atheris.Setup([sys.argv[0], *sys.argv[2:]], Target(directory))
@@ -98,25 +105,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("--seconds", type=int, default=SECONDS)
     parser.add_argument("--keep", action="store_true", help="keep what reaches something new")
-    parser.add_argument(_REQUESTS, action="store_true", help="the inference front's decoder of requests")
+    other = parser.add_mutually_exclusive_group()
+    for name, what in (
+        ("requests", "the inference front's decoder of requests"),
+        ("files", "the readers of model files"),
+    ):
+        other.add_argument(f"--{name}", action="store_const", const=name, dest="other", help=what)
     parser.add_argument("--input", type=Path, help="a file to run alone")
     options = parser.parse_args()
-    if options.input is not None and options.requests:
-        print(examine_request(options.input.read_bytes()))
+    if options.input is not None and options.other:
+        print(_OTHERS[options.other][0](options.input.read_bytes()))
         return 0
     if options.input is not None:
         with workplace() as directory:
             print(examine(case_of(options.input.read_bytes()), directory, memory=True))
         return 0
-    found = _seeds(WORK / "requests") if options.requests else _unpack(WORK / "corpus")
-    limits = [f"-max_len={corpus.INPUT_BYTES}", f"-rss_limit_mb={_MEMORY_MIB}", "-timeout=60", "-verbosity=0"]
+    longest, target = corpus.INPUT_BYTES, ["--"]
+    if options.other:
+        _, seeds, longest = _OTHERS[options.other]
+        found, target = _seeds(WORK / options.other, seeds()), [f"--{options.other}", "--"]
+    else:
+        found = _unpack(WORK / "corpus")
+    limits = [f"-max_len={longest}", f"-rss_limit_mb={_MEMORY_MIB}", "-timeout=60", "-verbosity=0"]
     limits += [f"-artifact_prefix={WORK}/", "-print_final_stats=1"]
-    target = [_REQUESTS, "--"] if options.requests else ["--"]
     status = _fuzz([*target, *limits, f"-max_total_time={options.seconds}", str(found)])
     if status:
         print(f"an input broke the decoder's word: see {WORK}; run it again with --input FILE")
         return status
-    if options.keep and not options.requests:
+    if options.keep and not options.other:
         print(f"{keep(found)} inputs are kept in {corpus.FILE.name}")
     return status
 

@@ -15,8 +15,11 @@ from edge_tests.fuzz import corpus
 from edge_tests.fuzz.choices import Choices
 from edge_tests.fuzz.deltas import Case, case_of, put_together, samples
 from edge_tests.fuzz.examine import BrokenWordError, examine, workplace
+from edge_tests.fuzz.files import examine_file
+from edge_tests.fuzz.files import seeds as files
 from edge_tests.fuzz.requests import examine_request, seeds
 from updater import delta
+from updater.formats.stored_zip import Entry
 
 PARTS = 4  # of the corpus, so that workers share it
 MEASURED = 5  # every so many kept inputs memory is measured, which takes its time
@@ -103,6 +106,31 @@ def test_damaged_requests(data: st.DataObject) -> None:
         blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
     at = data.draw(st.integers(0, len(blob)))
     examine_request(bytes(blob[:at]) + data.draw(st.binary(max_size=8)) + bytes(blob[at:]))
+
+
+def test_files_to_begin_with() -> None:
+    found = Counter(map(examine_file, files()))
+    assert found["entries"] == 3
+    assert found["read"] >= 5
+    assert not found["refused"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_damaged_files(data: st.DataObject) -> None:
+    blob = bytearray(data.draw(st.sampled_from(files())))
+    for _ in range(data.draw(st.integers(0, 4))):
+        blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(
+            st.sampled_from((0, 1, 127, 128, 254, 255))
+        )
+    at = data.draw(st.integers(0, len(blob)))
+    examine_file(bytes(blob[:at]) + data.draw(st.binary(max_size=8)) + bytes(blob[at:]))
+
+
+def test_a_reader_that_goes_beyond_its_file_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("updater.formats.stored_zip.entries", lambda data: (Entry("w", 0, len(data) + 1),))
+    with pytest.raises(BrokenWordError, match="outside"):
+        examine_file(files()[-1])
 
 
 def test_a_front_that_reads_otherwise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

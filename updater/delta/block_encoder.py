@@ -20,7 +20,7 @@ from updater.delta import assembly, streams
 from updater.delta.assembly import OWN_STREAM_BYTES, Coding, Encoded, Lzma, Window
 from updater.delta.candidates import Estimator, choose
 from updater.delta.contents import RUN_BYTES, ContentIndex
-from updater.delta.differences import Differences
+from updater.delta.differences import Differences, cost_of
 from updater.delta.elements import BYTES
 from updater.delta.instructions import PLAIN
 from updater.delta.plan import Piece
@@ -114,7 +114,7 @@ class BlockEncoder:
                 more.append(Way(parts))
         loose = sum(coding.piece.length for coding in codings if _is_literal(coding))
         if least > _TRIVIAL_BYTES and (self._thorough or generic or loose > _LOOSE * length):
-            more += self._nearly(codings, data)
+            more += self._nearly(codings, data, least)
         found += [self._assembled(way) for way in more]
         found += self._smaller(ways + more, found, min(len(block.payload) for block in others))
         blocks = (block for block in (*found, *others) if block.fits(length))
@@ -174,7 +174,7 @@ class BlockEncoder:
             end = start + length
         return parts
 
-    def _nearly(self, codings: Sequence[Coding], data: bytes) -> Iterator[Way]:
+    def _nearly(self, codings: Sequence[Coding], data: bytes, least: int) -> Iterator[Way]:
         """The block as differences from nearly equal bytes: all of it, and where it would be literals."""
         offset = codings[0].piece.offset
         window, ranges = self._window(data)
@@ -186,9 +186,20 @@ class BlockEncoder:
         ways = [[Coding(Piece(offset, len(data), BYTES, None, False, False), None)]]
         if any(coding.candidate is not None for coding in codings):
             ways.append(list(codings))
-        for way in ways:
-            for coded in differences.code(way, self._estimator.plain):
-                yield Way(coded, own_bytes=len(data) + 1)
+        tried = [coded for way in ways for coded in differences.code(way, self._estimator.plain)]
+        if not self._thorough:
+            costs = [self._estimate(coded) for coded in tried]
+            tried = [tried[costs.index(min(costs))]] if min(costs, default=least) < _HOPE * least else []
+        for coded in tried:
+            yield Way(coded, own_bytes=len(data) + 1)
+
+    def _estimate(self, codings: Sequence[Coding]) -> int:
+        """About the bytes of a block, found out fast."""
+        pieces = [coding.piece for coding in codings if _is_literal(coding)]
+        literals = b"".join(
+            self._target[piece.offset : piece.offset + piece.length].tobytes() for piece in pieces
+        )
+        return self._estimator.literal(literals) + cost_of(codings, self._estimator.plain)
 
     def _assembled(self, way: Way, lzma: Lzma = Lzma.NEVER) -> Encoded:
         return assembly.encode_block(

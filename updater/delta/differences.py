@@ -72,7 +72,7 @@ class Differences:
         if not any(isinstance(part, Stretch) for part in parts):
             return []
         ways = [list(self._coded(parts, kind, coding)) for kind, coding in self._ways]
-        best = min(ways, key=lambda way: _cost(way, cost))
+        best = min(ways, key=lambda way: cost_of(way, cost))
         # Other coders than the one that costs are estimated by may prefer runs of zeros to gaps.
         return [best] if best is ways[0] else [best, ways[0]]
 
@@ -129,7 +129,7 @@ class Differences:
         return Coding(piece, Candidate(replace(item, gap_bytes=len(gaps)), (gaps, *tensors.planes(values))))
 
 
-def _cost(codings: Sequence[Coding], cost: Callable[[bytes], int]) -> int:
+def cost_of(codings: Sequence[Coding], cost: Callable[[bytes], int]) -> int:
     """About the bytes that the differences of a block take."""
     streams: dict[tuple[int, int], list[bytes]] = defaultdict(list)
     for coding in codings:

@@ -78,13 +78,13 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     dense = (many, (many + random.integers(-2, 3, 1200)).astype(np.int8))
     text = (b"a name and its number 1234, " * 20, b"a name and its number 1235, " * 20 + b"and one more")
     nodes = [
-        b"".join(b"\n%c%s.block.%d.weight" % (len(name) + 16, name, node) for node in range(9))
+        b"".join(b"\n%c%s.block.%d.weight" % (len(name) + 16, name, node) for node in range(20))
         for name in (b"model", b"main")
     ]
-    words = b"".join(b"%d %d\n" % (7 * number, number * number) for number in range(60))
+    cubes = b"".join(struct.pack("<2H", number, number**3 % 17) for number in range(100))
     found = [
         make(tmp, None, b"full copy " * 30),
-        make(tmp, None, words),
+        make(tmp, None, cubes, effort="default"),
         make(tmp, BASE, BASE[100:350] + b"between" + BASE[:300]),
         make(tmp, BASE, sparse.tobytes(), "int8"),
         make(tmp, BASE, rescaled.tobytes(), "int8", (0.3, 0.2)),
@@ -92,7 +92,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
         make(tmp, tuned[0].tobytes(), tuned[1].tobytes(), "float32", effort="default"),
         make(tmp, dense[0].tobytes(), dense[1].tobytes(), "int8", effort="default"),
         make(tmp, text[0], text[1], effort="default"),
-        make(tmp, nodes[0] * 2, nodes[1] * 2, effort="default"),
+        make(tmp, nodes[0], nodes[1], effort="default"),
     ]
     features = {name for sample in found for name in read(sample.data)[0].features}
     assert features == set(delta.FEATURES)
