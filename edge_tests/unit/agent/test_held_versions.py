@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agent import describe, options
 from agent.cascade import Cascade
 from agent.held_versions import HeldVersions
-from agent.limits import MAX_VERSIONS_LOADED
+from agent.limits import HELD_MEMORY_RESERVE_BYTES, MAX_VERSIONS_LOADED
 from agent.retention import surplus
 from agent.router import Router
 from agent.slots import Installed, Slots
@@ -222,6 +222,19 @@ def test_nothing_is_loaded_for_which_there_is_no_memory(disk: Disk) -> None:
     disk.held.settle()
     assert disk.loaded() == {3: "active"}
     assert disk.started == []
+
+
+def test_memory_is_needed_for_each_process_of_a_version(disk: Disk) -> None:
+    disk.activate(3, "2")
+    serving_now = disk.router.serving("tiny")
+    assert serving_now is not None
+    disk.available = 2 * serving_now.active.resident_bytes() + HELD_MEMORY_RESERVE_BYTES
+    disk.instances = 3
+    disk.held.settle()
+    assert disk.loaded() == {3: "active"}
+    disk.instances = 1
+    serving.eventually(lambda: disk.held.settle() > 0 and len(disk.loaded()) > 1, "it was tried again")
+    assert disk.loaded() == {3: "active", 2: "held"}
 
 
 def test_the_thread_follows_what_changes_and_a_dead_worker_is_replaced(disk: Disk) -> None:
