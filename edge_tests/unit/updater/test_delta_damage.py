@@ -77,7 +77,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     many = random.integers(-90, 90, 1200).astype(np.int8)
     dense = (many, (many + random.integers(-2, 3, 1200)).astype(np.int8))
     text = (b"a name and its number 1234, " * 20, b"a name and its number 1235, " * 20 + b"and one more")
-    cubes = b"".join(struct.pack("<2H", number, number**3 % 17) for number in range(100))
+    cubes = b"".join(struct.pack("<2H", number, number**3 % 17) for number in range(60))
     found = [
         make(tmp, None, b"full copy " * 30),
         make(tmp, None, cubes, effort="default"),
