@@ -81,7 +81,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
         b"".join(b"\n%c%s.block.%d.weight" % (len(name) + 16, name, node) for node in range(20))
         for name in (b"model", b"main")
     ]
-    cubes = b"".join(struct.pack("<2H", number, number**3 % 17) for number in range(100))
+    cubes = b"".join(struct.pack("<2H", number, number**3 % 17) for number in range(60))
     found = [
         make(tmp, None, b"full copy " * 30),
         make(tmp, None, cubes, effort="default"),
