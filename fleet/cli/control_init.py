@@ -143,7 +143,7 @@ def init(
             parts.append("signing")
         begun = bool(store.get_trust().root_version)
         online = write_online_key(place) if keys_elsewhere and not begun else None
-    steps = _authority_steps(made, data, running=running, issuing=not given)
+    steps = _authority_steps(made, data, "" if running else address, issuing=not given)
     steps += _signing_steps(keys, standing, online)
     steps.append(_box_step(made, keys, standing, issuing=not given))
     document = {
@@ -168,12 +168,15 @@ def init(
     session.result(document, *(line(text) for text in lines))
 
 
-def _authority_steps(made: Initialised, data: Path | None, *, running: bool, issuing: bool) -> list[str]:
+def _authority_steps(made: Initialised, data: Path | None, address: str, *, issuing: bool) -> list[str]:
+    """What to do about the authority, and to start the control plane at `address`; empty: it runs."""
     steps = []
     if made.root_key:
         steps.append(f"take {made.root_key} off this machine (it is needed only to rotate) and keep it safe")
-    if not running:
-        steps.append("start the control plane: sluice control serve" + (f" --data {data}" if data else ""))
+    if address:
+        where = f" --data {data}" if data else ""
+        where += f" --listen {address}" if address != DEFAULT_ADDRESS else ""
+        steps.append(f"start the control plane: sluice control serve{where}")
     if not issuing:
         steps.append("operators, you too, make their profile with `sluice operator adopt`")
     return steps

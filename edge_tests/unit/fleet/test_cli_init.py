@@ -149,6 +149,8 @@ def test_signing_keys_may_lie_elsewhere(place: Path, monkeypatch: pytest.MonkeyP
     assert (made["made"], made["trust"]) == (["authority", "operator"], "")
     assert not (place / "trust").exists()
     assert any("sluice trust init" in step for step in made["next"])
+    made = init(place, "--keys-elsewhere", "--control", "10.0.0.1:9000").document
+    assert f"sluice control serve --data {place / 'control'} --listen 10.0.0.1:9000" in " ".join(made["next"])
     # On the other machine, from the file that was carried there, before the control plane ever ran.
     public = place / "control" / "trust" / "online.pub"
     assert b"plain" not in public.read_bytes()
