@@ -124,6 +124,9 @@ def _worker(message: admin_pb2.WorkerStatus) -> dict[str, Any]:
         "resident_bytes": message.resident_bytes,
         "requests": message.requests,
         "failures": message.failures,
+        "private_bytes": message.private_bytes,
+        "memory_limit_bytes": message.memory_limit_bytes,
+        "renewals": message.renewals,
     }
 
 

@@ -7,7 +7,8 @@ The first restart comes at once, so that a crash costs only the requests that we
 with backoff and jitter. So many deaths within so long (`LoopRule`) are a crash loop: it is reported
 once, so that the box can go back to the previous version; meanwhile restarts go on, slowly, without end,
 because a box that has nothing to go back to must not need a visit. A version that lived for the window
-without a death ends the loop. A start that fails counts as a death.
+without a death ends the loop. A start that fails counts as a death; a process that was ended for the memory
+that it held (renewing.py) does not, and is started again at once.
 
 `after_death` decides and is pure; `Supervisor` waits and starts. One thread for each worker or process that
 is being started again.

@@ -377,11 +377,13 @@ def test_a_worker_that_comes_takes_what_waits(box: Box) -> None:
     box.batcher.remove(other)
 
 
-def test_any_traffic_over_workers_that_come_and_go_is_answered() -> None:
-    """Windows, priorities and deaths: everyone gets the own answer, or the dead worker's error."""
+@pytest.mark.parametrize("dies", [True, False], ids=["dies", "is retired"])
+def test_any_traffic_over_workers_that_come_and_go_is_answered(dies: bool) -> None:
+    """Windows, priorities, deaths and renewals: everyone gets the own answer."""
     box = Box(Policy(max_batch=4, window_s=0.002))
     box.fake.cost_s = 0.001
     stop = threading.Event()
+    left: list[tuple[Fake, int]] = []  # and how many batches each had run when it was out
 
     def come_and_go() -> None:
         while not stop.is_set():
@@ -389,8 +391,12 @@ def test_any_traffic_over_workers_that_come_and_go_is_answered() -> None:
             other.cost_s = 0.001
             box.batcher.add(other)
             time.sleep(0.01)
-            other.ended = True
-            box.batcher.remove(other)
+            if dies:
+                other.ended = True
+                box.batcher.remove(other)
+            else:
+                assert box.batcher.retire(other, LONG)
+                left.append((other, len(other.batches)))
 
     changes = threading.Thread(target=come_and_go)
     changes.start()
@@ -407,6 +413,9 @@ def test_any_traffic_over_workers_that_come_and_go_is_answered() -> None:
     box.pool.shutdown()
     assert not box.batcher._pending
     assert box.batcher._free == [box.fake]
+    assert box.batcher._scheduler.workers == 1
+    assert all(len(other.batches) == ran for other, ran in left)
+    assert dies or any(ran for _, ran in left)
 
 
 def test_a_retired_worker_answers_what_it_runs_and_gets_nothing_more() -> None:
