@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from unittest.mock import patch
 
 import numpy as np
 
 from edge_tests.conformance.vectors import build
-from updater.delta.program import body, run, skeleton, skeletons, tracking, writer
+from updater.delta.program import body, classes, run, skeleton, skeletons, tables, tracking, writer
 from updater.delta.program.arithmetic import Coder, decisions
 from updater.delta.program.body import Place
 from updater.delta.program.operands import Operands, ProgramError
@@ -145,7 +146,9 @@ def encode(
     start, length = window or (0, 0)
     place = Place(offset, len(target), start, length)
     copies = [replace(record) for record in records]
-    with np.errstate(all="ignore"):
+    # Tables as they come, without what makes them cheaper: vectors stay as they are when that changes.
+    plain = patch.object(classes, "_STRAIGHTENED", 0), patch.object(tables, "_NEARER", -1)
+    with np.errstate(all="ignore"), plain[0], plain[1]:
         program = writer.encode(reader_of(base), target, [place], copies, 19, False)[0]
     parts = take_apart(program, len(target), offset)
     if window is None:

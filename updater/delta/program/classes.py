@@ -16,6 +16,7 @@ Ints = NDArray[np.int64]
 
 _TABLE_BITS = 8.0  # what a level costs, about, and the time that it takes to read
 _RUN_BITS = 12.0  # the same of a change of tables from a context to the next
+_EXACT = 256.0  # parts of a bit
 _PAIRWISE = 512  # classes above which only neighbours are merged
 _ROUNDS = 3  # of straightening
 _STRAIGHTENED = 1 << 13  # contexts up to which it is done
@@ -128,12 +129,13 @@ def _straightened(counts: Ints, classes: NDArray[np.uint8]) -> NDArray[np.uint8]
     np.add.at(sums, classes[used], rows)
     totals = sums.sum(axis=1, keepdims=True)
     bits = np.log2(np.maximum(totals, 1)) - np.log2(np.maximum(sums, 1)) + np.where(sums > 0, 0, _TABLE_BITS)
+    bits = np.rint(bits * _EXACT)  # sums of integers are the same in any order
     costs = rows.astype(np.float64) @ bits.T
     paths, sources = costs[0].copy(), np.zeros(costs.shape, dtype=np.uint8)
     stays = np.arange(len(sums))
     for index in range(1, len(rows)):
         best = int(paths.argmin())
-        change = paths[best] + _RUN_BITS
+        change = paths[best] + _RUN_BITS * _EXACT
         sources[index] = np.where(paths <= change, stays, best)
         paths = np.minimum(paths, change) + costs[index]
     path = np.zeros(len(rows), dtype=np.uint8)
