@@ -68,6 +68,8 @@ def layouts() -> Iterator[Made]:
     yield case("layout-four-axes", "Four axes, two of them exchanged, from an odd place.", [swapped])
     single = Record(ops.SAME, ops.F32, 0, 40, 1, _CLEAN, axes=((40, 3),))
     yield case("layout-stride", "Every third element.", [single])
+    along = Record(ops.SAME, ops.F32, 0, 60, 5, _CLEAN, axes=((1, 7), (60, 1)))
+    yield case("layout-one-step", "An axis of one element before one that lies in order.", [along])
     repeated = Record(ops.SAME, ops.F32, 0, 60, 5, _CLEAN, axes=((5, 0), (12, 1)))
     yield case("layout-repeated", "A row that is read again and again: a stride of 0.", [repeated])
     codes = Record(

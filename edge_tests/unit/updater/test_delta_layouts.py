@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -162,6 +162,7 @@ def test_any_bits_in_any_order(
     band=st.integers(1, 40),
     cut=st.integers(1, 30),
 )
+@example(axes=[(1, 7), (60, 1)], band=5, cut=3)
 def test_layouts_are_read_as_their_strides_say(axes: list[tuple[int, int]], band: int, cut: int) -> None:
     data = np.arange(3000, dtype="<u4")
     known = tuple(axes)

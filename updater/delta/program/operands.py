@@ -66,11 +66,13 @@ class Operands:
         follow each other.
         """
         kind = np.dtype(dtype)
-        axes = layout.merged(axes) or axes[:1]
+        axes = layout.merged(axes) or ((layout.count(axes), 1),)
         parts = []
         while count > 0:
             first, band = self._banded(kind, offset, axes, start)
             part = band[start - first : start - first + count]
+            if not part.size:
+                raise ProgramError("an operand has fewer elements than its record")
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, dtype=kind)])
