@@ -190,7 +190,7 @@ def test_layouts_are_read_as_their_strides_say(axes: list[tuple[int, int]], band
 def program(*wanted: records.Record, length: int = 40_000) -> bytes:
     """A program of records alone."""
     place = Place(0, length, 0, 0)
-    return writer.encode(lambda _, size: bytes(size), bytes(length), place, list(wanted), 3, False)[0]
+    return writer.encode(lambda _, size: bytes(size), bytes(length), [place], list(wanted), 3, False)[0]
 
 
 def same(axes: layout.Axes, count: int) -> records.Record:
