@@ -7,8 +7,6 @@ share one stream, coded as a patch against a window of the base.
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,21 +18,13 @@ from updater.delta.candidates import Candidate
 from updater.delta.instructions import Copy, Instruction, Literal, Program, Tensor
 from updater.delta.plan import Piece
 from updater.delta.program.encoder import ProgramBytes
-from updater.delta.streams import Ranges, Stream
+from updater.delta.stream_coder import Care, StreamCoder
+from updater.delta.streams import Stream
 
 Bytes = NDArray[np.uint8]
-Window = tuple[bytes, Ranges]
 
 _FEATURES = {streams.PATCH: "patch", streams.LZMA: "lzma"}
 OWN_STREAM_BYTES = 16 << 10  # from here on a tensor's plane is a stream of its own
-
-
-class Lzma(enum.Enum):
-    """How hard it is tried to make streams smaller by LZMA, which takes long."""
-
-    NEVER = 0
-    QUICK = 1
-    THOROUGH = 2
 
 
 @dataclass(frozen=True)
@@ -118,18 +108,11 @@ class Payload:
         self._streams.setdefault(key, []).append(data)
         return number
 
-    def encode(
-        self, block_offset: int, level: int, window: Callable[[bytes], Window], lzma: Lzma = Lzma.NEVER
-    ) -> Encoded:
-        """Codes the streams. `window(data)` chooses what of the base the literals may refer to."""
-        listing = instructions.encode(self._items, block_offset)
-        coded = [_smaller(streams.compress(listing, level), listing, lzma)]
+    def encode(self, block_offset: int, coder: StreamCoder, care: Care) -> Encoded:
+        """Codes the streams."""
+        coded = [coder.code(instructions.encode(self._items, block_offset), care)]
         for key, parts in self._streams.items():
-            data = b"".join(parts)
-            stream = streams.compress(data, level)
-            if key == ("literal",):
-                stream = _patched(data, stream, level, window)
-            coded.append(_smaller(stream, data, lzma))
+            coded.append(coder.code(b"".join(parts), care, literal=key == ("literal",)))
         features = {_FEATURES[stream.coder] for stream in coded if stream.coder in _FEATURES}
         for item in self._items:
             if isinstance(item, Tensor):
@@ -143,33 +126,6 @@ class Payload:
             sum(stream.length for stream in coded),
             len(self._items),
         )
-
-
-def _smaller(stream: Stream, data: bytes, lzma: Lzma) -> Stream:
-    return stream if lzma == Lzma.NEVER else streams.smaller(stream, data, lzma == Lzma.THOROUGH)
-
-
-def _patched(data: bytes, plain: Stream, level: int, window: Callable[[bytes], Window]) -> Stream:
-    content, ranges = window(data)
-    if not content or not data:
-        return plain
-    patch = streams.compress_patch(data, content, ranges, level)
-    return patch if len(patch.coded) + 4 * len(ranges) + 3 < len(plain.coded) else plain
-
-
-def encode_block(
-    codings: Sequence[Coding],
-    target: Bytes,
-    level: int,
-    window: Callable[[bytes], Window],
-    own_bytes: int = OWN_STREAM_BYTES,
-    lzma: Lzma = Lzma.NEVER,
-) -> Encoded:
-    """The payload of a block whose pieces are coded as `codings` say."""
-    payload = Payload(target, own_bytes)
-    for coding in codings:
-        payload.add(coding)
-    return payload.encode(codings[0].piece.offset, level, window, lzma)
 
 
 def raw_block(data: bytes, block_offset: int) -> Encoded:

@@ -28,8 +28,7 @@ from updater import limits
 from updater.atomic import replace_atomic
 from updater.delta import container
 from updater.delta.applier import Progress
-from updater.delta.assembly import Encoded
-from updater.delta.block_encoder import BlockEncoder
+from updater.delta.block_encoder import BlockEncoder, Found
 from updater.delta.container import Header
 from updater.delta.guessing import known_spans, with_guesses
 from updater.delta.matching import match_tensors
@@ -155,7 +154,7 @@ def create(
                 digests[1],
                 len(new),
                 most,
-                len(blocks),
+                len(totals.sizes),
                 tuple(sorted(totals.features)),
             )
             _write(out, header, spool, totals.sizes)
@@ -240,17 +239,17 @@ def _encode(
     totals = _Totals()
     done = 0
     threads = threads or os.cpu_count() or 1
-    running: deque[tuple[int, Future[Encoded]]] = deque()
+    running: deque[tuple[int, Future[Found]]] = deque()
 
     def collect() -> None:
         nonlocal done
         length, future = running.popleft()
-        block = future.result()
-        totals.features.update(block.features)
-        totals.sizes.append((len(block.payload), length))
-        totals.pool_bytes += block.pool_bytes
-        totals.entropy_bytes += block.entropy_bytes
-        spool.write(block.payload)
+        for written, block in future.result().blocks:
+            totals.features.update(block.features)
+            totals.sizes.append((len(block.payload), written))
+            totals.pool_bytes += block.pool_bytes
+            totals.entropy_bytes += block.entropy_bytes
+            spool.write(block.payload)
         done += length
         if progress is not None:
             progress(done, total)

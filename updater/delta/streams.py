@@ -27,6 +27,7 @@ _NOISE_BYTES = 64 << 10
 _NOISE_BITS = 7.9
 _THOROUGH_LEVEL = 19
 _THOROUGH_BYTES = 8 << 20
+_CLOSE_MATCH = 5  # bytes of the shortest match of a patch that leaves out short ones
 
 _PROPERTIES = 225  # numbers that LZMA's byte of properties may be: 9 lc x 5 lp x 5 pb
 _MOST_LITERAL_BITS = 4  # lc + lp, as liblzma has it
@@ -37,14 +38,10 @@ _LZMA_GAIN = 0.99  # of what another coder leaves: LZMA, which decodes slower, m
 _LZMA_SHAPES = (93, 3, 0, 55, 110)
 _SAMPLE_BYTES = 256 << 10  # of a stream by which properties are chosen
 _QUICK_SHARE = 0.85  # of its length that a stream may have to be tried in short time
-_LZMA_PRESET = 9
-_LZMA_GAIN = 0.99  # of what another coder leaves: LZMA, which decodes slower, must be below that
-# Literal context bits, literal position bits and position bits that are tried: of text, then of numbers.
-_LZMA_FIRST = ((3, 0, 2),)
-_LZMA_ALL = (*_LZMA_FIRST, (3, 0, 0), (0, 0, 0), (1, 1, 1), (2, 2, 2))
 
 Ranges = tuple[tuple[int, int], ...]  # (offset, length) in the base
 ReadBase = Callable[[int, int], bytes]
+MakeDictionary = Callable[[bytes, zstandard.ZstdCompressionParameters], zstandard.ZstdCompressionDict]
 
 
 @dataclass(frozen=True)
@@ -251,18 +248,38 @@ def _is_noise(data: bytes) -> bool:
     return bool(-(share * np.log2(share)).sum() > _NOISE_BITS)
 
 
-def compress_patch(data: bytes, window: bytes, ranges: Ranges, level: int) -> Stream:
-    """Codes a stream as a patch against `window`, the bytes of the base at `ranges`."""
-    dictionary = zstandard.ZstdCompressionDict(window, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    # Which least match is better shows only by trying; where that is slow it matters little.
-    thorough = level >= _THOROUGH_LEVEL and len(data) + len(window) <= _THOROUGH_BYTES
-    attempts: tuple[dict[str, int], ...] = ({}, {"min_match": 5}) if thorough else ({},)
-    coded = []
-    for extra in attempts:
-        parameters = _parameters(level, len(data), len(window), **extra)
-        compressor = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
-        coded.append(compressor.compress(data))
-    return Stream(PATCH, len(data), min(coded, key=len), ranges)
+def compress_patch(
+    data: bytes,
+    window: bytes,
+    ranges: Ranges,
+    level: int,
+    *,
+    close: bool = False,
+    dictionary: MakeDictionary | None = None,
+) -> Stream:
+    """Codes a stream as a patch against `window`, the bytes of the base at `ranges`.
+
+    Args:
+        data: its bytes.
+        window: what it may refer to.
+        ranges: where this lies in the base.
+        level: zstd level.
+        close: leaves out short matches. Which is better shows only by trying.
+        dictionary: gives the window to a compressor with some parameters, where that is prepared already.
+    """
+    extra = {"min_match": _CLOSE_MATCH} if close else {}
+    parameters = _parameters(level, len(data), len(window), **extra)
+    if dictionary is None:
+        known = zstandard.ZstdCompressionDict(window, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    else:
+        known = dictionary(window, parameters)
+    compressor = zstandard.ZstdCompressor(dict_data=known, compression_params=parameters)
+    return Stream(PATCH, len(data), compressor.compress(data), ranges)
+
+
+def has_close_patch(size: int, window: int, level: int) -> bool:
+    """Whether a patch without short matches is worth a try; where that is slow it matters little."""
+    return level >= _THOROUGH_LEVEL and size + window <= _THOROUGH_BYTES
 
 
 def _parameters(level: int, size: int, window: int, **extra: int) -> zstandard.ZstdCompressionParameters:

@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from updater import delta
-from updater.delta import alignment, streams
+from updater import delta, limits
+from updater.delta import alignment, container, streams
 from updater.delta.alignment import Stretch
 from updater.delta.assembly import Coding
+from updater.delta.base_windows import BaseWindows
 from updater.delta.differences import Differences
 from updater.delta.elements import BYTES
 from updater.delta.plan import Piece
+from updater.delta.stream_coder import Care, StreamCoder
 
 RANDOM = random.Random(11)
 BASE = RANDOM.randbytes(4000)
@@ -120,3 +122,39 @@ def test_lzma_is_taken_where_it_is_smaller(thorough: bool) -> None:
     assert streams.decode(packed, lambda offset, length: b"") == tree
     noise = RANDOM.randbytes(1 << 17)
     assert streams.smaller(streams.compress(noise, 19), noise, thorough).coder == streams.RAW
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_more_care_never_makes_a_stream_larger(thorough: bool) -> None:
+    text = json.dumps([RANDOM.randrange(999) for _ in range(9000)]).encode()
+    windows = BaseWindows(np.frombuffer(text[:20_000], dtype=np.uint8))
+    for data in (text, text[10_000:30_000], BASE, b"", b"0"):
+        coder = StreamCoder(windows, 19, thorough)
+        for literal in (False, True):
+            coded = [coder.code(data, care, literal) for care in Care]
+            sizes = [len(stream.coded) + 4 * len(stream.window) for stream in coded]
+            assert sizes[1:] == sorted(sizes[1:], reverse=True)
+            for stream in coded:
+                assert streams.decode(stream, lambda start, length: text[start : start + length]) == data
+
+
+def test_a_stream_is_coded_once_in_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    coder = StreamCoder(BaseWindows(np.frombuffer(BASE, dtype=np.uint8)), 19, True)
+    first = [coder.code(BASE[:3000], care, literal=True) for care in Care]
+    monkeypatch.setattr(streams, "compress_patch", None)
+    monkeypatch.setattr(streams, "compress", None)
+    monkeypatch.setattr(streams, "smaller", None)
+    assert [coder.code(BASE[:3000], care, literal=True) for care in Care] == first
+
+
+def test_more_stretches_than_a_block_may_have_make_several_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [RANDOM.randbytes(40) for _ in range(400)]
+    base = b"".join(records)
+    target = b"".join(changed(record, 16) for record in reversed(records))
+    monkeypatch.setattr(limits, "MAX_INSTRUCTIONS", 150)
+    assert sent(tmp_path, base, target) < len(target) // 3
+    data, bounds = (tmp_path / "delta").read_bytes(), delta.DecodeLimits()
+    header = container.decode_header(data[: container.header_length(data, bounds)], bounds)
+    assert header.block_count > 1

@@ -143,7 +143,7 @@ def unread(values: NDArray[np.float32], names: int) -> bytes:
 def test_guesses_between_tensors_compete_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = weights(30_000)
     nudged = (values * np.float32(1 + 2e-4)).astype("<f4")
-    floats = unread(values[:9000], 10), unread(nudged[:9000], 19)
+    floats = unread(values[:9000], 10), unread(nudged[9000:18000], 19)
     tables = unread(values[:9], 1100), unread(nudged[:9], 1200)
     sizes = [delta_size(tmp_path, *pair) for pair in (floats, tables)]
     monkeypatch.setattr(encoder, "_GUESSED", 0)

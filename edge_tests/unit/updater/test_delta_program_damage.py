@@ -91,5 +91,5 @@ def test_reductions_stay_within_their_block(record: records.Record) -> None:
     length = 10_000
     place = body.Place(0, length, 0, 0)
     with pytest.raises((ProgramError, SluiceError)):
-        program = writer.encode(lambda _, size: bytes(size), bytes(length), [place], values, 3, False)[0]
-        run(lambda _, size: bytes(size), program, 0, length)
+        made = writer.encode(lambda _, size: bytes(size), bytes(length), [place], values, 3, False)
+        run(lambda _, size: bytes(size), made[0], 0, length)

@@ -117,6 +117,8 @@ class ProgramEncoder:
         ways = [arrange.records_for(self._known, target, items, self._follows, place.window_length)]
         if ways[0] and length <= _ALONE_BYTES:
             ways.append([])
+        if not (ways[0] or self._thorough) and length > limits.MAX_MODELLED_BYTES:
+            return None  # it would be no more than a patch of the block
         found: list[ProgramBytes] = []
         for records in ways:
             try:

@@ -23,7 +23,11 @@ _WHOLE_BYTES = 4 << 20  # of a window that a skeleton is also tried against
 
 
 def _zstd(base: bytes, target: bytes, level: int) -> bytes:
-    return streams.compress_patch(target, base, ((0, len(base)),), level).coded
+    ranges = ((0, len(base)),)
+    coded = [streams.compress_patch(target, base, ranges, level).coded]
+    if streams.has_close_patch(len(target), len(base), level):
+        coded.append(streams.compress_patch(target, base, ranges, level, close=True).coded)
+    return min(coded, key=len)
 
 
 def encode(known: Known, target: bytes, level: int, thorough: bool) -> bytes:
