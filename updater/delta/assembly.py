@@ -7,7 +7,6 @@ share one stream, coded as a patch against a window of the base.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -127,20 +126,6 @@ class Payload:
             sum(stream.length for stream in coded),
             len(self._items),
         )
-
-
-def encode_block(
-    codings: Sequence[Coding],
-    target: Bytes,
-    coder: StreamCoder,
-    care: Care,
-    own_bytes: int = OWN_STREAM_BYTES,
-) -> Encoded:
-    """The payload of a block whose pieces are coded as `codings` say."""
-    payload = Payload(target, own_bytes)
-    for coding in codings:
-        payload.add(coding)
-    return payload.encode(codings[0].piece.offset, coder, care)
 
 
 def raw_block(data: bytes, block_offset: int) -> Encoded:

@@ -10,14 +10,14 @@ refuse is never kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from updater import limits
 from updater.delta import assembly
-from updater.delta.assembly import OWN_STREAM_BYTES, Coding, Encoded
+from updater.delta.assembly import OWN_STREAM_BYTES, Coding, Encoded, Payload
 from updater.delta.base_windows import BaseWindows
 from updater.delta.candidates import Estimator, choose
 from updater.delta.contents import RUN_BYTES
@@ -50,10 +50,14 @@ _HOPE_LITERALS = 1.1  # the same of tensors as literals
 
 @dataclass(frozen=True)
 class Way:
-    """One way to code a block: its pieces, and from how many bytes on a plane is a stream of its own."""
+    """One way to code a block: its pieces, and from how many bytes on a plane is a stream of its own.
+
+    `payloads` keeps what was put together of it, as (offset, length, payload) of each block.
+    """
 
     codings: Sequence[Coding]
     own_bytes: int = OWN_STREAM_BYTES
+    payloads: list[tuple[int, int, Payload]] = field(default_factory=list, compare=False)
 
 
 @dataclass(frozen=True)
@@ -246,13 +250,16 @@ class BlockEncoder:
 
     def _assembled(self, way: Way, coder: StreamCoder, care: Care) -> Found:
         """A way as one block, or several where it has more instructions than one may have."""
-        blocks = []
-        count = 1
-        for number in range(count):
+        count = -(-len(way.codings) // limits.MAX_INSTRUCTIONS)
+        for number in range(0 if way.payloads else count):
             start, end = (len(way.codings) * at // count for at in (number, number + 1))
             codings = way.codings[start:end]
-            block = assembly.encode_block(codings, self._target, coder, care, way.own_bytes)
-            blocks.append((sum(coding.piece.length for coding in codings), block))
+            payload = Payload(self._target, way.own_bytes)
+            for coding in codings:
+                payload.add(coding)
+            length = sum(coding.piece.length for coding in codings)
+            way.payloads.append((codings[0].piece.offset, length, payload))
+        blocks = [(length, payload.encode(offset, coder, care)) for offset, length, payload in way.payloads]
         return Found(blocks)
 
     def _generic_may_win(self, data: bytes, size: int, coder: StreamCoder) -> bool:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from updater import delta
-from updater.delta import alignment, streams
+from updater import delta, limits
+from updater.delta import alignment, container, streams
 from updater.delta.alignment import Stretch
 from updater.delta.assembly import Coding
 from updater.delta.base_windows import BaseWindows
@@ -145,3 +145,18 @@ def test_a_stream_is_coded_once_in_a_block(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(streams, "compress", None)
     monkeypatch.setattr(streams, "smaller", None)
     assert [coder.code(BASE[:3000], care, literal=True) for care in Care] == first
+
+
+def test_more_stretches_than_a_block_may_have_make_several_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [RANDOM.randbytes(40) for _ in range(400)]
+    base = b"".join(records)
+    target = b"".join(changed(record, 16) for record in reversed(records))
+    monkeypatch.setattr(limits, "MAX_INSTRUCTIONS", 150)
+    assert sent(tmp_path, base, target) < len(target) // 3
+    data, bounds = (tmp_path / "delta").read_bytes(), delta.DecodeLimits()
+    header = container.decode_header(
+        data[: container.header_length(data[: container.PREFIX.size], bounds)], bounds
+    )
+    assert header.block_count > 1
