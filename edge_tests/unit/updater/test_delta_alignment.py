@@ -156,5 +156,7 @@ def test_more_stretches_than_a_block_may_have_make_several_blocks(
     monkeypatch.setattr(limits, "MAX_INSTRUCTIONS", 150)
     assert sent(tmp_path, base, target) < len(target) // 3
     data, bounds = (tmp_path / "delta").read_bytes(), delta.DecodeLimits()
-    header = container.decode_header(data[: container.header_length(data, bounds)], bounds)
+    header = container.decode_header(
+        data[: container.header_length(data[: container.PREFIX.size], bounds)], bounds
+    )
     assert header.block_count > 1

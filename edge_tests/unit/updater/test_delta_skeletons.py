@@ -56,8 +56,8 @@ def test_any_bytes_come_back_along_any_base(edge: int) -> None:
 
 
 def test_a_delta_names_the_way_that_it_uses(tmp_path: Path) -> None:
-    (tmp_path / "old").write_bytes(graph(b"If_0.then_branch."))
-    (tmp_path / "new").write_bytes(graph(b""))
+    (tmp_path / "old").write_bytes(graph(b"If_0.then_branch.", 20))
+    (tmp_path / "new").write_bytes(graph(b"", 20))
     delta.create(tmp_path / "old", tmp_path / "new", tmp_path / "d")
     assert b"\x08tracking" in (tmp_path / "d").read_bytes()[:200]
 

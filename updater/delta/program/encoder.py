@@ -123,7 +123,9 @@ class ProgramEncoder:
         for records in ways:
             try:
                 skeleton = outside(target, records)
-                places = [place, *windows.others(self._base, self._arrays, place, records, skeleton)]
+                places = [place]
+                if self._thorough:  # a second window doubles the slowest part, for a hundredth or nothing
+                    places += windows.others(self._base, self._arrays, place, records, skeleton)
                 program, packed, tracks = writer.encode(
                     self._read, target, places, records, self._level, self._thorough
                 )
