@@ -136,11 +136,10 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
 def box(container: Container) -> Box:
     """Both services installed and one ONNX model (version 2) and one TFLite model served."""
     box = Box(container)
-    box.run(f"cd /root/sluice\n{guide('The control machine')}")
-    box.run(
-        f"(umask 077; echo correct horse > {PASSPHRASE_FILE})\n{SIGN}\n"
-        f"cd /root/sluice\n{guide('Signing keys')}"
-    )
+    init = "sluice control init "
+    steps = guide("The control machine").replace(init, f"{init}--passphrase-file {PASSPHRASE_FILE} ")
+    assert PASSPHRASE_FILE in steps  # there is no terminal to ask at
+    box.run(f"(umask 077; echo correct horse > {PASSPHRASE_FILE})\ncd /root/sluice\n{steps}")
     slip = json.loads(box.run("sluice device token pi-kitchen --json").stdout)["token"]
     steps = guide("A box").replace("TOKEN=slt_...", f"TOKEN={slip}")
     assert slip in steps
