@@ -19,8 +19,11 @@ from sluice.api.v1 import errors_pb2
 from sluice.api.v1.errors_pb2 import ErrorReason
 from updater.errors import DOMAIN, SluiceError
 
-# gRPC sends a status in HTTP/2 trailers, which peers cap at 8 KiB; details take about half.
-MAX_MESSAGE_CHARACTERS = 2000
+# gRPC sends a status in HTTP/2 trailers, and peers refuse some of those over 8 KiB at random. The message
+# goes twice, once with up to 3 bytes for each; the details once, in base64.
+MAX_MESSAGE_BYTES = 1200
+MAX_HINT_BYTES = 600
+MAX_OBJECT_BYTES = 300
 _HANDSHAKE = "CERTIFICATE_VERIFY_FAILED"  # what gRPC says when it does not trust the server
 # gRPC's way to say why it has no connection: only the end of it tells something.
 _CHATTER = re.compile(r"failed to connect to all addresses; last error: .*: (?=[^:]+$)")
@@ -30,10 +33,10 @@ def to_status(error: SluiceError) -> grpc.Status:
     """The status for `context.abort_with_status`."""
     info = error_details_pb2.ErrorInfo(reason=error.code, domain=DOMAIN)
     if error.obj:
-        info.metadata["object"] = error.obj[:MAX_MESSAGE_CHARACTERS]
+        info.metadata["object"] = _clipped(error.obj, MAX_OBJECT_BYTES)
     if error.hint:
-        info.metadata["hint"] = error.hint[:MAX_MESSAGE_CHARACTERS]
-    message = error.message[:MAX_MESSAGE_CHARACTERS]
+        info.metadata["hint"] = _clipped(error.hint, MAX_HINT_BYTES)
+    message = _clipped(error.message, MAX_MESSAGE_BYTES)
     proto = status_pb2.Status(code=error.status.value[0], message=message)
     proto.details.add().Pack(info)
     if error.retry_s > 0:
@@ -42,6 +45,11 @@ def to_status(error: SluiceError) -> grpc.Status:
         proto.details.add().Pack(again)
     status: grpc.Status = rpc_status.to_status(proto)
     return status
+
+
+def _clipped(text: str, most: int) -> str:
+    """The beginning of a text that takes `most` bytes at most."""
+    return text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 
 def from_rpc_error(error: grpc.RpcError, doing: str, peer: str) -> SluiceError:
