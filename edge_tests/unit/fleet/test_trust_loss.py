@@ -63,20 +63,27 @@ def device(control: LocalControl, place: Path) -> TrustClient:
     return TrustClient(place / "box", (place / "trust" / "root.json").read_bytes(), fetch)
 
 
-def test_recovery_a_targets_key_is_lost(
-    control: LocalControl, trust: Trust, push: Callable[[int], Ran], tmp_path: Path
+def check_a_lost_key_is_replaced(
+    role: str, control: LocalControl, trust: Trust, push: Callable[[int], Ran], tmp_path: Path
 ) -> None:
-    trust("init")
+    """What the role's key signed before stands, and its successor signs from then on."""
     push(1).expect()
-    key = tmp_path / "trust" / "keys" / "targets.json"
+    key = tmp_path / "trust" / "keys" / f"{role}.json"
     lost = keys.read_key_file(key).public.keyid
     key.unlink()
     assert "KEY_UNAVAILABLE" in push(2).expect(5).err
-    trust("rotate", "targets", lost[:12], "targets-2")
+    trust("rotate", role, lost[:12], f"{role}-2")
     push(2).expect()
     box = device(control, tmp_path)
     box.refresh()
     assert [box.version("detector", number) is not None for number in (1, 2)] == [True, True]
+
+
+def test_recovery_a_targets_key_is_lost(
+    control: LocalControl, trust: Trust, push: Callable[[int], Ran], tmp_path: Path
+) -> None:
+    trust("init")
+    check_a_lost_key_is_replaced("targets", control, trust, push, tmp_path)
 
 
 def test_recovery_a_delegated_roles_key_is_lost(
@@ -84,16 +91,7 @@ def test_recovery_a_delegated_roles_key_is_lost(
 ) -> None:
     trust("init")
     trust("delegate", "team", "--model", "detector", "--key", "team")
-    push(1).expect()
-    key = tmp_path / "trust" / "keys" / "team.json"
-    lost = keys.read_key_file(key).public.keyid
-    key.unlink()
-    assert "KEY_UNAVAILABLE" in push(2).expect(5).err
-    trust("rotate", "team", lost[:12], "team-2")
-    push(2).expect()
-    box = device(control, tmp_path)
-    box.refresh()
-    assert [box.version("detector", number) is not None for number in (1, 2)] == [True, True]
+    check_a_lost_key_is_replaced("team", control, trust, push, tmp_path)
 
 
 def test_recovery_everything_has_expired(
