@@ -11,6 +11,7 @@ from updater import delta, limits
 from updater.delta.program import skeleton, tracking, windows
 from updater.delta.program.arithmetic import Coder, decisions
 from updater.delta.program.body import Place
+from updater.delta.program.records import F32, FLOAT, Record
 from updater.delta.program.windows import Ranges
 
 RANDOM = np.random.default_rng(5)
@@ -81,6 +82,16 @@ def test_no_window_is_longer_than_the_one_given() -> None:
     for other in windows.others(base, windows.arrays_of([]), place, [], graph(b"model.")[:3000]):
         assert other.window_length <= 5_000
         assert 0 <= other.window_start <= len(base) - other.window_length
+
+
+def test_a_window_of_nothing_but_what_records_read_leaves_one_elsewhere() -> None:
+    read, text = RANDOM.bytes(400_000), graph(b"model.")
+    base = np.frombuffer(text + read, dtype=np.uint8)
+    place = Place(0, 20_000, len(text) + 80_000, 200_000)
+    record = Record(FLOAT, F32, 0, len(read) // 4, base=len(text))
+    (found,) = windows.others(base, windows.arrays_of([]), place, [record], text[500:])
+    assert found.window_start + found.window_length <= len(text)
+    assert found.window_length >= len(text) - 520
 
 
 def test_ranges_count_the_bytes_before_a_place() -> None:

@@ -2,8 +2,9 @@
 
 Order: of the base, what neither a record reads nor a reader knows as an array is looked through for byte
 sequences that the skeleton has too; the window with the most of them is taken, each sequence counted once.
-Two sizes of window compete with the one that lies where the block does: as many bytes as that one, where the
-base is larger; as many as the byte model may know, where the window without what records read has more.
+Two sizes of window compete with the one that lies where the block does: as many bytes, without what records
+read, as that one has, where the base is larger; as many as the byte model may know, where that is not the
+same.
 Rules: no window is longer than the one given; the work is bounded; the caller keeps the smallest program.
 """
 
@@ -95,11 +96,10 @@ def others(
     rest = read.outside(len(base))
     ends = np.array([place.window_start, place.window_start + place.window_length])
     known = int(np.diff(rest.before(ends))[0])
-    caps = [known] if place.window_length < len(base) else []
-    if known > limits.MAX_MODEL_WINDOW_BYTES:
-        caps.append(limits.MAX_MODEL_WINDOW_BYTES)
-    if not caps:
-        return []
+    model = limits.MAX_MODEL_WINDOW_BYTES
+    if place.window_length == len(base) and known <= model:
+        return []  # it has all there is
+    caps = {model} if place.window_length == len(base) else {max(known, model), model}
     hidden = [
         *zip(read.starts.tolist(), read.ends.tolist()),
         *zip(arrays.starts.tolist(), arrays.ends.tolist()),
@@ -108,7 +108,7 @@ def others(
     if area.total > _SEARCH_BYTES:
         return []
     places, weights = _common(base, area, skeleton)
-    found = [_best(places, weights, rest, place, cap) for cap in caps] if len(places) else []
+    found = [_best(places, weights, rest, place, cap) for cap in sorted(caps)] if len(places) else []
     return [other for other in dict.fromkeys(found) if other != place]
 
 
